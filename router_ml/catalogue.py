@@ -1,0 +1,230 @@
+"""The catalogue: which models there are, what they can do, and what we expect of them before any outcome."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+from router_ml.errors import CatalogueError
+from router_ml.schema import LABELS, ROLES, Label, Role
+
+FORMAT = 1
+CAPABILITIES = ("tools", "thinking", "vision")
+DEFAULT_STRENGTH = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What we expect of a model for each complexity label before it has outcomes."""
+
+    latency_s: Mapping[Label, float]  # mean seconds of one answer
+    success: Mapping[Label, float]  # share of right answers
+    output_tokens: Mapping[Label, float] | None = None
+    latency_log_sd: float = 0.5  # standard deviation of the log of latency
+    strength: float = DEFAULT_STRENGTH  # pseudo-outcomes this prior is worth
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of the catalogue."""
+
+    name: str
+    prior: Prior
+    family: str = ""
+    parameters_b: float | None = None
+    role: Role | None = None
+    context_window_tokens: int | None = None
+    capabilities: frozenset[str] | None = None  # None: unknown, taken to be able
+    price_input_usd_per_mtok: float = 0.0
+    price_output_usd_per_mtok: float = 0.0
+    aliases: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()  # base URLs that serve it; empty: the default host
+
+    def can(self, capability: str) -> bool:
+        """Whether the model has a capability; an unknown set counts as able."""
+        return self.capabilities is None or capability in self.capabilities
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """An ordered set of models, found by name or alias."""
+
+    models: tuple[Model, ...]
+    source: str = "memory"
+    _by_name: dict[str, Model] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        index: dict[str, Model] = {}
+        for model in self.models:
+            for name in (model.name, *model.aliases):
+                if index.setdefault(name, model) is not model:
+                    raise CatalogueError(f"{self.source}: the name {name!r} is used by two models; make it unique")
+        object.__setattr__(self, "_by_name", index)
+
+    def __iter__(self) -> Any:
+        return iter(self.models)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __contains__(self, name: str) -> bool:
+        return self.find(name) is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(model.name for model in self.models)
+
+    def find(self, name: str) -> Model | None:
+        """The model of that name, alias, or name with the tag `:latest` added or left out; else None."""
+        bare = name.removesuffix(":latest")
+        return next((self._by_name[n] for n in (name, bare, f"{name}:latest") if n in self._by_name), None)
+
+    def __getitem__(self, name: str) -> Model:
+        model = self.find(name)
+        if model is None:
+            raise CatalogueError(f"unknown model {name!r}; the catalogue has {', '.join(self.names) or 'none'}")
+        return model
+
+    def by_role(self, role: Role) -> Model | None:
+        """The first model with a role, or None."""
+        return next((model for model in self.models if model.role == role), None)
+
+    def extended(self, models: Iterable[Model]) -> Catalogue:
+        """A catalogue with further models; those whose name is known already are left out."""
+        new = tuple(model for model in models if model.name not in self)
+        return Catalogue((*self.models, *new), source=self.source) if new else self
+
+
+def load_catalogue(path: Path | str | None = None) -> Catalogue:
+    """The catalogue in a TOML file, or the packaged default.
+
+    Raises `CatalogueError`, naming file and field, where it cannot be read."""
+    if path is None:
+        return _default()
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"cannot read the catalogue {path}: {error}") from error
+    return _parse(text, str(path))
+
+
+@functools.cache
+def _default() -> Catalogue:
+    text = resources.files("router_ml").joinpath("catalogue.toml").read_text(encoding="utf-8")
+    return _parse(text, "default catalogue")
+
+
+def _parse(text: str, source: str) -> Catalogue:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CatalogueError(f"{source} is not valid TOML: {error}") from error
+    if data.get("format", FORMAT) > FORMAT:
+        raise CatalogueError(f"{source} has format {data['format']}; this version reads up to {FORMAT}")
+    entries = data.get("model")
+    if not isinstance(entries, list) or not entries:
+        raise CatalogueError(f"{source}: at least one [[model]] is needed")
+    return Catalogue(tuple(model_from(entry, f"{source}: model {i}") for i, entry in enumerate(entries, 1)), source)
+
+
+def model_from(entry: Mapping[str, Any], where: str) -> Model:
+    """A model from its TOML or JSON table. Raises `CatalogueError` naming the field."""
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        raise CatalogueError(f"{where}: field 'name' must be a non-empty string")
+    where = f"{where} ({name})"
+    role = entry.get("role")
+    if role is not None and role not in ROLES:
+        raise CatalogueError(f"{where}: field 'role' must be one of {', '.join(get_args(Role))}, found {role!r}")
+    capabilities = entry.get("capabilities")
+    unknown = set(capabilities or ()) - set(CAPABILITIES)
+    if unknown:
+        raise CatalogueError(f"{where}: field 'capabilities' knows {', '.join(CAPABILITIES)}, found {sorted(unknown)}")
+    return Model(
+        name=name,
+        prior=_prior(entry.get("prior", {}), where),
+        family=str(entry.get("family", "")),
+        parameters_b=_number(entry, "parameters_b", where),
+        role=role,
+        context_window_tokens=_window(entry, where),
+        capabilities=None if capabilities is None else frozenset(capabilities),
+        price_input_usd_per_mtok=_number(entry, "price_input_usd_per_mtok", where) or 0.0,
+        price_output_usd_per_mtok=_number(entry, "price_output_usd_per_mtok", where) or 0.0,
+        aliases=tuple(entry.get("aliases", ())),
+        hosts=tuple(entry.get("hosts", ())),
+    )
+
+
+def _window(entry: Mapping[str, Any], where: str) -> int | None:
+    value = _number(entry, "context_window_tokens", where)
+    return None if value is None else int(value)
+
+
+def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise CatalogueError(f"{where}: field {key!r} must be a number, 0 or more, found {value!r}")
+    return float(value)
+
+
+def _prior(entry: Mapping[str, Any], where: str) -> Prior:
+    latency = _per_label(entry, "latency_s", where, math.inf)
+    success = _per_label(entry, "success", where, 1.0)
+    if latency is None or success is None:
+        raise CatalogueError(f"{where}: field 'prior' needs 'latency_s' and 'success' (a number, or one per label)")
+    sd, strength = _number(entry, "latency_log_sd", where), _number(entry, "strength", where)
+    return Prior(
+        latency_s=latency,
+        success=success,
+        output_tokens=_per_label(entry, "output_tokens", where, math.inf),
+        latency_log_sd=0.5 if sd is None else sd,
+        strength=DEFAULT_STRENGTH if strength is None else strength,
+    )
+
+
+def _per_label(entry: Mapping[str, Any], key: str, where: str, high: float) -> dict[Label, float] | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    table = value if isinstance(value, Mapping) else dict.fromkeys(LABELS, value)
+    numbers = {label: _number(table, label, f"{where}: field 'prior.{key}'") for label in LABELS}
+    missing = [label for label, number in numbers.items() if number is None]
+    if missing:
+        raise CatalogueError(f"{where}: field 'prior.{key}' lacks {', '.join(missing)}")
+    checked = {label: number for label, number in numbers.items() if number is not None}
+    if any(number > high for number in checked.values()):
+        raise CatalogueError(f"{where}: field 'prior.{key}' must be at most {high:g}")
+    return checked
+
+
+def model_entry(model: Model) -> dict[str, Any]:
+    """The table form of a model, as `model_from` reads it."""
+    entry: dict[str, Any] = {
+        "name": model.name,
+        "family": model.family,
+        "parameters_b": model.parameters_b,
+        "role": model.role,
+        "context_window_tokens": model.context_window_tokens,
+        "capabilities": None if model.capabilities is None else sorted(model.capabilities),
+        "price_input_usd_per_mtok": model.price_input_usd_per_mtok,
+        "price_output_usd_per_mtok": model.price_output_usd_per_mtok,
+        "aliases": list(model.aliases),
+        "hosts": list(model.hosts),
+        "prior": {
+            "latency_s": dict(model.prior.latency_s),
+            "success": dict(model.prior.success),
+            "output_tokens": None if model.prior.output_tokens is None else dict(model.prior.output_tokens),
+            "latency_log_sd": model.prior.latency_log_sd,
+            "strength": model.prior.strength,
+        },
+    }
+    return {key: value for key, value in entry.items() if value is not None}

@@ -1,0 +1,159 @@
+"""Turns the context a caller gives (a dictionary, or None) into a frozen `Context`.
+
+Turns may be strings (user turns) or `{"role", "content"}`; tools may be names, JSON schemas in the OpenAI
+form (`{"type": "function", "function": {...}}`) or bare ones (`{"name", "description", "parameters"}`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from router_ml.errors import ContextError
+from router_ml.schema import EMPTY_CONTEXT, Context, Tool, Turn
+
+_KNOWN = {
+    "tools", "n_tools", "history", "attachment", "session_id", "latency_budget_s", "prompt_tokens",
+}  # fmt: skip
+_SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
+_KINDS = {
+    "image": (".png", ".jpg", ".jpeg", ".gif", ".webp", ".heic", "photo", "screenshot", "picture", "image"),
+    "audio": (".mp3", ".wav", ".m4a", ".ogg", "voice memo", "recording", "audio"),
+}
+
+
+def parse_context(raw: Context | Mapping[str, Any] | None) -> Context:
+    """The frozen form of a context.
+
+    Raises `ContextError`, whose `field` names the key that has the wrong shape."""
+    if raw is None:
+        return EMPTY_CONTEXT
+    if isinstance(raw, Context):
+        return raw
+    if not isinstance(raw, Mapping):
+        raise ContextError(f"context must be a dictionary or None, found {type(raw).__name__}")
+    if not raw:
+        return EMPTY_CONTEXT
+    tools = tuple(_tool(item) for item in _sequence(raw, "tools"))
+    attachment, kind = _attachment(raw.get("attachment"))
+    return Context(
+        tools=tools,
+        n_tools=max(len(tools), _count(raw, "n_tools") or 0),
+        history=tuple(_turn(item) for item in _sequence(raw, "history")),
+        attachment=attachment,
+        attachment_kind=kind,
+        session_id=None if raw.get("session_id") is None else str(raw["session_id"]),
+        latency_budget_s=_seconds(raw, "latency_budget_s"),
+        prompt_tokens=_count(raw, "prompt_tokens"),
+        extra={k: v for k, v in raw.items() if k not in _KNOWN},
+    )
+
+
+def _sequence(raw: Mapping[str, Any], key: str) -> Sequence[Any]:
+    value = raw.get(key)
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise ContextError(f"{key} must be a list, found {type(value).__name__}", key)
+    return value
+
+
+def _turn(item: Any) -> Turn:
+    if isinstance(item, str):
+        role, colon, content = item.partition(": ")
+        known = _SPEAKERS.get(role.lower()) if colon else None
+        return Turn(known, content) if known else Turn("user", item)
+    if isinstance(item, Mapping):
+        content = item.get("content", item.get("text"))
+        return Turn(str(item.get("role") or "user"), _content_text(content))
+    if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
+        return Turn(item[0], item[1])
+    role, content = getattr(item, "role", getattr(item, "type", None)), getattr(item, "content", None)
+    if isinstance(role, str) and content is not None:  # message objects of chat frameworks
+        return Turn(_SPEAKERS.get(role, role), _content_text(content))
+    raise ContextError("each turn of history must be a string or have a role and content", "history")
+
+
+def _content_text(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):  # content parts, as in the OpenAI chat format
+        return " ".join(_content_text(part.get("text")) if isinstance(part, Mapping) else str(part) for part in content)
+    return str(content)
+
+
+def _tool(item: Any) -> Tool:
+    if isinstance(item, Tool):
+        return item
+    if isinstance(item, str):
+        return Tool(item)
+    if hasattr(item, "model_dump"):  # pydantic, as the ollama client uses
+        item = item.model_dump(exclude_none=True)
+    if not isinstance(item, Mapping):
+        raise ContextError(f"each tool must be a name or a JSON schema, found {type(item).__name__}", "tools")
+    function = item.get("function") if isinstance(item.get("function"), Mapping) else item
+    name = function.get("name")
+    if not isinstance(name, str):
+        raise ContextError("a tool schema must have a name", "tools")
+    return _tool_from_schema(name, function)
+
+
+def _tool_from_schema(name: str, function: Mapping[str, Any]) -> Tool:
+    parameters = function.get("parameters")
+    parameters = parameters if isinstance(parameters, Mapping) else {}
+    properties = parameters.get("properties")
+    properties = properties if isinstance(properties, Mapping) else {}
+    required = parameters.get("required")
+    described = (
+        f"{key}: {value.get('description', '')}" if isinstance(value, Mapping) else str(key)
+        for key, value in properties.items()
+    )
+    return Tool(
+        name=name,
+        description=str(function.get("description") or ""),
+        n_parameters=len(properties),
+        n_required=len(required) if isinstance(required, Sequence) and not isinstance(required, str) else 0,
+        schema_chars=len(json.dumps(function, default=str)),
+        parameter_text="; ".join(described),
+    )
+
+
+def _attachment(value: Any) -> tuple[str, str]:
+    if value is None or value is False:
+        return "", ""
+    if value is True:
+        return "file", "document"
+    if isinstance(value, Mapping):
+        name = str(value.get("name") or value.get("filename") or value.get("description") or "file")
+        mime = str(value.get("type") or value.get("mime_type") or "")
+        return name, _attachment_kind(f"{name} {mime}")
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return ", ".join(_attachment(item)[0] for item in value), _attachment(value[0])[1] if value else ""
+    return str(value), _attachment_kind(str(value))
+
+
+def _attachment_kind(text: str) -> str:
+    lowered = text.lower()
+    return next((kind for kind, marks in _KINDS.items() if any(mark in lowered for mark in marks)), "document")
+
+
+def _count(raw: Mapping[str, Any], key: str) -> int | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ContextError(f"{key} must be a number, 0 or more, found {value!r:.60}", key)
+    return int(value)
+
+
+def _seconds(raw: Mapping[str, Any], key: str) -> float | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ContextError(f"{key} must be a number of seconds above 0, found {value!r:.60}", key)
+    return float(value)

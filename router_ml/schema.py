@@ -1,0 +1,181 @@
+"""The frozen values that travel between rooms. No logic beyond what belongs to a value itself.
+
+Units stand in the names: `_s` seconds, `_tokens` tokens, `_usd` US dollars. Probabilities are 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+Label: TypeAlias = Literal["simple", "moderate", "complex", "ambiguous"]
+Action: TypeAlias = Literal["answer", "clarify"]
+Role: TypeAlias = Literal["fast", "balanced", "accurate"]
+
+LABELS: tuple[Label, ...] = ("simple", "moderate", "complex", "ambiguous")
+ROLES: tuple[Role, ...] = ("fast", "balanced", "accurate")
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class Turn(NamedTuple):
+    """One turn of the conversation before the query."""
+
+    role: str  # "user", "assistant", "system" or "tool"
+    content: str
+
+
+class Tool(NamedTuple):
+    """A tool offered with the query."""
+
+    name: str
+    description: str = ""
+    n_parameters: int = 0
+    n_required: int = 0
+    schema_chars: int = 0  # length of its JSON schema in characters
+    parameter_text: str = ""  # names and descriptions of its parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What comes with a query. Every part is optional; `Context()` is the empty one."""
+
+    tools: tuple[Tool, ...] = ()
+    n_tools: int = 0
+    history: tuple[Turn, ...] = ()  # oldest first
+    attachment: str = ""  # a name or description; "" where there is none
+    attachment_kind: str = ""  # "image", "audio", "document" or ""
+    session_id: str | None = None
+    latency_budget_s: float | None = None
+    prompt_tokens: int | None = None
+    extra: Mapping[str, Any] = field(default=_EMPTY)  # unknown keys, kept and ignored
+
+
+EMPTY_CONTEXT = Context()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One labelled (or unlabelled) query."""
+
+    id: str
+    text: str
+    context: Context = EMPTY_CONTEXT
+    label: Label | None = None
+    group: str | None = None  # rows of one group never straddle a split
+    slice: str | None = None  # for reports only, never a feature
+    raw_context: Mapping[str, Any] | None = None  # as written in the file
+    extra: Mapping[str, Any] = field(default=_EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one call of one model for one query really gave."""
+
+    query_id: str
+    model: str
+    success: float | None  # 0..1
+    latency_s: float | None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    load_s: float | None = None
+    prompt_eval_s: float | None = None
+    eval_s: float | None = None
+    cost_usd: float | None = None
+    resident: bool | None = None  # was the model in memory when the call began
+    error: str | None = None
+    extra: Mapping[str, Any] = field(default=_EMPTY)
+
+
+class Quantiles(NamedTuple):
+    """Quantiles of a latency in seconds; never crossing."""
+
+    p50: float
+    p90: float
+    p95: float
+
+
+class Candidate(NamedTuple):
+    """One model with its predictions for one query."""
+
+    model: str
+    p_success: float
+    latency_s: Quantiles  # what this request should take, waiting and loading included
+    cost_usd: float
+    utility: float
+    reasons: tuple[str, ...] = ()
+    output_tokens: float | None = None  # expected
+    admissible: bool = True  # within every limit of the policy; others stand last in the chain
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which model serves a query, why, and what follows if it fails. `str()` is the model's name."""
+
+    model: str
+    complexity: Label
+    complexity_probabilities: Mapping[Label, float]
+    ranked: tuple[Candidate, ...]  # the chosen first, then the fallback order
+    action: Action
+    reason: str
+    decision_id: str
+    policy: str
+    bundle: str  # its name and version, or "heuristic" where there is none
+    propensity: float = 1.0  # probability of this choice under the logging policy, over the admissible candidates
+    variant: str | None = None
+    novelty: float = 0.0  # 0 like the training queries .. 1 unlike any of them
+    excluded: Mapping[str, str] = field(default=_EMPTY)  # models that cannot serve it, and why
+    degraded: bool = False  # True where a fallback (heuristics, priors) stood in for something learned
+
+    def __str__(self) -> str:
+        return self.model
+
+    @property
+    def candidate(self) -> Candidate:
+        """The chosen candidate."""
+        return self.ranked[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "model": self.model,
+            "complexity": self.complexity,
+            "complexity_probabilities": dict(self.complexity_probabilities),
+            "ranked": [
+                {**c._asdict(), "latency_s": c.latency_s._asdict(), "reasons": list(c.reasons)} for c in self.ranked
+            ],
+            "action": self.action,
+            "reason": self.reason,
+            "decision_id": self.decision_id,
+            "policy": self.policy,
+            "bundle": self.bundle,
+            "propensity": self.propensity,
+            "variant": self.variant,
+            "novelty": self.novelty,
+            "excluded": dict(self.excluded),
+            "degraded": self.degraded,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What the machine knows about one model right now. `None` means unknown."""
+
+    available: bool = True  # there, and its circuit breaker lets a call through
+    resident: bool | None = None  # loaded in memory
+    queue_s: float = 0.0  # expected wait before our call begins
+    load_s: float | None = None  # expected seconds to load when not resident
+    prompt_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    recent_success: float | None = None  # live success rate in the recent window
+    recent_calls: int = 0  # calls that rate rests on
+    reason: str = ""  # why it is not available
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """A snapshot of every model the backends know of, keyed by catalogue name."""
+
+    models: Mapping[str, ModelState] = field(default=_EMPTY)
