@@ -62,17 +62,16 @@ def _sequence(raw: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 def _turn(item: Any) -> Turn:
     if isinstance(item, str):
-        role, colon, content = item.partition(": ")
-        known = _SPEAKERS.get(role.lower()) if colon else None
-        return Turn(known, content) if known else Turn("user", item)
+        prefix, _, spoken = item.partition(": ")
+        role = _SPEAKERS.get(prefix.lower()) if spoken else None
+        return Turn(role, spoken) if role else Turn("user", item)
     if isinstance(item, Mapping):
-        content = item.get("content", item.get("text"))
-        return Turn(str(item.get("role") or "user"), _content_text(content))
+        return Turn(str(item.get("role") or "user"), _content_text(item.get("content", item.get("text"))))
     if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
         return Turn(item[0], item[1])
-    role, content = getattr(item, "role", getattr(item, "type", None)), getattr(item, "content", None)
-    if isinstance(role, str) and content is not None:  # message objects of chat frameworks
-        return Turn(_SPEAKERS.get(role, role), _content_text(content))
+    speaker, body = getattr(item, "role", getattr(item, "type", None)), getattr(item, "content", None)
+    if isinstance(speaker, str) and body is not None:  # message objects of chat frameworks
+        return Turn(_SPEAKERS.get(speaker, speaker), _content_text(body))
     raise ContextError("each turn of history must be a string or have a role and content", "history")
 
 
@@ -95,7 +94,8 @@ def _tool(item: Any) -> Tool:
         item = item.model_dump(exclude_none=True)
     if not isinstance(item, Mapping):
         raise ContextError(f"each tool must be a name or a JSON schema, found {type(item).__name__}", "tools")
-    function = item.get("function") if isinstance(item.get("function"), Mapping) else item
+    inner = item.get("function")
+    function: Mapping[str, Any] = inner if isinstance(inner, Mapping) else item
     name = function.get("name")
     if not isinstance(name, str):
         raise ContextError("a tool schema must have a name", "tools")

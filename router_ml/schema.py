@@ -20,6 +20,10 @@ ROLES: tuple[Role, ...] = ("fast", "balanced", "accurate")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
+def _empty() -> Mapping[str, Any]:
+    return _EMPTY
+
+
 class Turn(NamedTuple):
     """One turn of the conversation before the query."""
 
@@ -50,7 +54,7 @@ class Context:
     session_id: str | None = None
     latency_budget_s: float | None = None
     prompt_tokens: int | None = None
-    extra: Mapping[str, Any] = field(default=_EMPTY)  # unknown keys, kept and ignored
+    extra: Mapping[str, Any] = field(default_factory=_empty)  # unknown keys, kept and ignored
 
 
 EMPTY_CONTEXT = Context()
@@ -67,7 +71,7 @@ class Query:
     group: str | None = None  # rows of one group never straddle a split
     slice: str | None = None  # for reports only, never a feature
     raw_context: Mapping[str, Any] | None = None  # as written in the file
-    extra: Mapping[str, Any] = field(default=_EMPTY)
+    extra: Mapping[str, Any] = field(default_factory=_empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Outcome:
     cost_usd: float | None = None
     resident: bool | None = None  # was the model in memory when the call began
     error: str | None = None
-    extra: Mapping[str, Any] = field(default=_EMPTY)
+    extra: Mapping[str, Any] = field(default_factory=_empty)
 
 
 class Quantiles(NamedTuple):
@@ -126,7 +130,7 @@ class Decision:
     propensity: float = 1.0  # probability of this choice under the logging policy, over the admissible candidates
     variant: str | None = None
     novelty: float = 0.0  # 0 like the training queries .. 1 unlike any of them
-    excluded: Mapping[str, str] = field(default=_EMPTY)  # models that cannot serve it, and why
+    excluded: Mapping[str, str] = field(default_factory=_empty)  # models that cannot serve it, and why
     degraded: bool = False  # True where a fallback (heuristics, priors) stood in for something learned
 
     def __str__(self) -> str:
@@ -178,4 +182,4 @@ class ModelState:
 class MachineState:
     """A snapshot of every model the backends know of, keyed by catalogue name."""
 
-    models: Mapping[str, ModelState] = field(default=_EMPTY)
+    models: Mapping[str, ModelState] = field(default_factory=_empty)
