@@ -1,0 +1,188 @@
+"""The written form of an experiment: two variants, who takes part, what may not get worse, and by how much."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+from router_ml.errors import ExperimentError
+
+FORMAT = 1
+Arm: TypeAlias = Literal["control", "challenger"]
+Mode: TypeAlias = Literal["live", "shadow"]
+UnitKind: TypeAlias = Literal["request", "session"]
+
+ARMS: tuple[Arm, ...] = ("control", "challenger")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What one arm runs: a policy, a bundle, a fixed model, or any of these together. Nothing set: what runs today."""
+
+    name: str
+    policy: str | None = None  # a preset or the path of a policy file
+    bundle: str | None = None  # the folder of a bundle
+    model: str | None = None  # every request goes to this model
+
+    def describe(self) -> str:
+        """Its parts in plain words."""
+        parts = [f"{key} {value}" for key, value in self.parts().items()]
+        return ", ".join(parts) or "what runs today"
+
+    def parts(self) -> dict[str, str]:
+        """The parts that are set, by name."""
+        every = {"policy": self.policy, "bundle": self.bundle, "model": self.model}
+        return {key: value for key, value in every.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class RampStep:
+    """From `after_s` seconds after the start on, this share of the units takes part."""
+
+    after_s: float
+    coverage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Margins, floors and error rates. A margin is the worst true difference that may still be shipped."""
+
+    failure_margin: float = 0.05  # absolute difference of failure rates
+    slo_margin: float = 0.05  # absolute difference of the shares above `slo_s`
+    latency_margin_ratio: float = 1.10  # challenger's geometric mean over control's
+    service_margin_ratio: float = 1.15  # the same of seconds per output token
+    cost_margin_usd: float = 0.001  # absolute difference of mean cost a request
+    slo_s: float | None = 5.0  # None: no latency objective
+    split_tolerance: float = 0.02  # the challenger's share of units must be proven this close to one half
+    min_units: int = 200  # per arm, before any test may speak
+    min_duration_s: float = 0.0  # before shipping
+    planned_units: int = 3000  # both arms; where the confidence sequences are tightest
+    alpha_rollback: float = 0.04  # chance of rolling back a challenger that is no worse, over all looks and guardrails
+    alpha_better: float = 0.01  # chance of calling a challenger better that is not
+    alpha_ship: float = 0.025  # chance of shipping one that is worse by a margin
+    alpha_split: float = 0.005  # chance of calling a fair split unfair
+    alpha_system: float = 0.002  # chance of blaming the whole system wrongly
+    system_failure_ceiling: float | None = None  # whole-system failure rate that ends the experiment
+    system_slow_s: float | None = None  # a request slower than this is slow, whichever arm it is in
+    system_slow_ceiling: float = 0.25  # share of slow requests that ends the experiment
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One experiment, as it was written down before it began. Nothing in it changes while it runs."""
+
+    id: str
+    control: Variant
+    challenger: Variant
+    started_s: float  # Unix time
+    salt: str = ""  # empty: the id
+    ramp: tuple[RampStep, ...] = (RampStep(0.0, 1.0),)
+    holdout: float = 0.0  # share of units that never takes part in any experiment
+    mode: Mode = "live"
+    unit: UnitKind = "session"
+    unit_requests: int = 10  # a unit is judged by its first so many requests ...
+    unit_idle_s: float = 900.0  # ... or by fewer, once it has been idle this long
+    limits: Limits = Limits()
+    hypothesis: str = ""
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def seed(self) -> str:
+        """The salt of its hashes."""
+        return self.salt or self.id
+
+    def coverage(self, now_s: float) -> float:
+        """Share of units that takes part at a Unix time."""
+        age_s = now_s - self.started_s
+        reached = [step.coverage for step in self.ramp if step.after_s <= age_s]
+        return reached[-1] if reached else 0.0
+
+    def variant(self, arm: Arm) -> Variant:
+        """The variant of an arm."""
+        return self.control if arm == "control" else self.challenger
+
+    def arm_of(self, variant: str | None) -> Arm | None:
+        """The arm that runs a variant of this name, or None."""
+        if variant == self.control.name:
+            return "control"
+        return "challenger" if variant == self.challenger.name else None
+
+
+def _check(experiment: Experiment) -> None:
+    if not _NAME.fullmatch(experiment.id):
+        raise ExperimentError(f"experiment id {experiment.id!r} must be letters, digits, '.', '_' or '-', at most 64")
+    if experiment.control.name == experiment.challenger.name:
+        raise ExperimentError(f"both arms are called {experiment.control.name!r}; give each variant its own name")
+    if experiment.control.parts() == experiment.challenger.parts() and experiment.control.name != "a":
+        raise ExperimentError("both arms run the same; name the arms 'a' and 'b' if an A/A test is what you want")
+    _check_ramp(experiment.ramp)
+    if not 0 <= experiment.holdout < 1:
+        raise ExperimentError(f"holdout must be from 0 to below 1, found {experiment.holdout!r}")
+    if experiment.mode not in ("live", "shadow") or experiment.unit not in ("request", "session"):
+        raise ExperimentError("mode must be live or shadow, and unit must be request or session")
+    if experiment.unit_requests < 1 or experiment.unit_idle_s <= 0:
+        raise ExperimentError("unit_requests must be 1 or more and unit_idle_s above 0")
+    _check_limits(experiment.limits)
+
+
+def _check_ramp(ramp: tuple[RampStep, ...]) -> None:
+    times, shares = [s.after_s for s in ramp], [s.coverage for s in ramp]
+    if not ramp or times != sorted(times) or times[0] < 0:
+        raise ExperimentError("ramp needs steps in the order of their after_s, from 0 up")
+    if shares != sorted(shares) or not all(0 <= share <= 1 for share in shares):
+        # A falling coverage would take units out again, and the ones that left would bias what is compared.
+        raise ExperimentError("coverage in a ramp must be from 0 to 1 and must never fall")
+
+
+def _check_limits(limits: Limits) -> None:
+    for name in ("alpha_rollback", "alpha_better", "alpha_ship", "alpha_split", "alpha_system"):
+        if not 0 < getattr(limits, name) < 0.5:
+            raise ExperimentError(f"limits.{name} must lie between 0 and 0.5")
+    for name in ("failure_margin", "slo_margin", "split_tolerance", "system_slow_ceiling"):
+        if not 0 < getattr(limits, name) < 1:
+            raise ExperimentError(f"limits.{name} must lie between 0 and 1")
+    for name in ("latency_margin_ratio", "service_margin_ratio"):
+        if not 1 < getattr(limits, name) < math.inf:
+            raise ExperimentError(f"limits.{name} must be above 1")
+    if limits.cost_margin_usd <= 0 or limits.min_units < 10 or limits.planned_units < 2 * limits.min_units:
+        raise ExperimentError(
+            "limits: cost_margin_usd must be above 0, min_units 10 or more, planned_units at least twice min_units"
+        )
+
+
+def experiment_row(experiment: Experiment) -> dict[str, Any]:
+    """The JSON-ready form, with its format."""
+    return {"format": FORMAT, **asdict(experiment)}
+
+
+def experiment_from(row: Mapping[str, Any]) -> Experiment:
+    """The experiment of its JSON form; unknown keys are ignored.
+
+    Raises `ExperimentError` where it is not one."""
+    if not isinstance(row, Mapping):
+        raise ExperimentError("an experiment must be a JSON object")
+    if row.get("format", FORMAT) > FORMAT:
+        raise ExperimentError(f"the experiment has format {row['format']}; this version reads up to {FORMAT}")
+    values = {f.name: row[f.name] for f in fields(Experiment) if f.name in row}
+    try:
+        for arm in ARMS:
+            values[arm] = Variant(**values[arm])
+        values["ramp"] = tuple(RampStep(**step) for step in values.get("ramp", ({"after_s": 0.0, "coverage": 1.0},)))
+        known = {f.name for f in fields(Limits)}
+        values["limits"] = Limits(**{k: v for k, v in values.get("limits", {}).items() if k in known})
+        return Experiment(**values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ExperimentError(f"the experiment is incomplete or has a field of the wrong shape: {error}") from error
+
+
+def canonical(value: Mapping[str, Any]) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
