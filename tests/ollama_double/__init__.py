@@ -7,7 +7,7 @@
 Standard library only, so that any test may use it. `python -m tests.ollama_double` runs one by hand.
 """
 
-from tests.ollama_double.faults import Fault, Faults
+from tests.ollama_double.faults import SERVER_FAULTS, Fault, Faults
 from tests.ollama_double.memory import Loaded, Memory
 from tests.ollama_double.models import DoubleModel, Reply, default_models
 from tests.ollama_double.process import DoubleProcess
@@ -15,6 +15,7 @@ from tests.ollama_double.recorded import Recording, load_recordings
 from tests.ollama_double.server import OllamaDouble, Seen
 
 __all__ = [
+    "SERVER_FAULTS",
     "DoubleModel",
     "DoubleProcess",
     "Fault",

@@ -76,6 +76,8 @@ class Faults:
             index = self._seen.get(model, 0)
             self._seen[model] = index + 1
             fault = self._one_of(model) or self._one_of("*")
+            if fault in SERVER_FAULTS:
+                fault = None  # in force for the host as a whole, see `active`
             if fault is None and self._plan is not None:
                 fault = self._plan(model, index)
             if fault is Fault.FLAPPING:
