@@ -1,0 +1,29 @@
+"""The seam every sentence encoder fits: texts in, one float32 row per text out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """Turns texts into sentence vectors of Euclidean length 1."""
+
+    @property
+    def name(self) -> str:
+        """What stands in reports: a hub name, a folder or a bundle."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """Vectors of shape (len(texts), dim), float32, in the order of the texts."""
+        ...
