@@ -28,7 +28,7 @@ class Assignment:
 
 def fraction(salt: str, unit: str) -> float:
     """A number from 0 to below 1 that looks uniform over units and is always the same for one."""
-    digest = hashlib.sha256(f"{salt}\x00{unit}".encode()).digest()
+    digest = hashlib.sha256(f"{salt}\x00{unit}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / _SPACE
 
 

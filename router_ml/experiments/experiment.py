@@ -121,8 +121,6 @@ def _check(experiment: Experiment) -> None:
         raise ExperimentError(f"experiment id {experiment.id!r} must be letters, digits, '.', '_' or '-', at most 64")
     if experiment.control.name == experiment.challenger.name:
         raise ExperimentError(f"both arms are called {experiment.control.name!r}; give each variant its own name")
-    if experiment.control.parts() == experiment.challenger.parts() and experiment.control.name != "a":
-        raise ExperimentError("both arms run the same; name the arms 'a' and 'b' if an A/A test is what you want")
     _check_ramp(experiment.ramp)
     if not 0 <= experiment.holdout < 1:
         raise ExperimentError(f"holdout must be from 0 to below 1, found {experiment.holdout!r}")

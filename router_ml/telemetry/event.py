@@ -60,6 +60,7 @@ class DecisionEvent:
     features_digest: str = ""
     prompt_tokens: int | None = None
     text: str | None = None  # the query; written only where that is enabled, then redacted
+    query_key: str | None = None  # keyed hash of the query, filled in when the event is written
     at_s: float = field(default_factory=time.time)  # Unix time
     event_id: str = field(default_factory=new_id)
 
@@ -218,9 +219,9 @@ def kind_of(event: Event) -> str:
 
 
 def as_dict(event: Event) -> dict[str, Any]:
-    """A JSON-ready dictionary with `kind` and `v`."""
+    """A JSON-ready dictionary; `event` names the kind and `v` the version."""
     kind = _KIND_OF[type(event)]
-    row: dict[str, Any] = {"kind": kind, "v": VERSION}
+    row: dict[str, Any] = {"event": kind, "v": VERSION}
     for name in _FIELDS[kind]:
         value = getattr(event, name)
         if value is not None:
@@ -253,7 +254,7 @@ def from_dict(row: Mapping[str, Any]) -> Event:
     """The event of a dictionary; unknown keys (of a newer version) are ignored.
 
     Raises `InputError` where the kind is unknown or a field is missing."""
-    kind = row.get("kind")
+    kind = row.get("event")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise InputError(f"unknown kind of event {kind!r}; expected one of {', '.join(KINDS)}")

@@ -1,0 +1,172 @@
+"""The event store in a SQLite file: write-ahead log, one writing connection, a fresh one for each reader.
+
+With `synchronous = NORMAL` a commit survives the death of the process; only a loss of power may undo the last ones,
+and even that leaves the file whole (https://www.sqlite.org/wal.html).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from router_ml.errors import StoreError
+from router_ml.telemetry.event import Event, from_json
+from router_ml.telemetry.migration import LATEST, migrate
+from router_ml.telemetry.privacy import Privacy
+from router_ml.telemetry.store import EVERYTHING, Selection, Stored, written
+
+_BUSY_S = 5.0
+_PAGE = 1000
+_INSERT = (
+    "INSERT OR IGNORE INTO event (event_id, kind, at_s, decision_id, experiment, body) "
+    "VALUES (:event_id, :kind, :at_s, :decision_id, :experiment, :body)"
+)
+
+
+class SqliteStore:
+    """An event store in one file. Thread-safe."""
+
+    def __init__(self, path: Path, privacy: Privacy, *, read_only: bool = False) -> None:
+        self.path = path
+        self._privacy = privacy
+        self._read_only = read_only
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        if read_only:
+            with self._reader() as connection:
+                self._check_version(connection)
+        else:
+            with self._lock:
+                self._writer()
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Keep events, all or none. Raises `StoreError`."""
+        rows = [written(event, self._privacy) for event in events]
+        texts = [(row.decision_id, row.at_s, row.text) for row in rows if row.text is not None]
+        with self._lock:
+            try:
+                connection = self._writer()
+                with connection:
+                    connection.executemany(_INSERT, [row._asdict() for row in rows])
+                    if texts:
+                        connection.executemany("INSERT OR IGNORE INTO query_text VALUES (?, ?, ?)", texts)
+            except sqlite3.Error as error:
+                self._drop_connection()
+                raise self._failure("write to", error) from error
+
+    def read(self, selection: Selection = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
+        """The selected events, oldest first, read in pages so that no writer waits for a slow reader."""
+        condition, values = selection.where("?")
+        place, left = selection.after_seq, limit
+        while left is None or left > 0:
+            page = _PAGE if left is None else min(_PAGE, left)
+            query = f"SELECT seq, body FROM event WHERE {condition} ORDER BY seq LIMIT {page}"
+            rows = self._query(query, [place, *values[1:]])
+            for seq, body in rows:
+                yield Stored(seq, from_json(body))
+            if len(rows) < page:
+                return
+            place = rows[-1][0]
+            left = None if left is None else left - len(rows)
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Decision id and redacted text of every query whose text was kept."""
+        for decision_id, text in self._query("SELECT decision_id, text FROM query_text ORDER BY at_s", []):
+            yield str(decision_id), str(text)
+
+    def last_seq(self) -> int:
+        """The place of the newest event; 0 where there is none."""
+        return int(self._query("SELECT coalesce(max(seq), 0) FROM event", [])[0][0])
+
+    def prune(self, before_s: Mapping[str, float]) -> int:
+        """Delete events of each kind (and `"text"`) that are older than a Unix time; how many went."""
+        with self._lock:
+            try:
+                connection = self._writer()
+                gone = 0
+                with connection:
+                    for kind, at_s in before_s.items():
+                        if kind == "text":
+                            gone += connection.execute("DELETE FROM query_text WHERE at_s < ?", (at_s,)).rowcount
+                        else:
+                            condition = "DELETE FROM event WHERE kind = ? AND at_s < ?"
+                            gone += connection.execute(condition, (kind, at_s)).rowcount
+                return gone
+            except sqlite3.Error as error:
+                self._drop_connection()
+                raise self._failure("prune", error) from error
+
+    def close(self) -> None:
+        """Close the writing connection."""
+        with self._lock:
+            self._drop_connection()
+
+    def _writer(self) -> sqlite3.Connection:
+        if self._read_only:
+            raise StoreError(f"the event store {self.path} was opened for reading only")
+        if self._connection is not None:
+            return self._connection
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            self._migrate(connection)
+            connection.isolation_level = "IMMEDIATE"
+        except (sqlite3.Error, OSError) as error:
+            raise self._failure("open", error) from error
+        self._connection = connection
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        if self._check_version(connection) == LATEST:
+            return
+        connection.execute("BEGIN IMMEDIATE")  # one process migrates, the others wait and find it done
+        try:
+            version = self._check_version(connection)
+            reached = migrate(
+                version,
+                connection.execute,
+                serial="INTEGER PRIMARY KEY AUTOINCREMENT",
+                real="REAL",
+                where=str(self.path),
+            )
+            connection.execute(f"PRAGMA user_version = {reached:d}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+    def _check_version(self, connection: sqlite3.Connection) -> int:
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version > LATEST:
+            raise StoreError(
+                f"the event store {self.path} has version {version} and this program reads up to {LATEST}; "
+                "upgrade router-ml"
+            )
+        return version
+
+    def _reader(self) -> closing[sqlite3.Connection]:
+        try:
+            uri = f"{self.path.resolve().as_uri()}?mode=ro"
+            return closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_S))
+        except sqlite3.Error as error:
+            raise self._failure("read", error) from error
+
+    def _query(self, query: str, values: Sequence[object]) -> list[tuple[int, str]]:
+        try:
+            with self._reader() as connection:
+                return connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._failure("read", error) from error
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _failure(self, verb: str, error: Exception) -> StoreError:
+        return StoreError(f"cannot {verb} the event store {self.path}: {error}; check the disk and its permissions")

@@ -1,0 +1,137 @@
+"""The event store: what it promises, and how one is opened from a path or URL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from router_ml.errors import StoreError
+from router_ml.telemetry.event import Event, as_dict
+from router_ml.telemetry.privacy import Privacy, load_key
+
+DATABASE = "events.db"
+
+
+class Stored(NamedTuple):
+    """An event with its place in the store; places grow in the order in which events became visible."""
+
+    seq: int
+    event: Event
+
+
+class Written(NamedTuple):
+    """The columns of one event."""
+
+    event_id: str
+    kind: str
+    at_s: float
+    decision_id: str | None
+    experiment: str | None
+    body: str
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which events to read; an empty part selects all."""
+
+    kinds: tuple[str, ...] = ()
+    after_seq: int = 0
+    since_s: float | None = None  # Unix time, included
+    until_s: float | None = None  # Unix time, not included
+    experiment: str | None = None
+    decision_id: str | None = None
+
+    def where(self, mark: str) -> tuple[str, list[object]]:
+        """The condition in SQL with its parameters; `mark` is the dialect's placeholder."""
+        parts: list[str] = [f"seq > {mark}"]
+        values: list[object] = [self.after_seq]
+        if self.kinds:
+            parts.append(f"kind IN ({', '.join([mark] * len(self.kinds))})")
+            values.extend(self.kinds)
+        for column, sign, value in (
+            ("at_s", ">=", self.since_s),
+            ("at_s", "<", self.until_s),
+            ("experiment", "=", self.experiment),
+            ("decision_id", "=", self.decision_id),
+        ):
+            if value is not None:
+                parts.append(f"{column} {sign} {mark}")
+                values.append(value)
+        return " AND ".join(parts), values
+
+
+EVERYTHING = Selection()
+
+
+class EventStore(Protocol):
+    """Keeps events in the order they came. Every method raises `StoreError` where the database fails."""
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Keep events, all or none; once this returns they outlive the process. An event known by its id is skipped."""
+
+    def read(self, selection: Selection = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
+        """The selected events, oldest first."""
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Decision id and redacted text of every query whose text was kept."""
+
+    def last_seq(self) -> int:
+        """The place of the newest event; 0 where there is none."""
+
+    def prune(self, before_s: Mapping[str, float]) -> int:
+        """Delete events of each kind (and `"text"`) that are older than a Unix time; how many went."""
+
+    def close(self) -> None:
+        """Give back what is held. Closing twice is no error."""
+
+
+def written(event: Event, privacy: Privacy) -> Written:
+    """The columns of an event, cleaned of what is private."""
+    row = privacy.clean(as_dict(event))
+    return Written(
+        event_id=row["event_id"],
+        kind=row["event"],
+        at_s=float(row["at_s"]),
+        decision_id=row.get("decision_id"),
+        experiment=row.get("experiment"),
+        text=_storable(row.pop("text", None)),
+        body=json.dumps(row, separators=(",", ":"), default=str),  # ASCII: no database stumbles over odd characters
+    )
+
+
+def _storable(text: str | None) -> str | None:
+    return None if text is None else text.replace("\x00", "").encode("utf-8", "replace").decode()
+
+
+def open_store(
+    url: str | Path, *, key_dir: Path | None = None, keep_text: bool = False, read_only: bool = False
+) -> EventStore:
+    """Open a store by URL: `postgresql://...`, `sqlite:///file`, or the path of a SQLite file or its folder.
+
+    `key_dir` holds the key of keyed hashes; by default the folder of a SQLite file, or `~/.router_ml`.
+    Raises `StoreError` where it cannot be opened."""
+    text = str(url)
+    if text.startswith(("postgresql://", "postgres://")):
+        from router_ml.telemetry.postgres_store import PostgresStore
+
+        folder = key_dir or Path("~/.router_ml").expanduser()
+        return PostgresStore(text, Privacy(load_key(folder), keep_text))
+    if "://" in text and not text.startswith("sqlite:///"):
+        raise StoreError(f"the event store's URL {_scheme(text)}://... is unknown; use sqlite:/// or postgresql://")
+    path = Path(text.removeprefix("sqlite:///")).expanduser()
+    if path.is_dir() or not path.suffix:
+        path = path / DATABASE
+    from router_ml.telemetry.sqlite_store import SqliteStore
+
+    if read_only and not path.exists():
+        raise StoreError(f"there is no event store at {path}; has the router recorded anything yet?")
+    key = b"" if read_only else load_key(key_dir or path.parent)
+    return SqliteStore(path, Privacy(key, keep_text), read_only=read_only)
+
+
+def _scheme(url: str) -> str:
+    return url.split("://", 1)[0]
