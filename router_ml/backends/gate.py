@@ -1,0 +1,83 @@
+"""Bounded concurrency with a bounded queue: whoever could not be served in time is told at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Shed(Exception):
+    """There is no place that would become free in time; `retry_after_s` seconds from now there may be."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Gate:
+    """Lets `limit` callers in at once, first come first served. Lives in one event loop."""
+
+    def __init__(self, limit: int, max_waiting: int) -> None:
+        self._limit = limit
+        self._max_waiting = max_waiting
+        self._inside = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def inside(self) -> int:
+        return self._inside
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def wait_s(self, service_s: float) -> float:
+        """Expected wait of a caller who came now, where one call takes `service_s`."""
+        if self._inside < self._limit:
+            return 0.0
+        # Those inside are half done on average; a place opens every service_s / limit.
+        return service_s * (len(self._waiting) + 0.5) / self._limit
+
+    async def enter(self, patience_s: float, service_s: float) -> float:
+        """Waits for a place; the seconds waited. Raises `Shed` where the queue is full, or where a place is not
+        expected, or does not come, within `patience_s`."""
+        if self._inside < self._limit:
+            self._inside += 1
+            return 0.0
+        expected_s = self.wait_s(service_s)
+        if len(self._waiting) >= self._max_waiting:
+            raise Shed(f"{len(self._waiting)} callers wait already", max(expected_s, 0.1))
+        if expected_s > patience_s:
+            raise Shed(f"a place is expected in {expected_s:.1f} s, too late", max(expected_s - patience_s, 0.1))
+        return await self._queue(patience_s, service_s)
+
+    def leave(self) -> None:
+        """Gives the place to whoever waits longest."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)  # the place changes hands: nobody can slip in between
+                return
+        self._inside -= 1
+
+    async def _queue(self, patience_s: float, service_s: float) -> float:
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(turn)
+        began = loop.time()
+        try:
+            async with asyncio.timeout(patience_s):
+                await turn
+        except TimeoutError:
+            self._give_up(turn)
+            raise Shed(f"no place within {patience_s:.1f} s", max(self.wait_s(service_s), 0.1)) from None
+        except asyncio.CancelledError:
+            self._give_up(turn)
+            raise
+        return loop.time() - began
+
+    def _give_up(self, turn: asyncio.Future[None]) -> None:
+        if turn.done() and not turn.cancelled():
+            self.leave()  # the place had just been given to us
+        elif turn in self._waiting:
+            self._waiting.remove(turn)

@@ -1,0 +1,62 @@
+"""How the gateway behaves. Every value has a working default; all times are seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from router_ml.errors import SettingsError
+
+_NONE: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerOptions:
+    """When a circuit opens, and for how long."""
+
+    consecutive_failures: int = 3
+    window: int = 20  # the latest calls that are looked at together
+    window_failure_share: float = 0.5  # of a window that holds at least `window_minimum` calls
+    window_minimum: int = 10
+    open_s: float = 5.0
+    open_max_s: float = 60.0  # each failed probe doubles the wait up to this
+
+    def __post_init__(self) -> None:
+        if self.consecutive_failures < 1 or self.window_minimum < 1 or not 0 < self.open_s <= self.open_max_s:
+            raise SettingsError("breaker: counts must be 1 or more and 0 < open_s <= open_max_s")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """Limits, lifetimes and optional behaviour of a gateway."""
+
+    deadline_s: float = 120.0  # of one request, all attempts together
+    last_resort: str | None = "qwen3:8b"  # tried after every ranked model; None: nothing is added
+    # An attempt may last attempt_factor times the predicted p95, and no less than attempt_min_s; a model that is
+    # not in memory gets its load time on top (cold_load_s until one was seen). What remains for a fallback is kept.
+    attempt_factor: float = 3.0
+    attempt_min_s: float = 2.0
+    cold_load_s: float = 60.0
+    idle_s: float = 30.0  # longest silence within a stream
+    connect_s: float = 2.0
+    parallel: int = 4  # calls at once per model and host
+    max_waiting: int = 64  # callers waiting per model and host; more are shed
+    availability_ttl_s: float = 300.0
+    residency_ttl_s: float = 3.0
+    probe_wait_s: float = 0.25  # longest a request waits for the very first look at a host
+    residency_wait_s: float = 0.05  # longest a request waits for a fresh look at what is in memory
+    breaker: BreakerOptions = BreakerOptions()
+    model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NONE)  # one option set per model
+    keep_alive: float | str | None = None  # sent where the caller sends none
+    stick_margin: float | None = None  # a session leaves its model only for a utility higher by more than this
+    preload: bool = False  # load the likely next model while the host is idle
+
+    def __post_init__(self) -> None:
+        positive = ("deadline_s", "attempt_factor", "attempt_min_s", "idle_s", "connect_s", "parallel")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name} must be above 0, found {getattr(self, name)!r}")
+        if self.max_waiting < 0:
+            raise SettingsError(f"max_waiting must be 0 or more, found {self.max_waiting!r}")

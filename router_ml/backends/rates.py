@@ -1,0 +1,108 @@
+"""Live speeds of one model on one host, learned from each answer."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+
+_WARM_LOAD_S = 0.1  # a model in memory reports about a millisecond of load; a cold one tenths and more
+_MIN_PROMPT_TOKENS = 16
+_MIN_OUTPUT_TOKENS = 4
+
+
+class Average:
+    """A running geometric mean that follows changes: exponential weights, exact over the first few values."""
+
+    def __init__(self, weight: float = 0.2, weight_up: float | None = None) -> None:
+        self._weight = weight
+        self._weight_up = weight if weight_up is None else weight_up
+        self._log: float | None = None
+        self._count = 0
+
+    @property
+    def value(self) -> float | None:
+        return None if self._log is None else math.exp(self._log)
+
+    def add(self, value: float) -> None:
+        if not value > 0 or not math.isfinite(value):
+            return
+        log = math.log(value)
+        self._count += 1
+        if self._log is None:
+            self._log = log
+            return
+        weight = self._weight_up if log > self._log else self._weight
+        self._log += max(weight, 1 / self._count if self._count <= 3 else 0.0) * (log - self._log)
+
+
+class LiveRates:
+    """Prompt and decode rates in tokens/s, load and service seconds, and recent success. Safe from any thread."""
+
+    def __init__(self, clock: Callable[[], float], window: int = 50, window_s: float = 600.0) -> None:
+        self._clock = clock
+        self._window_s = window_s
+        self._lock = threading.Lock()
+        # prompt_eval_count counts cached tokens, its duration does not: a cached prompt looks far too quick, so a
+        # rate above the mean moves it less than one below.
+        self._prompt = Average(weight_up=0.05)
+        self._decode = Average()
+        self._load = Average(weight=0.3)
+        self._service = Average()
+        self._recent: deque[tuple[float, bool]] = deque(maxlen=window)
+
+    @property
+    def prompt_tokens_per_s(self) -> float | None:
+        return self._prompt.value
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        return self._decode.value
+
+    @property
+    def load_s(self) -> float | None:
+        return self._load.value
+
+    @property
+    def service_s(self) -> float | None:
+        """One call from its start to its end, waiting in our own queue left out."""
+        return self._service.value
+
+    def recent(self) -> tuple[float | None, int]:
+        """Success rate of the recent calls, and how many they were."""
+        with self._lock:
+            oldest = self._clock() - self._window_s
+            marks = [ok for at, ok in self._recent if at >= oldest]
+        return (sum(marks) / len(marks) if marks else None), len(marks)
+
+    def succeeded(
+        self,
+        service_s: float,
+        load_s: float | None = None,
+        prompt_tokens: int | None = None,
+        prompt_eval_s: float | None = None,
+        output_tokens: int | None = None,
+        eval_s: float | None = None,
+    ) -> None:
+        """Learns from one answer; durations in seconds."""
+        with self._lock:
+            self._recent.append((self._clock(), True))
+            cold = load_s is not None and load_s > _WARM_LOAD_S
+            self._service.add(service_s - (load_s or 0.0) if cold else service_s)
+            if load_s is not None and cold:
+                self._load.add(load_s)
+            if prompt_tokens and prompt_eval_s and prompt_tokens >= _MIN_PROMPT_TOKENS:
+                self._prompt.add(prompt_tokens / prompt_eval_s)
+            if output_tokens and eval_s and output_tokens >= _MIN_OUTPUT_TOKENS:
+                self._decode.add(output_tokens / eval_s)
+
+    def failed(self) -> None:
+        """Counts a failure that was the model's own."""
+        with self._lock:
+            self._recent.append((self._clock(), False))
+
+
+def was_cold(load_s: float | None) -> bool | None:
+    """Whether a reported load duration means that the model had to be loaded; None where none was reported."""
+    return None if load_s is None else load_s > _WARM_LOAD_S
