@@ -1,0 +1,69 @@
+"""The shelf bundles stand on: a folder of bundles, and a small file that says which one is active.
+
+States of a bundle: candidate, shadow, active, retired. The pointer is replaced atomically; the one before it is kept,
+so that a roll-back needs no thought.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from router_ml.config import CHECKOUT, PACKAGED_BUNDLES, Settings
+from router_ml.errors import BundleCorrupt, BundleMissing
+
+POINTER = "active.json"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Which bundle is active, which was before it, which one only watches."""
+
+    active: str
+    previous: str | None = None
+    shadow: str | None = None
+
+
+def default_models_dir() -> Path:
+    """`models/` of a source checkout, else `models/` in the working folder."""
+    return (CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()) / "models"
+
+
+def read_pointer(models_dir: Path) -> Pointer | None:
+    """The pointer of a shelf, or None where nothing was promoted yet. Raises `BundleCorrupt` where it is unreadable."""
+    path = models_dir / POINTER
+    if not path.is_file():
+        return None
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Pointer(str(data["active"]), data.get("previous"), data.get("shadow"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleCorrupt(f"{path} cannot be read ({error}); run 'python -m training.promote BUNDLE'") from error
+
+
+def write_pointer(models_dir: Path, pointer: Pointer) -> None:
+    """Replace the pointer in one step."""
+    models_dir.mkdir(parents=True, exist_ok=True)
+    partial = models_dir / (POINTER + ".partial")
+    values = {"active": pointer.active, "previous": pointer.previous, "shadow": pointer.shadow}
+    partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
+    partial.replace(models_dir / POINTER)
+
+
+def active_bundle(settings: Settings) -> Path:
+    """The folder of the bundle to serve: the one named by the settings, the promoted one, or the one shipped.
+
+    Raises `BundleMissing` where there is none at all."""
+    if settings.bundle is not None:
+        return settings.bundle
+    models_dir = settings.models_dir or default_models_dir()
+    pointer = read_pointer(models_dir)
+    if pointer is not None:
+        return models_dir / pointer.active
+    for shelf in (models_dir, PACKAGED_BUNDLES):
+        if (shelf / DEFAULT / "manifest.json").is_file():
+            return shelf / DEFAULT
+    raise BundleMissing(f"no bundle in {models_dir} and none shipped; run 'python -m training.fit' to make one")
