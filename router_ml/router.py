@@ -145,7 +145,8 @@ class Router:
         """Choose a model for one query.
 
         `machine` says what is loaded, waiting and how fast right now; without it the predictions stand alone.
-        Raises `QueryError`, `ContextError` or `PolicyError` for input of the wrong kind; an empty query is ambiguous."""
+        Raises `QueryError`, `ContextError` or `PolicyError` for input of the wrong kind; an empty query is
+        ambiguous."""
         return self._decide([query], [context], policy, machine, variant)[0]
 
     def decide_many(

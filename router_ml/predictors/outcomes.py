@@ -1,7 +1,6 @@
 """What each model would do with a query: its chance to succeed, its latency, its cost.
 
-Learned from outcomes where there are any; a model without outcomes rides on its priors, mixed over the labels by the
-complexity probabilities.
+Learned from outcomes where there are any; a model without outcomes rides on its priors for the predicted label.
 """
 
 from __future__ import annotations
@@ -58,14 +57,15 @@ class OutcomePredictor:
         return self
 
     def __call__(self, embedding: Floats, table: Floats, complexity: Floats, prompt_tokens: Floats) -> Predictions:
-        """Predictions from an embedding (n, d), a table (n, m), complexity probabilities (n, 4) and prompt tokens (n,)."""
+        """Predictions for an embedding (n, d), a table (n, m), label probabilities (n, 4), prompt tokens (n,)."""
         n = len(complexity)
-        median = complexity @ self._prior_latency
+        label = complexity.argmax(axis=1)  # the priors' rules speak of labels: simple -> the fastest, and so on
+        median = self._prior_latency[label]
         return Predictions(
             self.models,
-            complexity @ self._prior_success,
+            self._prior_success[label],
             median[:, :, None] * self._spread,
-            complexity @ self._prior_tokens,
+            self._prior_tokens[label],
             np.zeros((n, len(self.models)), dtype=np.float32),
             np.zeros(n, dtype=np.float32),
         )
