@@ -50,25 +50,33 @@ class RampStep:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Margins, floors and error rates. A margin is the worst true difference that may still be shipped."""
+    """Margins, floors and error rates.
+
+    A margin is the worst true difference that may still be shipped. A tolerance is the difference that is accepted
+    beforehand: more than that, once proven, rolls back."""
 
     failure_margin: float = 0.05  # absolute difference of failure rates
+    failure_tolerance: float = 0.0
     slo_margin: float = 0.05  # absolute difference of the shares above `slo_s`
+    slo_tolerance: float = 0.0
     latency_margin_ratio: float = 1.10  # challenger's geometric mean over control's
+    latency_tolerance_ratio: float = 1.0
     service_margin_ratio: float = 1.15  # the same of seconds per output token
+    service_tolerance_ratio: float = 1.0
     cost_margin_usd: float = 0.001  # absolute difference of mean cost a request
+    cost_tolerance_usd: float = 0.0
     slo_s: float | None = 5.0  # None: no latency objective
     split_tolerance: float = 0.02  # the challenger's share of units must be proven this close to one half
-    min_units: int = 200  # per arm, before any test may speak
+    min_units: int = 200  # per arm, before an asymptotic test may speak and before shipping
     min_duration_s: float = 0.0  # before shipping
     planned_units: int = 3000  # both arms; where the confidence sequences are tightest
-    alpha_rollback: float = 0.04  # chance of rolling back a challenger that is no worse, over all looks and guardrails
-    alpha_better: float = 0.01  # chance of calling a challenger better that is not
+    alpha_rollback: float = 0.045  # chance of rolling back a challenger that is no worse: all looks, all guardrails
+    alpha_better: float = 0.005  # chance of calling a challenger better that is not
     alpha_ship: float = 0.025  # chance of shipping one that is worse by a margin
     alpha_split: float = 0.005  # chance of calling a fair split unfair
     alpha_system: float = 0.002  # chance of blaming the whole system wrongly
-    system_failure_ceiling: float | None = None  # whole-system failure rate that ends the experiment
-    system_slow_s: float | None = None  # a request slower than this is slow, whichever arm it is in
+    system_failure_ceiling: float = 0.5  # whole-system failure rate that ends the experiment
+    system_slow_s: float = 60.0  # a request slower than this is slow, whichever arm it is in
     system_slow_ceiling: float = 0.25  # share of slow requests that ends the experiment
 
 
@@ -144,16 +152,23 @@ def _check_limits(limits: Limits) -> None:
     for name in ("alpha_rollback", "alpha_better", "alpha_ship", "alpha_split", "alpha_system"):
         if not 0 < getattr(limits, name) < 0.5:
             raise ExperimentError(f"limits.{name} must lie between 0 and 0.5")
-    for name in ("failure_margin", "slo_margin", "split_tolerance", "system_slow_ceiling"):
+    for name in ("failure_margin", "slo_margin", "system_slow_ceiling", "system_failure_ceiling"):
         if not 0 < getattr(limits, name) < 1:
             raise ExperimentError(f"limits.{name} must lie between 0 and 1")
-    for name in ("latency_margin_ratio", "service_margin_ratio"):
-        if not 1 < getattr(limits, name) < math.inf:
-            raise ExperimentError(f"limits.{name} must be above 1")
-    if limits.cost_margin_usd <= 0 or limits.min_units < 10 or limits.planned_units < 2 * limits.min_units:
-        raise ExperimentError(
-            "limits: cost_margin_usd must be above 0, min_units 10 or more, planned_units at least twice min_units"
-        )
+    if not 0 < limits.split_tolerance < 0.5:
+        raise ExperimentError("limits.split_tolerance must lie between 0 and 0.5")
+    for margin, tolerance, lowest in (
+        ("failure_margin", "failure_tolerance", 0.0),
+        ("slo_margin", "slo_tolerance", 0.0),
+        ("latency_margin_ratio", "latency_tolerance_ratio", 1.0),
+        ("service_margin_ratio", "service_tolerance_ratio", 1.0),
+        ("cost_margin_usd", "cost_tolerance_usd", 0.0),
+    ):
+        # A tolerance at or above its margin would leave no difference that can be shipped or rolled back.
+        if not lowest <= getattr(limits, tolerance) < getattr(limits, margin) < math.inf:
+            raise ExperimentError(f"limits.{tolerance} must be {lowest:g} or more and below limits.{margin}")
+    if limits.min_units < 20 or limits.planned_units < 2 * limits.min_units:
+        raise ExperimentError("limits: min_units must be 20 or more and planned_units at least twice min_units")
 
 
 def experiment_row(experiment: Experiment) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""Everything that was learned about an experiment so far, in a fixed number of figures; it grows one unit at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from router_ml.experiments.experiment import ARMS, Arm, Limits
+from router_ml.experiments.statistics import BETS, Floats, log_growth
+from router_ml.experiments.unit import Observation
+
+METRICS = ("failure", "slo_miss", "log_latency", "log_service", "cost_usd")
+SHARES = ("failure", "slo_miss")
+
+# One row of wealth for each one-sided question.
+ROWS = (
+    "failure.harm", "failure.better", "failure.fair",
+    "slo_miss.harm", "slo_miss.better", "slo_miss.fair",
+    "split.not_above", "split.not_below",
+    "system.failure", "system.slow",
+)  # fmt: skip
+_INDEX = {name: index for index, name in enumerate(ROWS)}
+
+# The middle of a share is taken from the past and kept for this many observations, so that it is known beforehand.
+BLOCK = 50
+_FIRST_MIDDLE = 0.25
+
+
+@dataclass(slots=True)
+class Moments:
+    """Count, mean and sum of squared deviations, by Welford's recurrence (Technometrics 1962)."""
+
+    n: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Take one value."""
+        self.n += 1
+        step = value - self.mean
+        self.mean += step / self.n
+        self.m2 += step * (value - self.mean)
+
+    @property
+    def variance(self) -> float:
+        """The sample variance; 0 with fewer than two values."""
+        return self.m2 / (self.n - 1) if self.n > 1 else 0.0
+
+
+class Evidence:
+    """Sufficient statistics of an experiment. Equal observations in equal order give equal figures."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.units: dict[Arm, int] = dict.fromkeys(ARMS, 0)
+        self.requests: dict[Arm, int] = dict.fromkeys(ARMS, 0)
+        self.moments: dict[str, dict[Arm, Moments]] = {m: {arm: Moments() for arm in ARMS} for m in METRICS}
+        self.wealth: Floats = np.zeros((len(ROWS), len(BETS)))
+        self.middle: dict[str, float] = dict.fromkeys(SHARES, _FIRST_MIDDLE)
+        self.last_s: float | None = None
+        self._null, self._lowest = self._bounds()
+
+    @property
+    def n(self) -> int:
+        """Units of both arms."""
+        return self.units["control"] + self.units["challenger"]
+
+    def row(self, name: str) -> Floats:
+        """The wealth of one question."""
+        wealth: Floats = self.wealth[_INDEX[name]]
+        return wealth
+
+    def add(self, seen: Observation) -> None:
+        """Take the observation of one unit."""
+        self._wager(seen)
+        self.units[seen.arm] += 1
+        self.requests[seen.arm] += seen.requests
+        self.last_s = seen.at_s if self.last_s is None else max(self.last_s, seen.at_s)
+        for metric in METRICS:
+            value = getattr(seen, metric)
+            if value is not None:
+                self.moments[metric][seen.arm].add(value)
+        if self.n % BLOCK == 0:
+            self._move_middle()
+
+    def _wager(self, seen: Observation) -> None:
+        sign = 1.0 if seen.arm == "challenger" else -1.0
+        arm = 1.0 if seen.arm == "challenger" else 0.0
+        value = self._null.copy()  # a value equal to its null wins and loses nothing
+        for metric in SHARES:
+            x = getattr(seen, metric)
+            if x is not None:
+                tilt = sign * (x - self.middle[metric])
+                first = _INDEX[f"{metric}.harm"]
+                value[first : first + 3] = (tilt, -tilt, -tilt)
+        value[_INDEX["split.not_above"]], value[_INDEX["split.not_below"]] = -arm, arm
+        value[_INDEX["system.failure"]], value[_INDEX["system.slow"]] = seen.failure, seen.slow
+        self.wealth += log_growth(value, self._null, self._lowest)
+
+    def _bounds(self) -> tuple[Floats, Floats]:
+        """For each question the mean of its null and the least value that can be seen."""
+        limits = self._limits
+        null, lowest = np.zeros(len(ROWS)), np.zeros(len(ROWS))
+        for metric, tolerance, margin in (
+            ("failure", limits.failure_tolerance, limits.failure_margin),
+            ("slo_miss", limits.slo_tolerance, limits.slo_margin),
+        ):
+            first = _INDEX[f"{metric}.harm"]
+            null[first : first + 3] = (tolerance / 2, 0.0, -margin / 2)
+            lowest[first : first + 3] = -max(self.middle[metric], 1 - self.middle[metric])
+        null[_INDEX["split.not_above"]], lowest[_INDEX["split.not_above"]] = -(0.5 + limits.split_tolerance), -1.0
+        null[_INDEX["split.not_below"]] = 0.5 - limits.split_tolerance
+        null[_INDEX["system.failure"]] = limits.system_failure_ceiling
+        null[_INDEX["system.slow"]] = limits.system_slow_ceiling
+        return null, lowest
+
+    def _move_middle(self) -> None:
+        for metric in SHARES:
+            both = [self.moments[metric][arm] for arm in ARMS]
+            n = sum(m.n for m in both)
+            if n:
+                self.middle[metric] = sum(m.n * m.mean for m in both) / n
+        self._null, self._lowest = self._bounds()
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready form that `evidence_from` turns into an equal one."""
+        return {
+            "units": dict(self.units),
+            "requests": dict(self.requests),
+            "moments": {
+                metric: {arm: [m.n, m.mean, m.m2] for arm, m in arms.items()} for metric, arms in self.moments.items()
+            },
+            "wealth": {name: [float(w) for w in self.row(name)] for name in ROWS},
+            "middle": dict(self.middle),
+            "last_s": self.last_s,
+        }
+
+
+def evidence_from(row: Mapping[str, Any], limits: Limits) -> Evidence:
+    """The evidence of its JSON form."""
+    evidence = Evidence(limits)
+    for arm in ARMS:
+        evidence.units[arm] = int(row["units"][arm])
+        evidence.requests[arm] = int(row["requests"][arm])
+        for metric in METRICS:
+            n, mean, m2 = row["moments"][metric][arm]
+            evidence.moments[metric][arm] = Moments(int(n), float(mean), float(m2))
+    for name in ROWS:
+        evidence.wealth[_INDEX[name]] = row["wealth"][name]
+    evidence.middle = {metric: float(row["middle"][metric]) for metric in SHARES}
+    evidence.last_s = row["last_s"]
+    evidence._null, evidence._lowest = evidence._bounds()
+    return evidence
+
+
+def standard_error(control: Moments, challenger: Moments) -> float:
+    """Standard error of the difference of two means."""
+    if control.n < 2 or challenger.n < 2:
+        return math.inf
+    return math.sqrt(control.variance / control.n + challenger.variance / challenger.n)

@@ -1,0 +1,123 @@
+"""Tests that may be looked at after every request and still keep their error rate.
+
+Two families. *Asymptotic confidence sequences* for means of values without a bound (log latency, cost); *e-processes*
+that hold exactly for shares (failures, missed objectives, the split itself). An e-process starts at 1 and, where there
+is nothing to find, the chance that it ever reaches 1/alpha is at most alpha (Ville's inequality).
+
+Sources: Howard, Ramdas, McAuliffe, Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences",
+Annals of Statistics 2021 (the normal mixtures); Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas, arXiv 2103.06476,
+equation 9 (the asymptotic form); Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
+JRSS B 2024 (the bets).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+
+# Bets as fractions of the greatest that cannot lose everything. Small ones find small differences slowly, great ones
+# find great differences at once; their average is as good as the best of them up to a factor of their number.
+BETS: Floats = np.array([0.015, 0.03, 0.06, 0.1, 0.15, 0.22, 0.35, 0.55, 0.85])
+BETS.flags.writeable = False
+
+
+def two_sided_rho(v_opt: float, alpha: float) -> float:
+    """The mixture parameter that makes the two-sided boundary tightest at intrinsic time `v_opt` (Howard et al.)."""
+    level = 2 * math.log(1 / alpha)
+    return v_opt / (level + math.log(1 + level))
+
+
+def one_sided_rho(v_opt: float, alpha: float) -> float:
+    """The same for the one-sided boundary: the two-sided one at twice the error rate."""
+    return two_sided_rho(v_opt, 2 * alpha)
+
+
+def two_sided_boundary(v: float, alpha: float, rho: float) -> float:
+    """The two-sided normal mixture boundary at intrinsic time `v` (Howard et al., equation 14)."""
+    return math.sqrt((v + rho) * math.log((v + rho) / (rho * alpha**2)))
+
+
+@functools.lru_cache(maxsize=65_536)
+def one_sided_boundary(v: float, alpha: float, rho: float) -> float:
+    """The one-sided normal mixture boundary at `v`: where the mixture martingale reaches 1/alpha, by bisection."""
+    scale, goal = math.sqrt(v + rho), math.log(1 / alpha)
+    constant = 0.5 * math.log(4 * rho / (v + rho))
+    low, high = 0.0, 1.0
+    while _log_mixture(high, constant) < goal:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _log_mixture(middle, constant) < goal else (low, middle)
+    return high * scale
+
+
+def _log_mixture(z: float, constant: float) -> float:
+    return constant + z * z / 2 + math.log(0.5 * math.erfc(-z / math.sqrt(2)))
+
+
+def width_in_errors(n: int, alpha: float, planned: int) -> float:
+    """Half-width of a one-sided asymptotic confidence sequence after `n` units, in standard errors of the estimate.
+
+    It is tightest at `planned` units. Equation 9 of arXiv 2103.06476 with the one-sided mixture in place of the
+    two-sided one."""
+    return one_sided_boundary(float(n), alpha, one_sided_rho(float(planned), alpha)) / math.sqrt(n)
+
+
+def two_sided_width_in_errors(n: int, alpha: float, planned: int) -> float:
+    """The same for a two-sided sequence; arXiv 2103.06476, equation 9."""
+    return two_sided_boundary(float(n), alpha, two_sided_rho(float(planned), alpha)) / math.sqrt(n)
+
+
+def log_growth(value: Floats, null: float | Floats, lowest: float | Floats) -> Floats:
+    """Log growth of every bet against "the mean of `value` is at most `null`", for values of at least `lowest`.
+
+    Exact for any values in that range, whatever their distribution. The result has one more axis, one entry a bet;
+    summed over observations it is the log of the wealth. `null` and `lowest` may depend on the past only."""
+    stake = BETS / (np.asarray(null) - np.asarray(lowest))[..., np.newaxis]
+    growth: Floats = np.log1p(stake * (np.asarray(value) - null)[..., np.newaxis])
+    return growth
+
+
+def log_e(log_wealth: Floats) -> Floats:
+    """Log of the e-value: the bets' wealth, averaged over the last axis."""
+    top = log_wealth.max(axis=-1)
+    spread = np.exp(log_wealth - top[..., np.newaxis]).mean(axis=-1)
+    return np.asarray(top + np.log(spread), dtype=np.float64)
+
+
+def harm_growth(x: Floats, sign: Floats, middle: float | Floats, tolerance: float) -> Floats:
+    """Log growth against "the challenger's mean is at most the control's plus `tolerance`", for x from 0 to 1.
+
+    `sign` is +1 for the challenger and -1 for the control. A fair coin puts a unit into its arm, so
+    sign * (x - middle) has half the difference of the arms as its mean, for any `middle` that is known beforehand
+    and even while the common level drifts; `middle` near the mean of x makes it find most."""
+    reach = -np.maximum(middle, 1 - np.asarray(middle))
+    return log_growth(sign * (x - middle), tolerance / 2, reach)
+
+
+def benefit_growth(x: Floats, sign: Floats, middle: float | Floats, margin: float) -> Floats:
+    """Log growth against "the challenger's mean is the control's plus `margin` or more"; see `harm_growth`."""
+    reach = -np.maximum(middle, 1 - np.asarray(middle))
+    return log_growth(-sign * (x - middle), -margin / 2, reach)
+
+
+def log_beta(a: float, b: float) -> float:
+    """Log of the beta function."""
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+SPLIT_PRIOR = 60.0
+
+
+def split_log_e(challengers: int, units: int, prior: float = SPLIT_PRIOR) -> float:
+    """Log e-value against a fair split: the beta-binomial mixture over the challenger's share, prior Beta(a, a).
+
+    E = B(a + k, a + n - k) / B(a, a) * 2**n is exactly 1 on average under a fair coin (Howard et al., section 3)."""
+    k, n = challengers, units
+    return log_beta(prior + k, prior + n - k) - log_beta(prior, prior) + n * math.log(2)
