@@ -20,6 +20,8 @@ from router_ml.schema import MachineState, ModelState
 Installed = Mapping[str, tuple[str, "frozenset[str] | None"]]
 _RESIDENCY_GOOD_FOR = 5.0  # times its lifetime; an older look says nothing
 
+_LOOK_AFTER_404_S = 10.0  # it may be pulled again, or the 404 may have been a mistake
+
 
 @dataclass(slots=True)
 class Backend:
@@ -102,8 +104,9 @@ class Host:
         return model in names
 
     def missing(self, model: str) -> None:
-        """The host said 404: the model is gone until the next look at what is installed."""
+        """The host said 404: the model is gone until the next look at what is installed, which comes soon."""
         self.tags.change(lambda tags: {name: entry for name, entry in tags.items() if name != model})
+        self.tags.look_again_in(_LOOK_AFTER_404_S)
 
     def answered(self, model: str) -> None:
         """The model answered, so it is in memory, and installed."""

@@ -63,6 +63,11 @@ class Fresh(Generic[T]):
         if self._value is not None:
             self._value = change(self._value)
 
+    def look_again_in(self, seconds: float) -> None:
+        """Lets the value live no longer than this from now on."""
+        if self._fetched_at is not None:
+            self._fetched_at = min(self._fetched_at, self._clock() - self._ttl_s + seconds)
+
     def expire(self) -> None:
         """Makes the next `get` fetch again."""
         self._fetched_at = None
