@@ -20,7 +20,6 @@ SHARES = ("failure", "slo_miss")
 ROWS = (
     "failure.harm", "failure.better", "failure.fair",
     "slo_miss.harm", "slo_miss.better", "slo_miss.fair",
-    "split.not_above", "split.not_below",
     "system.failure", "system.slow",
 )  # fmt: skip
 _INDEX = {name: index for index, name in enumerate(ROWS)}
@@ -89,7 +88,6 @@ class Evidence:
 
     def _wager(self, seen: Observation) -> None:
         sign = 1.0 if seen.arm == "challenger" else -1.0
-        arm = 1.0 if seen.arm == "challenger" else 0.0
         value = self._null.copy()  # a value equal to its null wins and loses nothing
         for metric in SHARES:
             x = getattr(seen, metric)
@@ -97,7 +95,6 @@ class Evidence:
                 tilt = sign * (x - self.middle[metric])
                 first = _INDEX[f"{metric}.harm"]
                 value[first : first + 3] = (tilt, -tilt, -tilt)
-        value[_INDEX["split.not_above"]], value[_INDEX["split.not_below"]] = -arm, arm
         value[_INDEX["system.failure"]], value[_INDEX["system.slow"]] = seen.failure, seen.slow
         self.wealth += log_growth(value, self._null, self._lowest)
 
@@ -112,8 +109,6 @@ class Evidence:
             first = _INDEX[f"{metric}.harm"]
             null[first : first + 3] = (tolerance / 2, 0.0, -margin / 2)
             lowest[first : first + 3] = -max(self.middle[metric], 1 - self.middle[metric])
-        null[_INDEX["split.not_above"]], lowest[_INDEX["split.not_above"]] = -(0.5 + limits.split_tolerance), -1.0
-        null[_INDEX["split.not_below"]] = 0.5 - limits.split_tolerance
         null[_INDEX["system.failure"]] = limits.system_failure_ceiling
         null[_INDEX["system.slow"]] = limits.system_slow_ceiling
         return null, lowest

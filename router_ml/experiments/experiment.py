@@ -17,6 +17,7 @@ Mode: TypeAlias = Literal["live", "shadow"]
 UnitKind: TypeAlias = Literal["request", "session"]
 
 ARMS: tuple[Arm, ...] = ("control", "challenger")
+_ALPHAS = ("alpha_rollback", "alpha_better", "alpha_ship", "alpha_split", "alpha_split_ship", "alpha_system")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -74,6 +75,7 @@ class Limits:
     alpha_better: float = 0.005  # chance of calling a challenger better that is not
     alpha_ship: float = 0.025  # chance of shipping one that is worse by a margin
     alpha_split: float = 0.005  # chance of calling a fair split unfair
+    alpha_split_ship: float = 0.02  # chance of shipping with a split that is off by `split_tolerance`
     alpha_system: float = 0.002  # chance of blaming the whole system wrongly
     system_failure_ceiling: float = 0.5  # whole-system failure rate that ends the experiment
     system_slow_s: float = 60.0  # a request slower than this is slow, whichever arm it is in
@@ -149,7 +151,7 @@ def _check_ramp(ramp: tuple[RampStep, ...]) -> None:
 
 
 def _check_limits(limits: Limits) -> None:
-    for name in ("alpha_rollback", "alpha_better", "alpha_ship", "alpha_split", "alpha_system"):
+    for name in _ALPHAS:
         if not 0 < getattr(limits, name) < 0.5:
             raise ExperimentError(f"limits.{name} must lie between 0 and 0.5")
     for name in ("failure_margin", "slo_margin", "system_slow_ceiling", "system_failure_ceiling"):

@@ -121,3 +121,14 @@ def split_log_e(challengers: int, units: int, prior: float = SPLIT_PRIOR) -> flo
     E = B(a + k, a + n - k) / B(a, a) * 2**n is exactly 1 on average under a fair coin (Howard et al., section 3)."""
     k, n = challengers, units
     return log_beta(prior + k, prior + n - k) - log_beta(prior, prior) + n * math.log(2)
+
+
+def fair_split_log_e(challengers: int, units: int, tolerance: float) -> float:
+    """Log e-value against "the challenger's share is off one half by `tolerance` or more", on the side that is nearer.
+
+    The likelihood ratio of a fair coin to the edge of the tolerance (Wald's sequential test): the alternative is one
+    point, so no mixture is needed, and beyond the edge the ratio is only smaller."""
+    k, n = challengers, units
+    above = k * math.log(0.5 / (0.5 + tolerance)) + (n - k) * math.log(0.5 / (0.5 - tolerance))
+    below = k * math.log(0.5 / (0.5 - tolerance)) + (n - k) * math.log(0.5 / (0.5 + tolerance))
+    return min(above, below)

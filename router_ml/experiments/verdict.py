@@ -16,12 +16,13 @@ from router_ml.experiments.evidence import Evidence, evidence_from, standard_err
 from router_ml.experiments.experiment import (
     FORMAT,
     Experiment,
+    Limits,
     canonical,
     experiment_from,
     experiment_row,
 )
 from router_ml.experiments.guardrail import Guardrail, guardrails
-from router_ml.experiments.statistics import log_e, split_log_e, width_in_errors
+from router_ml.experiments.statistics import fair_split_log_e, log_e, split_log_e, width_in_errors
 
 Kind: TypeAlias = Literal["INVALID", "ROLLBACK", "SHIP", "HOLD"]
 
@@ -87,7 +88,7 @@ def judge(experiment: Experiment, evidence: Evidence, now_s: float) -> Verdict:
     findings = tuple(_finding(rail, evidence, experiment) for rail in guardrails(limits))
     shadow = experiment.mode == "shadow"  # where everybody is served the control, there is no split to test
     split = 0.0 if shadow else split_log_e(evidence.units["challenger"], evidence.n)
-    proven = _split_proven(evidence, limits.alpha_ship / 2)
+    proven = _split_proven(evidence, limits)
     kind, reasons = _decide(experiment, evidence, findings, split, proven, now_s)
     return Verdict(
         kind=kind,
@@ -194,9 +195,9 @@ def _power(margin: float, error: float, width: float) -> float:
     return 0.5 * math.erfc(-(margin - width) / error / math.sqrt(2))
 
 
-def _split_proven(evidence: Evidence, alpha: float) -> bool:
-    goal = math.log(1 / alpha)
-    return all(float(log_e(evidence.row(f"split.{side}"))) >= goal for side in ("not_above", "not_below"))
+def _split_proven(evidence: Evidence, limits: Limits) -> bool:
+    log_e_fair = fair_split_log_e(evidence.units["challenger"], evidence.n, limits.split_tolerance)
+    return log_e_fair >= math.log(1 / limits.alpha_split_ship)
 
 
 def _system_trouble(evidence: Evidence, experiment: Experiment) -> list[str]:
