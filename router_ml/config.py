@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ class Settings:
     state_dir: Path = Path("~/.router_ml")  # ROUTER_ML_STATE_DIR: events, latches
     encoder_threads: int = 1  # ROUTER_ML_THREADS
     decision_cache_size: int = 4096  # ROUTER_ML_DECISION_CACHE: 0 turns it off
+    deadline_s: float = 120.0  # ROUTER_ML_DEADLINE_S: of one request, fallbacks included
+    last_resort: str | None = "qwen3:8b"  # ROUTER_ML_LAST_RESORT: tried after every ranked model; "none": nothing is
+    parallel: int = 4  # ROUTER_ML_PARALLEL: calls at once per model and host
+    stick_margin: float | None = None  # ROUTER_ML_STICK_MARGIN: utility a session's change of model must gain
+    preload: bool = False  # ROUTER_ML_PRELOAD=1: load the likely next model while the host is idle
+    answer_cache_size: int = 0  # ROUTER_ML_ANSWER_CACHE: answers kept; 0 turns it off
 
 
 def load_settings(env: Mapping[str, str] | None = None) -> Settings:
@@ -40,6 +47,12 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         state_dir=(_path(env, "ROUTER_ML_STATE_DIR") or defaults.state_dir).expanduser(),
         encoder_threads=_whole(env, "ROUTER_ML_THREADS", defaults.encoder_threads, 1),
         decision_cache_size=_whole(env, "ROUTER_ML_DECISION_CACHE", defaults.decision_cache_size, 0),
+        deadline_s=_number(env, "ROUTER_ML_DEADLINE_S", low=0.001) or defaults.deadline_s,
+        last_resort=_optional_name(env, "ROUTER_ML_LAST_RESORT", defaults.last_resort),
+        parallel=_whole(env, "ROUTER_ML_PARALLEL", defaults.parallel, 1),
+        stick_margin=_number(env, "ROUTER_ML_STICK_MARGIN", low=0.0),
+        preload=env.get("ROUTER_ML_PRELOAD", "") not in ("", "0", "false", "no"),
+        answer_cache_size=_whole(env, "ROUTER_ML_ANSWER_CACHE", defaults.answer_cache_size, 0),
     )
 
 
@@ -49,8 +62,29 @@ def _path(env: Mapping[str, str], name: str) -> Path | None:
 
 
 def _host(value: str) -> str:
-    host = value if "://" in value else f"http://{value}"
-    return host.replace("://0.0.0.0", "://127.0.0.1").rstrip("/")
+    """The base URL of a host; without a scheme the port is Ollama's own, as its client has it."""
+    host = value.rstrip("/")
+    if "://" not in host:
+        host = f"http://{host}" if host.rpartition(":")[2].isdigit() else f"http://{host}:11434"
+    return host.replace("://0.0.0.0", "://127.0.0.1").replace("://:", "://127.0.0.1:")
+
+
+def _number(env: Mapping[str, str], name: str, low: float) -> float | None:
+    value = env.get(name)
+    if not value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not low <= number < math.inf:
+        raise SettingsError(f"{name} must be a number, {low:g} or more, found {value!r}")
+    return number
+
+
+def _optional_name(env: Mapping[str, str], name: str, default: str | None) -> str | None:
+    value = env.get(name) or default
+    return None if value is None or value.lower() == "none" else value
 
 
 def _whole(env: Mapping[str, str], name: str, default: int, low: int) -> int:

@@ -124,7 +124,9 @@ class Gateway:
         cache_unscoped: bool = False,
         clock: Callable[[], float] = time.monotonic,
         client_factory: ClientFactory = default_client,
+        closers: Sequence[Callable[[], object]] = (),
     ) -> None:
+        self._closers = tuple(closers)  # what ends with this gateway (the writer of its events, say)
         self.options = options or GatewayOptions()
         self.catalogue = catalogue
         self._decider = decider
@@ -266,6 +268,8 @@ class Gateway:
             self._closed = True
             self._loop.close(self._fleet.close())
             self._deciding.shutdown(wait=False, cancel_futures=True)
+            for close in self._closers:
+                close()
 
     def __enter__(self) -> Gateway:
         return self
@@ -534,7 +538,7 @@ class Gateway:
         candidate = job.candidate(backend.model)
         after = [c.latency_s if (c := job.candidate(model)) else None for model in later if self._may_serve(model)]
         return attempt_timeout_s(
-            candidate.latency_s if candidate else None, backend.resident, backend.rates.load_s,
+            candidate.latency_s if candidate else None, backend.resident, backend.load_s,
             job.deadline_s - self._clock(), after, self.options,
         )  # fmt: skip
 
@@ -557,6 +561,8 @@ class Gateway:
             response.eval_count, seconds(response.eval_duration),
         )  # fmt: skip
         cold = was_cold(load_s)
+        if cold and load_s is not None:
+            backend.loaded_in(load_s)
         job.resident = None if cold is None else not cold
         if job.context.session_id is not None:
             self._sessions[job.context.session_id] = backend.model

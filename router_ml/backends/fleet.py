@@ -11,13 +11,12 @@ from router_ml.backends.breaker import Breaker
 from router_ml.backends.fresh import Fresh
 from router_ml.backends.gate import Gate
 from router_ml.backends.names import NameBook
-from router_ml.backends.ollama import ClientFactory, OllamaHost, default_client
+from router_ml.backends.ollama import ClientFactory, Installed, OllamaHost, default_client
 from router_ml.backends.options import GatewayOptions
-from router_ml.backends.rates import LiveRates
+from router_ml.backends.rates import Average, LiveRates
 from router_ml.catalogue import Catalogue
 from router_ml.schema import MachineState, ModelState
 
-Installed = Mapping[str, tuple[str, "frozenset[str] | None"]]
 _RESIDENCY_GOOD_FOR = 5.0  # times its lifetime; an older look says nothing
 
 _LOOK_AFTER_404_S = 10.0  # it may be pulled again, or the 404 may have been a mistake
@@ -37,8 +36,8 @@ class Backend:
     @property
     def wire_name(self) -> str:
         """The name this host knows the model by."""
-        entry = (self.host.tags.value or {}).get(self.model)
-        return entry[0] if entry else self.model
+        entry = self._entry
+        return entry.own_name if entry else self.model
 
     @property
     def installed(self) -> bool | None:
@@ -53,13 +52,32 @@ class Backend:
 
     def capabilities(self, catalogue: Catalogue) -> frozenset[str] | None:
         """What the host says it can do, less what it was seen to refuse; None where only the catalogue knows."""
-        entry = (self.host.tags.value or {}).get(self.model)
-        stated = entry[1] if entry else None
+        entry = self._entry
+        stated = entry.capabilities if entry else None
         if not self.lacks:
             return stated
         model = catalogue.find(self.model)
         known = stated if stated is not None else model.capabilities if model else None
         return (known if known is not None else frozenset({"tools", "thinking", "vision"})) - self.lacks
+
+    @property
+    def load_s(self) -> float | None:
+        """Expected seconds of a load: as seen here, else by the model's size at this host's speed of loading."""
+        seen = self.rates.load_s
+        if seen is not None:
+            return seen
+        entry, pace = self._entry, self.host.load_s_per_gb.value
+        return None if entry is None or entry.size_gb is None or pace is None else entry.size_gb * pace
+
+    def loaded_in(self, load_s: float) -> None:
+        """Learns how quickly this host loads."""
+        entry = self._entry
+        if entry is not None and entry.size_gb:
+            self.host.load_s_per_gb.add(load_s / entry.size_gb)
+
+    @property
+    def _entry(self) -> Installed | None:
+        return (self.host.tags.value or {}).get(self.model)
 
     def queue_s(self, fallback_service_s: float = 1.0) -> float:
         """Expected wait for a place."""
@@ -77,7 +95,7 @@ class Backend:
             available=not reason,
             resident=self.resident,
             queue_s=self.queue_s(),
-            load_s=self.rates.load_s,
+            load_s=self.load_s,
             prompt_tokens_per_s=self.rates.prompt_tokens_per_s,
             decode_tokens_per_s=self.rates.decode_tokens_per_s,
             recent_success=recent,
@@ -93,7 +111,8 @@ class Host:
         self.transport = transport
         self.url = transport.url
         self._options = options
-        self.tags: Fresh[Installed] = Fresh(transport.installed, options.availability_ttl_s, clock)
+        self.tags: Fresh[Mapping[str, Installed]] = Fresh(transport.installed, options.availability_ttl_s, clock)
+        self.load_s_per_gb = Average(weight=0.3)
         self.running: Fresh[frozenset[str]] = Fresh(transport.running, options.residency_ttl_s, clock)
 
     def resident(self, model: str) -> bool | None:
@@ -181,7 +200,7 @@ class Fleet:
         return next((state for state in states if state.available), states[0])
 
     def _start_s(self, backend: Backend) -> float:
-        load_s = 0.0 if backend.resident else backend.rates.load_s or self._options.cold_load_s
+        load_s = 0.0 if backend.resident else backend.load_s or self._options.cold_load_s
         away = 0.0 if backend.installed is not False and backend.breaker.admits() else 1e6
         return away + backend.queue_s() + load_s
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import ollama
@@ -14,6 +14,14 @@ from router_ml.backends.names import NameBook
 ClientFactory = Callable[[str, httpx.Timeout], ollama.AsyncClient]
 
 _PROBE_S = 2.0
+
+
+class Installed(NamedTuple):
+    """A model that a host has."""
+
+    own_name: str  # as the host calls it
+    capabilities: frozenset[str] | None  # None: the host does not say
+    size_gb: float | None
 
 
 def default_client(url: str, timeout: httpx.Timeout) -> ollama.AsyncClient:
@@ -73,9 +81,9 @@ class OllamaHost:
         extra = {} if keep_alive is None else {"keep_alive": keep_alive}
         await self._client.generate(model=model, options=dict(options) or None, **extra)  # type: ignore[call-overload]
 
-    async def installed(self) -> dict[str, tuple[str, frozenset[str] | None]]:
-        """What is installed: catalogue name -> (the host's own name, its capabilities or None)."""
-        found: dict[str, tuple[str, frozenset[str] | None]] = {}
+    async def installed(self) -> Mapping[str, Installed]:
+        """What is installed, by catalogue name."""
+        found: dict[str, Installed] = {}
         for entry in await self._models("/api/tags"):
             own = str(entry.get("model") or entry.get("name") or "")
             stated = entry.get("capabilities")
@@ -83,7 +91,9 @@ class OllamaHost:
             name = self._names.canonical(own)
             # Where two installed models share a catalogue entry, the one that bears the entry's own name wins.
             if name not in found or own == name:
-                found[name] = (own, capabilities)
+                size = entry.get("size")
+                size_gb = size / 1e9 if isinstance(size, int | float) and size > 0 else None
+                found[name] = Installed(own, capabilities, size_gb)
         return found
 
     async def running(self) -> frozenset[str]:

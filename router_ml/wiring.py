@@ -1,0 +1,87 @@
+"""The composition root: settings in, a working gateway out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from router_ml.backends.answer import Answer
+from router_ml.backends.options import GatewayOptions
+from router_ml.cache.exact import ExactCache
+from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.config import Settings, load_settings
+from router_ml.gateway import Decider, Gateway
+from router_ml.router import Router
+from router_ml.telemetry.event import Recorder
+from router_ml.telemetry.store import EventStore, open_store
+from router_ml.telemetry.writer import EventWriter
+
+
+def build_gateway(
+    settings: Settings | None = None,
+    *,
+    decider: Decider | None = None,
+    catalogue: Catalogue | None = None,
+    recorder: Recorder | None = None,
+    options: GatewayOptions | None = None,
+    **overrides: Any,
+) -> Gateway:
+    """A gateway as the settings describe it: the active bundle's router (or the rules), the catalogue's models at
+    their hosts, events into the store of the state folder. What is given replaces what would be built; `overrides`
+    go to `Gateway` as they are.
+
+    Raises `SettingsError` and `CatalogueError`; a missing bundle or store is no error."""
+    settings = settings or load_settings()
+    if decider is None:
+        decider = Router.load_or_heuristic(settings=settings)
+    if catalogue is None:
+        known = getattr(decider, "catalogue", None)
+        catalogue = known if isinstance(known, Catalogue) else load_catalogue(settings.catalogue)
+    closers: list[Callable[[], object]] = []
+    if recorder is None:
+        writer = EventWriter(store_opener(settings))
+        recorder = writer
+        closers.append(writer.close)
+    arguments: dict[str, Any] = {
+        "default_host": settings.ollama_host,
+        "policy": settings.policy,
+        "options": options or gateway_options(settings),
+        "recorder": recorder,
+        "decider_of": bundle_routers(settings),
+        "cache": answer_cache(settings),
+        "closers": closers,
+    }
+    return Gateway(decider, catalogue, **{**arguments, **overrides})
+
+
+def gateway_options(settings: Settings) -> GatewayOptions:
+    """The gateway's options as the settings have them."""
+    return GatewayOptions(
+        deadline_s=settings.deadline_s,
+        last_resort=settings.last_resort,
+        parallel=settings.parallel,
+        stick_margin=settings.stick_margin,
+        preload=settings.preload,
+    )
+
+
+def answer_cache(settings: Settings) -> ExactCache[Answer] | None:
+    """The cache of answers, or None where it is off, as it is by default."""
+    return ExactCache(max_entries=settings.answer_cache_size) if settings.answer_cache_size else None
+
+
+def store_opener(settings: Settings) -> Callable[[], EventStore]:
+    """Opens the event store of the state folder."""
+    return functools.partial(open_store, settings.state_dir)
+
+
+def bundle_routers(settings: Settings) -> Callable[[str], Router]:
+    """Routers of bundles by folder, each loaded once: what the arms of an experiment run."""
+
+    @functools.lru_cache(maxsize=4)
+    def router_of(bundle: str) -> Router:
+        return Router.load(Path(bundle), settings=settings)
+
+    return router_of
