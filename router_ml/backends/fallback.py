@@ -33,17 +33,14 @@ def attempt_timeout_s(
 ) -> float:
     """How long one attempt may take.
 
-    A multiple of the predicted p95; a model not known to be in memory gets its load on top. Where other models
-    remain, the quickest one's p95 (at most half of the time left) is kept back for it."""
-    wanted_s = options.attempt_min_s
-    if expected is not None:
-        wanted_s = max(wanted_s, options.attempt_factor * expected.p95)
-    else:
-        wanted_s = max(wanted_s, remaining_s)
+    Where other models remain (`later`): a multiple of the predicted p95, for a model not known to be in memory its
+    load on top, and time for the quickest of the others is kept back. The last one may use all that is left."""
+    if not later:
+        return remaining_s  # nobody else could use what is left
+    wanted_s = remaining_s if expected is None else options.attempt_factor * expected.p95
+    wanted_s = max(wanted_s, options.attempt_min_s)
     if resident is not True:
         wanted_s += options.cold_load_s if load_s is None else 2.0 * load_s
-    if not later:
-        return min(max(wanted_s, 0.0), remaining_s)
     quickest_s = min((q.p95 for q in later if q is not None), default=options.attempt_min_s)
     kept_s = min(options.attempt_factor * quickest_s + options.attempt_min_s, _KEPT_SHARE * remaining_s)
     return min(wanted_s, remaining_s - kept_s)

@@ -33,6 +33,7 @@ class Seen:
     model: str
     body: Mapping[str, Any]
     fault: Fault | None = None
+    at_s: float = field(default_factory=time.monotonic)
     first_byte_s: float | None = None  # monotonic time of the first byte of the body
     finished: bool = False
     cancelled: bool = False
