@@ -1,0 +1,151 @@
+"""Exports a sentence encoder for serving: an ONNX graph, quantised to int8, held to the reference by its cosines."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from router_ml.errors import EncoderError
+from router_ml.features.onnx import MAX_TOKENS, OnnxEmbedder
+from router_ml.features.sentence_transformer import SentenceTransformerEmbedder
+from router_ml.predictors.bundle import ENCODER, TOKENIZER
+from training.bert_graph import BertGraph
+
+log = logging.getLogger(__name__)
+
+MIN_FLOAT_COSINE = 0.999  # of the exported float graph, on every text
+MIN_QUANTISED_MEAN_COSINE = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How well the files agree with the reference encoder."""
+
+    float_cosine_min: float
+    quantised_cosine_mean: float
+    quantised_cosine_min: float
+    quantised: bool
+    bytes: int
+
+
+def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported:
+    """Write `encoder.onnx` (int8) and `tokenizer.json` of a sentence-transformers model into a folder.
+
+    The float graph must agree with the model's own `encode` on `texts`; where the int8 graph does not, the float graph
+    is kept. Raises `EncoderError` where even that disagrees."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tokenizer(encoder, folder / TOKENIZER)
+    reference = SentenceTransformerEmbedder("reference", model=encoder, max_tokens=MAX_TOKENS).embed(texts)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        float_path, int8_path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
+        onnx.save(_float_graph(encoder), float_path)
+        exact = _cosines(float_path, folder / TOKENIZER, texts, reference)
+        if exact.min() < MIN_FLOAT_COSINE:
+            raise EncoderError(f"the exported encoder disagrees with its model: cosine {exact.min():.4f} on one text")
+        _quantise(float_path, int8_path)
+        rough = _cosines(int8_path, folder / TOKENIZER, texts, reference)
+        quantised = bool(rough.mean() >= MIN_QUANTISED_MEAN_COSINE)
+        if not quantised:
+            log.warning("int8 loses too much here (mean cosine %.4f); the float encoder is kept", rough.mean())
+        shutil.move(int8_path if quantised else float_path, folder / ENCODER)
+    size = (folder / ENCODER).stat().st_size
+    return Exported(float(exact.min()), float(rough.mean()), float(rough.min()), quantised, size)
+
+
+def _cosines(model: Path, tokenizer: Path, texts: Sequence[str], reference: Any) -> Any:
+    return (OnnxEmbedder(model, tokenizer).embed(texts) * reference).sum(axis=1)
+
+
+def _write_tokenizer(encoder: Any, path: Path) -> None:
+    """The tokenizer without the padding and truncation its authors shipped it with; serving sets its own."""
+    backend = encoder.tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.save(str(path))
+
+
+def _float_graph(encoder: Any) -> onnx.ModelProto:
+    body = encoder[0].auto_model
+    modes = _pooling_modes(encoder)
+    if body.config.model_type == "bert" and body.config.hidden_act == "gelu" and modes is not None:
+        weights = {name: value.detach().float().cpu().numpy() for name, value in body.state_dict().items()}
+        return BertGraph(
+            weights,
+            layers=body.config.num_hidden_layers,
+            heads=body.config.num_attention_heads,
+            epsilon=body.config.layer_norm_eps,
+            pooling=modes,
+        ).build()
+    return _traced(encoder)
+
+
+def _pooling_modes(encoder: Any) -> tuple[str, ...] | None:
+    """The poolings of a plain transformer + pooling (+ normalise) model; None where it has further parts."""
+    kinds = [type(module).__name__ for module in encoder]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
+        return None
+    mode = encoder[1].pooling_mode
+    modes = (mode,) if isinstance(mode, str) else tuple(mode)
+    return modes if set(modes) <= {"cls", "mean"} else None
+
+
+def _traced(encoder: Any) -> onnx.ModelProto:
+    """Any other architecture, by tracing the model's own modules."""
+    import torch
+
+    names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in encoder.tokenizer.model_input_names]
+
+    class Traced(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.modules_in_order = torch.nn.ModuleList(list(encoder))
+
+        def forward(self, *inputs: Any) -> Any:
+            features: dict[str, Any] = dict(zip(names, inputs, strict=True))
+            for module in self.modules_in_order:
+                features = module(features)
+            return torch.nn.functional.normalize(features["sentence_embedding"], dim=1)
+
+    sample = encoder.tokenizer(["export", "an encoder of another kind"], padding=True, return_tensors="pt")
+    axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "tokens"} for name in names}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = str(Path(scratch) / "traced.onnx")
+        torch.onnx.export(
+            Traced().eval(),
+            tuple(sample[name] for name in names),
+            path,
+            input_names=names,
+            output_names=["embedding"],
+            dynamic_axes={**axes, "embedding": {0: "batch"}},
+            opset_version=17,
+            dynamo=False,
+        )
+        return onnx.load(path)
+
+
+def _quantise(source: Path, target: Path) -> None:
+    """Dynamic int8: signed weights per channel. Weights keep to 7 bits, so that processors whose int8 products saturate
+    (AVX2 and AVX-512 without VNNI) give the same answers."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        str(source),
+        str(target),
+        per_channel=True,
+        reduce_range=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+
+
+def self_check_vectors(embedder: OnnxEmbedder, texts: Sequence[str]) -> Any:
+    """The vectors a serving machine compares its own with."""
+    return np.asarray(embedder.embed(texts), dtype=np.float16)
