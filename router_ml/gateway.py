@@ -539,7 +539,7 @@ class Gateway:
         after = [c.latency_s if (c := job.candidate(model)) else None for model in later if self._may_serve(model)]
         return attempt_timeout_s(
             candidate.latency_s if candidate else None, backend.resident, backend.load_s,
-            job.deadline_s - self._clock(), after, self.options,
+            job.deadline_s - self._clock(), after, self.options, probe=backend.breaker.state == "half_open",
         )  # fmt: skip
 
     def _may_serve(self, model: str) -> bool:

@@ -30,17 +30,21 @@ def attempt_timeout_s(
     remaining_s: float,
     later: Sequence[Quantiles | None],
     options: GatewayOptions,
+    probe: bool = False,
 ) -> float:
-    """How long one attempt may take.
+    """How long one attempt may take, in seconds.
 
     Where other models remain (`later`): a multiple of the predicted p95, for a model not known to be in memory its
-    load on top, and time for the quickest of the others is kept back. The last one may use all that is left."""
-    if not later:
+    load on top, and time for the quickest of the others is kept back. The last one may use all that is left, unless
+    it is a `probe` of a model that has been failing."""
+    if not later and not probe:
         return remaining_s  # nobody else could use what is left
     wanted_s = remaining_s if expected is None else options.attempt_factor * expected.p95
     wanted_s = max(wanted_s, options.attempt_min_s)
     if resident is not True:
         wanted_s += options.cold_load_s if load_s is None else 2.0 * load_s
+    if not later:
+        return min(wanted_s, remaining_s)
     quickest_s = min((q.p95 for q in later if q is not None), default=options.attempt_min_s)
     kept_s = min(options.attempt_factor * quickest_s + options.attempt_min_s, _KEPT_SHARE * remaining_s)
     return min(wanted_s, remaining_s - kept_s)
