@@ -11,6 +11,7 @@ from router_ml.rows import outcome_row, write_rows
 from router_ml.schema import Outcome
 from router_ml.telemetry.event import AttemptEvent, FeedbackEvent, OutcomeEvent, as_dict, outcome_of
 from router_ml.telemetry.store import EventStore, Selection
+from router_ml.telemetry.summary import Judged, note_feedback, success_of
 
 
 def outcomes(store: EventStore, selection: Selection | None = None) -> Iterator[Outcome]:
@@ -31,25 +32,19 @@ def outcomes(store: EventStore, selection: Selection | None = None) -> Iterator[
         yield outcome
 
 
-def _outcome(event: object, judged: dict[str, tuple[bool, float]]) -> Outcome | None:
+def _outcome(event: object, judged: Judged) -> Outcome | None:
     if isinstance(event, OutcomeEvent):
-        if event.cache_hit:
-            return None
-        explicit, score = judged.get(event.decision_id, (False, None))
-        return outcome_of(event, score if explicit or event.success is None else None)
+        return None if event.cache_hit else outcome_of(event, success_of(event, judged))
     if isinstance(event, AttemptEvent) and not event.ok:
         return Outcome(event.decision_id, event.model, 0.0, event.latency_s, error=event.error or "failed")
     return None
 
 
-def _judged(store: EventStore, selection: Selection) -> dict[str, tuple[bool, float]]:
-    """Decision id -> (from a person, score); a person's word stands over an inferred one, later over earlier."""
+def _judged(store: EventStore, selection: Selection) -> Judged:
     judged: dict[str, tuple[bool, float]] = {}
     for _, event in store.read(Selection(("feedback",), selection.after_seq, selection.since_s)):
         if isinstance(event, FeedbackEvent):
-            known = judged.get(event.decision_id)
-            if known is None or event.explicit or not known[0]:
-                judged[event.decision_id] = (event.explicit, event.score)
+            note_feedback(judged, event)
     return judged
 
 
