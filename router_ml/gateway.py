@@ -235,8 +235,13 @@ class Gateway:
         return self._loop.submit(look()).result(10.0)
 
     def preload(self, model: str) -> None:
-        """Puts a model in memory. Raises what the ollama client raises."""
-        self._loop.submit(self._load(self._fleet.names.canonical(model))).result(self.options.deadline_s)
+        """Puts a model in memory. Raises `NoModelAvailable` where its host does not do so within the deadline."""
+        loading = self._loop.submit(self._load(self._fleet.names.canonical(model)))
+        try:
+            loading.result(self.options.deadline_s + _GRACE_S)
+        except Exception as error:
+            loading.cancel()
+            raise NoModelAvailable(f"{model} could not be loaded: {classify(error)}") from error
 
     @property
     def cache_stats(self) -> CacheStats | None:

@@ -151,12 +151,11 @@ class Campaign:
         self._heal()
         return row
 
-    def nothing_left(self, fault: Fault, requests: int) -> Row:
+    def nothing_left(self, fault: Fault, requests: int, warm_up: int) -> Row:
         """The same fault on both hosts; the time until the circuits know is not measured."""
         for double in (self.a, self.b):
             self._break(double, fault, 1.0)
-        warm_up = self._row("warm-up", 40)
-        assert warm_up.answered == 0
+        assert self._row("warm-up", warm_up).answered == 0
         row = self._row(f"both hosts: {fault.value}", requests)
         self._heal()
         return row
@@ -233,7 +232,7 @@ class Campaign:
 
 def run(
     requests: int, deadline_s: float = 3.0, concurrency: int = 16, share: float = 0.6, seed: int = 0,
-    faults: Sequence[Fault] = FAULTS, log: Any = None,
+    faults: Sequence[Fault] = FAULTS, log: Any = None, warm_up: int = 40,
 ) -> tuple[list[Row], list[Row]]:  # fmt: skip
     """The rows with a healthy model, and those without."""
     each = max(1, -(-requests // len(faults)))
@@ -245,7 +244,7 @@ def run(
                 print(line(rows[-1]), file=log, flush=True)
         hopeless = []
         for fault in (Fault.REFUSED, Fault.ERROR_500, Fault.HANG_BEFORE_HEADERS, Fault.MISSING_404):
-            hopeless.append(campaign.nothing_left(fault, max(20, each // 5)))
+            hopeless.append(campaign.nothing_left(fault, max(20, each // 5), warm_up))
             if log is not None:
                 print(line(hopeless[-1]), file=log, flush=True)
     return rows, hopeless
