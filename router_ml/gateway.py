@@ -645,10 +645,11 @@ class Gateway:
         finished = answer.response.done and answer.response.done_reason in ("stop", None)
         if job.key is None or not finished or job.assignment is not None:
             return
+        own = dataclasses.replace(answer, response=answer.response.model_copy(deep=True))  # the caller may write in his
         if self._cache is not None:
-            self._cache.put(job.key.whole, answer, len(answer.response.model_dump_json()))
+            self._cache.put(job.key.whole, own, len(answer.response.model_dump_json()))
         if self._semantic is not None:
-            self._deciding.submit(self._semantic.put, job.key, answer)
+            self._deciding.submit(self._semantic.put, job.key, own)
 
     # -- record -------------------------------------------------------------------------------------------------
 
