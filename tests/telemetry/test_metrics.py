@@ -69,7 +69,7 @@ def test_a_window_agrees_with_a_recomputation_from_the_store(tmp_path: Path) -> 
         both.record(event)
     assert writer.close()
     rows = [s.event for s in open_store(tmp_path).read()]
-    outcomes = [e for e in rows if isinstance(e, OutcomeEvent) and NOW_S - 3600 <= e.at_s]
+    outcomes = [e for e in rows if isinstance(e, OutcomeEvent) and e.at_s >= NOW_S - 3600]
     person = {e.decision_id: e.score for e in rows if isinstance(e, FeedbackEvent) and e.kind == "thumb"}
     guess = {e.decision_id: e.score for e in rows if isinstance(e, FeedbackEvent) and e.kind == "retry"}
     snapshot = live.snapshot(3600.0)
