@@ -79,7 +79,7 @@ class Answer:
         return self.model != self.decision.model
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name == "response":  # not there yet while a copy is being made
             raise AttributeError(name)
         return getattr(self.response, name)
 

@@ -1,0 +1,99 @@
+"""What the gateway adds to a bare ollama client, against the same double in a process of its own.
+
+    python -m tests.gateway.overhead --requests 1000
+
+Bare and routed requests alternate, so that both meet the same machine. The decision itself is subtracted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ollama
+
+from router_ml.gateway import Gateway, GatewayOptions
+from tests.gateway.deciders import FixedDecider, catalogue_of
+from tests.ollama_double import DoubleProcess, default_models
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Milliseconds of each request, in pairs."""
+
+    bare_ms: tuple[float, ...]
+    routed_ms: tuple[float, ...]  # without the decision
+    bare_first_ms: tuple[float, ...]
+    routed_first_ms: tuple[float, ...]
+
+    @property
+    def added_ms(self) -> float:
+        """Median of the differences between neighbours."""
+        return statistics.median(r - b for b, r in zip(self.bare_ms, self.routed_ms, strict=True))
+
+    @property
+    def added_first_ms(self) -> float:
+        """The same for the first part of a stream."""
+        return statistics.median(r - b for b, r in zip(self.bare_first_ms, self.routed_first_ms, strict=True))
+
+
+def measure(requests: int) -> Overhead:
+    """Alternates bare and routed requests, whole and streamed."""
+    names = [model.name for model in default_models()]
+    with DoubleProcess() as double:
+        client = ollama.Client(host=double.url)
+        options = GatewayOptions(residency_ttl_s=3.0)
+        with Gateway(FixedDecider(*names), catalogue_of(*names), default_host=double.url, options=options) as gateway:
+            for _ in range(20):
+                client.chat(names[0], HELLO)
+                gateway.chat(HELLO)
+            rows = [(*_whole(client, gateway, names[0]), *_first(client, gateway, names[0])) for _ in range(requests)]
+    return Overhead(*(tuple(column) for column in zip(*rows, strict=True)))
+
+
+def _whole(client: ollama.Client, gateway: Gateway, model: str) -> tuple[float, float]:
+    began = time.perf_counter()
+    client.chat(model, HELLO)
+    bare_s = time.perf_counter() - began
+    began = time.perf_counter()
+    answer = gateway.chat(HELLO)
+    routed_s = time.perf_counter() - began - answer.timings.decide_s
+    return 1000 * bare_s, 1000 * routed_s
+
+
+def _first(client: ollama.Client, gateway: Gateway, model: str) -> tuple[float, float]:
+    began = time.perf_counter()
+    parts = client.chat(model, HELLO, stream=True)
+    next(iter(parts))
+    bare_s = time.perf_counter() - began
+    list(parts)
+    began = time.perf_counter()
+    stream = gateway.chat(HELLO, stream=True)
+    next(stream)
+    routed_s = time.perf_counter() - began
+    list(stream)
+    return 1000 * bare_s, 1000 * (routed_s - stream.answer.timings.decide_s)
+
+
+def _quantiles(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    return "  ".join(f"p{int(100 * q)} {ordered[int(q * len(ordered))]:6.2f} ms" for q in (0.5, 0.9, 0.95))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.gateway.overhead", description=__doc__)
+    parser.add_argument("--requests", type=int, default=1000)
+    result = measure(parser.parse_args().requests)
+    print(f"bare client        {_quantiles(result.bare_ms)}")
+    print(f"gateway            {_quantiles(result.routed_ms)}   adds {result.added_ms:.2f} ms (median of pairs)")
+    print(f"bare first part    {_quantiles(result.bare_first_ms)}")
+    print(f"gateway first part {_quantiles(result.routed_first_ms)}   adds {result.added_first_ms:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
