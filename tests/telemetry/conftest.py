@@ -1,4 +1,4 @@
-"""A real PostgreSQL server, started for these tests and stopped after them."""
+"""What is costly and shared: a real PostgreSQL server, and an empty MLflow store."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+_OPEN = """
+import sys
+from pathlib import Path
+from router_ml.telemetry.mlflow_store import open_tracking
+print(open_tracking(Path(sys.argv[1])))
+"""
 
 
 def _program(name: str) -> str | None:
@@ -45,3 +53,18 @@ def postgres_url() -> Iterator[str]:
             yield f"postgresql://tester@127.0.0.1:{port}/postgres"
         finally:
             call(postgres_ctl, "-D", data, "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that four processes made at once."""
+    root = tmp_path_factory.mktemp("made") / "mlruns"
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    racers = [
+        subprocess.Popen([sys.executable, "-c", _OPEN, str(root)], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(4)
+    ]
+    answers = {racer.communicate(timeout=120)[0].strip().splitlines()[-1] for racer in racers}
+    assert [racer.returncode for racer in racers] == [0, 0, 0, 0]
+    assert answers == {f"sqlite:///{root}/mlflow.db"}
+    return root

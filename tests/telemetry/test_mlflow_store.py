@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -13,13 +12,6 @@ import pytest
 
 from router_ml.errors import StoreError
 from router_ml.telemetry.mlflow_store import ensure_experiment, open_tracking
-
-_OPEN = """
-import sys
-from pathlib import Path
-from router_ml.telemetry.mlflow_store import open_tracking
-print(open_tracking(Path(sys.argv[1])))
-"""
 
 _MOVED = """
 import sys
@@ -32,29 +24,14 @@ client.log_text(sys.argv[2], "more", "later.txt")
 """
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that four processes made at once."""
-    root = tmp_path_factory.mktemp("made") / "mlruns"
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    racers = [
-        subprocess.Popen([sys.executable, "-c", _OPEN, str(root)], stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(4)
-    ]
-    answers = {racer.communicate(timeout=120)[0].strip().splitlines()[-1] for racer in racers}
-    assert [racer.returncode for racer in racers] == [0, 0, 0, 0]
-    assert answers == {f"sqlite:///{root}/mlflow.db"}
-    return root
-
-
-def test_the_database_uses_a_write_ahead_log(opened: Path) -> None:
-    with sqlite3.connect(opened / "mlflow.db") as connection:
+def test_the_database_uses_a_write_ahead_log(mlflow_template: Path) -> None:
+    with sqlite3.connect(mlflow_template / "mlflow.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_moved_store_finds_its_artifacts_and_writes_to_the_new_place(opened: Path, tmp_path: Path) -> None:
+def test_a_moved_store_finds_its_artifacts_and_writes_to_the_new_place(mlflow_template: Path, tmp_path: Path) -> None:
     old, new = tmp_path / "old place" / "mlruns", tmp_path / "new" / "mlruns"
-    shutil.copytree(opened, old)
+    shutil.copytree(mlflow_template, old)
     uri = open_tracking(old)
     from mlflow.tracking import MlflowClient
 
@@ -72,11 +49,11 @@ def test_a_moved_store_finds_its_artifacts_and_writes_to_the_new_place(opened: P
 
 
 def test_the_environment_names_the_store_unless_a_folder_is_given(
-    opened: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert open_tracking() == "http://127.0.0.1:5000"
-    assert open_tracking(opened) == f"sqlite:///{opened}/mlflow.db"
+    assert open_tracking(mlflow_template) == f"sqlite:///{mlflow_template}/mlflow.db"
 
 
 def test_a_file_that_is_no_database_is_a_typed_error(tmp_path: Path) -> None:
