@@ -1,0 +1,103 @@
+"""What the outcome learners see: scaled features, a few main directions, and how far a query is from the known ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+
+from router_ml.features.extractor import Features
+from router_ml.predictors.outcomes import TABLE_LIMIT, TRANSFER_LIMIT
+from training.estimators.linear import Matrix
+
+# Block weights: standardised columns beside 768 embedding columns would drown either; these let both speak.
+EMBEDDING_WEIGHT = 8.0
+TABLE_WEIGHT = 0.5
+BASIS_TABLE_WEIGHT = 0.3
+DIRECTIONS = 32
+CENTROIDS = 48
+ROWS_PER_CENTROID = 8
+CLUSTERED_ROWS = 4_000  # k-means sees at most so many
+SMALLEST_SCALE = 0.05  # a column that never varied in training still shows when it does
+EMBEDDING_UNIT = 10.0  # weight of the squared distance to the nearest centroid in the novelty
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Scalings and directions learned from the training queries."""
+
+    embedding_mean: Matrix  # (d,)
+    table_mean: Matrix  # (m,)
+    table_scale: Matrix  # (m,)
+    complexity_mean: Matrix  # (4,)
+    directions: Matrix  # (d + m, p), orthonormal columns over the weighted blocks
+    centroids: Matrix  # (c, d), in the embedding as it comes
+
+    def standardised(self, table: NDArray[np.float32]) -> Matrix:
+        """The table as the heads see it: standardised and cut."""
+        return np.clip((table - self.table_mean) * self.table_scale, -TABLE_LIMIT, TABLE_LIMIT)
+
+    def inputs(self, features: Features, complexity: Matrix) -> Matrix:
+        """The linear learner's inputs (n, d + m + 4): weighted blocks."""
+        z = self.standardised(features.table)
+        embedding = features.embedding - self.embedding_mean
+        return np.hstack((EMBEDDING_WEIGHT * embedding, TABLE_WEIGHT * z, complexity - self.complexity_mean))
+
+    def keys(self, features: Features) -> Matrix:
+        """Coordinates in the main directions (n, p): the neighbours' space."""
+        z = self.standardised(features.table)
+        embedding = features.embedding - self.embedding_mean
+        return np.hstack((EMBEDDING_WEIGHT * embedding, BASIS_TABLE_WEIGHT * z)) @ self.directions
+
+    def forest_inputs(self, features: Features) -> Matrix:
+        """The forest's inputs (n, p + m)."""
+        return np.hstack((self.keys(features), self.standardised(features.table)))
+
+    def transfer_inputs(self, features: Features) -> Matrix:
+        """The transfer head's inputs (n, m): which way a surface feature leans, hardly how far."""
+        return np.clip(self.standardised(features.table), -TRANSFER_LIMIT, TRANSFER_LIMIT)
+
+    def distance(self, features: Features) -> Matrix:
+        """How unlike the training queries (n,): distance to the nearest centroid plus size of the standardised table."""
+        e = features.embedding.astype(np.float64)
+        squares = (self.centroids**2).sum(axis=1) - 2 * e @ self.centroids.T + 1.0  # embeddings have length 1
+        z = self.standardised(features.table)
+        distance: Matrix = EMBEDDING_UNIT * squares.min(axis=1) + (z**2).mean(axis=1)
+        return distance
+
+    def folded(self, weights: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
+        """A linear map of `inputs` as one of the raw embedding, the standardised table and the probabilities."""
+        d, m = len(self.embedding_mean), len(self.table_mean)
+        scale = np.concatenate((np.full(d, EMBEDDING_WEIGHT), np.full(m, TABLE_WEIGHT), np.ones(4)))
+        raw = weights * scale[:, None]
+        return raw, bias - self.embedding_mean @ raw[:d] - self.complexity_mean @ raw[d + m :]
+
+    def folded_keys(self) -> tuple[Matrix, Matrix]:
+        """`keys` as a map of the same raw inputs."""
+        d = len(self.embedding_mean)
+        scale = np.concatenate((np.full(d, EMBEDDING_WEIGHT), np.full(len(self.table_mean), BASIS_TABLE_WEIGHT)))
+        raw = self.directions * scale[:, None]
+        return np.vstack((raw, np.zeros((4, raw.shape[1])))), -self.embedding_mean @ raw[:d]
+
+    def folded_squares(self) -> tuple[Matrix, Matrix]:
+        """Squared distances to the centroids as a map of the same raw inputs."""
+        below = np.zeros((len(self.table_mean) + 4, len(self.centroids)))
+        return np.vstack((-2.0 * self.centroids.T, below)), (self.centroids**2).sum(axis=1) + 1.0
+
+
+def fit_basis(features: Features, complexity: Matrix, seed: int) -> Basis:
+    """Scalings, principal directions and centroids of the training queries."""
+    embedding, table = features.embedding.astype(np.float64), features.table.astype(np.float64)
+    scale = 1.0 / np.maximum(table.std(axis=0), SMALLEST_SCALE)
+    mean, table_mean = embedding.mean(axis=0), table.mean(axis=0)
+    z = np.clip((table - table_mean) * scale, -TABLE_LIMIT, TABLE_LIMIT)
+    blocks = np.hstack((EMBEDDING_WEIGHT * (embedding - mean), BASIS_TABLE_WEIGHT * z))
+    n_directions = min(DIRECTIONS, len(blocks) - 1, blocks.shape[1])
+    directions = PCA(n_directions, svd_solver="randomized", random_state=seed).fit(blocks).components_.T
+    few = embedding[np.random.default_rng(seed).permutation(len(embedding))[:CLUSTERED_ROWS]]
+    n_centroids = max(1, min(CENTROIDS, len(few) // ROWS_PER_CENTROID))
+    centroids = KMeans(n_centroids, n_init=1, random_state=seed).fit(few).cluster_centers_
+    return Basis(mean, table_mean, scale, complexity.mean(axis=0), directions, centroids)
