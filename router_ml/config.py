@@ -32,6 +32,9 @@ class Settings:
     stick_margin: float | None = None  # ROUTER_ML_STICK_MARGIN: utility a session's change of model must gain
     preload: bool = False  # ROUTER_ML_PRELOAD=1: load the likely next model while the host is idle
     answer_cache_size: int = 0  # ROUTER_ML_ANSWER_CACHE: answers kept; 0 turns it off
+    events: str | None = None  # ROUTER_ML_EVENTS: postgresql:// URL or path of the event store; none: the state folder
+    keep_text: bool = False  # ROUTER_ML_KEEP_TEXT=1: keep the queries' redacted text for 30 days
+    alert_webhook: str | None = None  # ROUTER_ML_ALERT_WEBHOOK: URL that takes alerts in Alertmanager's form
 
 
 def load_settings(env: Mapping[str, str] | None = None) -> Settings:
@@ -53,6 +56,9 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         stick_margin=_number(env, "ROUTER_ML_STICK_MARGIN", low=0.0),
         preload=env.get("ROUTER_ML_PRELOAD", "") not in ("", "0", "false", "no"),
         answer_cache_size=_whole(env, "ROUTER_ML_ANSWER_CACHE", defaults.answer_cache_size, 0),
+        events=env.get("ROUTER_ML_EVENTS") or None,
+        keep_text=env.get("ROUTER_ML_KEEP_TEXT", "") not in ("", "0", "false", "no"),
+        alert_webhook=env.get("ROUTER_ML_ALERT_WEBHOOK") or None,
     )
 
 
