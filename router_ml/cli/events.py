@@ -1,0 +1,78 @@
+"""router-ml events: bring out what was recorded, or let old events go."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+from router_ml.config import Settings, load_settings
+from router_ml.errors import InputError
+from router_ml.telemetry.export import export_events, export_outcomes, export_queries
+from router_ml.telemetry.retention import Retention
+from router_ml.telemetry.store import EventStore, Selection, open_store
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    verb = subparsers.add_parser("events", help="export or prune what was recorded")
+    verbs = verb.add_subparsers(dest="what", required=True)
+    export = verbs.add_parser("export", help="write outcomes (for training), queries or raw events as JSON Lines")
+    export.add_argument("--out", type=Path, required=True, help="the file to write")
+    export.add_argument("--what", dest="content", choices=("outcomes", "queries", "events"), default="outcomes")
+    export.add_argument("--since", type=duration_s, metavar="AGE", help="only the last 30m, 12h, 7d ...")
+    export.set_defaults(func=_export)
+    prune = verbs.add_parser("prune", help="delete traffic events that are older than the retention")
+    prune.add_argument(
+        "--days", type=float, default=Retention().traffic_days, help="keep so many (default %(default)s)"
+    )
+    prune.set_defaults(func=_prune)
+
+
+def event_store(settings: Settings, *, read_only: bool = True) -> EventStore:
+    """The event store of the settings. Raises `StoreError`."""
+    return open_store(
+        settings.events or settings.state_dir,
+        key_dir=settings.state_dir,
+        keep_text=settings.keep_text,
+        read_only=read_only,
+    )
+
+
+def duration_s(text: str) -> float:
+    """Seconds of a duration such as `90`, `15m`, `12h`, `7d`. Raises `InputError`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip())
+    if found is None:
+        raise InputError(f"{text!r} is no duration; write 90s, 15m, 12h, 7d or 2w")
+    return float(found[1]) * _SECONDS[found[2] or "s"]
+
+
+def _export(options: argparse.Namespace) -> int:
+    store = event_store(load_settings())
+    selection = Selection(since_s=None if options.since is None else time.time() - options.since)
+    try:
+        if options.content == "outcomes":
+            count = export_outcomes(store, options.out, selection)
+        elif options.content == "queries":
+            count = export_queries(store, options.out)
+        else:
+            count = export_events(store, options.out, selection)
+    finally:
+        store.close()
+    print(f"{count} {options.content} written to {options.out}")
+    if options.content == "queries" and not count:
+        print("No text is kept by default; set ROUTER_ML_KEEP_TEXT=1 to keep it, redacted, for 30 days.")
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    store = event_store(load_settings(), read_only=False)
+    try:
+        gone = store.prune(Retention(traffic_days=options.days).before(time.time()))
+    finally:
+        store.close()
+    print(f"{gone} events deleted")
+    return 0

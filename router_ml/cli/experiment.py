@@ -1,0 +1,261 @@
+"""router-ml experiment: start, watch, stop, report on and clear an A/B test."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from router_ml.cli.events import duration_s, event_store
+from router_ml.cli.metrics import print_table
+from router_ml.config import Settings, load_settings
+from router_ml.errors import ExperimentError, StoreError
+from router_ml.experiments.board import Board, Latch
+from router_ml.experiments.experiment import Experiment, Limits, RampStep, Variant, experiment_from, experiment_row
+from router_ml.experiments.verdict import Verdict, recompute
+from router_ml.rollout import FOLDER, Rollout
+from router_ml.selection.policy import resolve_policy
+from router_ml.telemetry.event import ChangeKind, ExperimentEvent
+from router_ml.telemetry.report import looks_of, report_html
+from router_ml.telemetry.store import Selection
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    verb = subparsers.add_parser("experiment", help="A/B tests of policies, bundles and models that end by themselves")
+    verbs = verb.add_subparsers(dest="what", required=True)
+    _register_start(verbs.add_parser("start", help="begin an experiment"))
+    status = verbs.add_parser("status", help="what runs, and what is known so far")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.set_defaults(func=_status)
+    stop = verbs.add_parser("stop", help="end the experiment that runs; everybody gets what ran before")
+    stop.add_argument("--reason", default="", help="why, for the record")
+    stop.set_defaults(func=_stop)
+    report = verbs.add_parser("report", help="write the report as one HTML page, and check the verdict's record")
+    report.add_argument("id", nargs="?", help="an experiment (default: the one that runs or is latched)")
+    report.add_argument("--out", type=Path, help="the page to write (default ID.html)")
+    report.set_defaults(func=_report)
+    clear = verbs.add_parser("clear", help="take off the latch of an ended experiment, once you have looked at it")
+    clear.add_argument("--reason", default="", help="what you found, for the record")
+    clear.set_defaults(func=_clear)
+
+
+def _register_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", nargs="?", help="its name: letters, digits, '.', '_' and '-'")
+    parser.add_argument("--file", type=Path, help="read the definition from a JSON file instead")
+    for arm in ("challenger", "control"):
+        parser.add_argument(f"--{arm}", metavar="NAME", default=arm, help=f"name of the {arm} (default {arm})")
+        parser.add_argument(f"--{arm}-policy", metavar="POLICY", help="a preset or a policy file")
+        parser.add_argument(f"--{arm}-bundle", metavar="FOLDER", help="a bundle's folder")
+        parser.add_argument(f"--{arm}-model", metavar="MODEL", help="this model for every request")
+    parser.add_argument("--coverage", type=float, default=1.0, help="share of units that takes part (default 1)")
+    parser.add_argument("--ramp", metavar="AGE:SHARE,...", help="growing coverage, such as 0:0.05,1h:0.25,1d:1")
+    parser.add_argument("--holdout", type=float, default=0.0, help="share of units that never takes part")
+    parser.add_argument("--shadow", action="store_true", help="the challenger decides and serves nobody")
+    parser.add_argument("--unit", choices=("session", "request"), default="session")
+    parser.add_argument("--hypothesis", default="", help="what you expect, in a sentence")
+    parser.add_argument("--owner", default="")
+    names = ", ".join(field.name for field in fields(Limits))
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=f"one of {names}")
+    parser.set_defaults(func=_start)
+
+
+def _start(options: argparse.Namespace) -> int:
+    settings = load_settings()
+    experiment = _from_file(options.file) if options.file else _from_options(options)
+    for variant in (experiment.control, experiment.challenger):
+        _check_variant(variant)
+    Board(settings.state_dir / FOLDER).start(experiment)
+    _tell(settings, experiment.id, "started", {"experiment": experiment_row(experiment)})
+    print(
+        f"{experiment.id} runs: {experiment.challenger.name} ({experiment.challenger.describe()}) against "
+        f"{experiment.control.name} ({experiment.control.describe()}), "
+        f"{experiment.coverage(time.time()):.0%} of {experiment.unit}s take part."
+    )
+    print("It rolls back by itself if it does harm. See 'router-ml experiment status'.")
+    return 0
+
+
+def _from_file(path: Path) -> Experiment:
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"cannot read {path}: {error}") from error
+    if not isinstance(row, dict):
+        raise ExperimentError(f"{path} must hold a JSON object")
+    return experiment_from({"started_s": time.time()} | row)
+
+
+def _from_options(options: argparse.Namespace) -> Experiment:
+    if not options.id:
+        raise ExperimentError("give the experiment a name, or a definition with --file")
+    named = vars(options)
+
+    def variant(arm: str) -> Variant:
+        return Variant(named[arm], named[f"{arm}_policy"], named[f"{arm}_bundle"], named[f"{arm}_model"])
+
+    return Experiment(
+        id=options.id,
+        control=variant("control"),
+        challenger=variant("challenger"),
+        started_s=time.time(),
+        ramp=_ramp(options.ramp) if options.ramp else (RampStep(0.0, options.coverage),),
+        holdout=options.holdout,
+        mode="shadow" if options.shadow else "live",
+        unit=options.unit,
+        limits=_limits(options.limit),
+        hypothesis=options.hypothesis,
+        owner=options.owner,
+    )
+
+
+def _ramp(text: str) -> tuple[RampStep, ...]:
+    try:
+        pairs = [step.split(":") for step in text.split(",")]
+        return tuple(RampStep(duration_s(age), float(share)) for age, share in pairs)
+    except ValueError as error:
+        raise ExperimentError(f"--ramp {text!r} must look like 0:0.05,1h:0.25,1d:1") from error
+
+
+def _limits(pairs: list[str]) -> Limits:
+    known = {field.name for field in fields(Limits)}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if name not in known:
+            raise ExperimentError(f"--limit {name!r} is unknown; use one of {', '.join(sorted(known))}")
+        try:
+            values[name] = None if value == "none" else int(value) if name.endswith("_units") else float(value)
+        except ValueError as error:
+            raise ExperimentError(f"--limit {pair!r} must be a name, '=' and a number") from error
+    return Limits(**values)
+
+
+def _check_variant(variant: Variant) -> None:
+    """Find now what would else fail at the first request."""
+    if variant.policy is not None:
+        resolve_policy(variant.policy)
+    if variant.bundle is not None and not Path(variant.bundle).is_dir():
+        raise ExperimentError(f"variant {variant.name!r}: there is no bundle at {variant.bundle}")
+
+
+def _tell(settings: Settings, experiment: str, change: ChangeKind, detail: Mapping[str, Any]) -> None:
+    """Write the change into the event store; the board's files are what counts, so a store that is away is no error."""
+    try:
+        store = event_store(settings, read_only=False)
+        try:
+            store.append([ExperimentEvent(experiment, change, detail)])
+        finally:
+            store.close()
+    except StoreError as error:
+        print(f"warning: not in the event store: {error}", file=sys.stderr)
+
+
+def _watch(settings: Settings) -> Rollout:
+    """A rollout that only looks."""
+    return Rollout(Board(settings.state_dir / FOLDER), read_store=functools.partial(event_store, settings))
+
+
+def _status(options: argparse.Namespace) -> int:
+    rollout = _watch(load_settings())
+    verdict = rollout.look(act=False)
+    state = rollout.state()
+    rollout.close()
+    if options.json:
+        row = {
+            "experiment": experiment_row(state.experiment) if state.experiment else None,
+            "latch": {name: getattr(state.latch, name) for name in Latch.__dataclass_fields__} if state.latch else None,
+            "coverage": state.coverage,
+            "verdict": verdict.as_dict() if verdict else None,
+            "trouble": state.trouble,
+        }
+        print(json.dumps(row))
+        return 0
+    if state.experiment is None and state.latch is None:
+        print("No experiment runs.")
+        return 0
+    if state.latch is not None:
+        print(f"LATCHED: {state.latch.reason}")
+        print(
+            "Everybody gets what ran before. Look at 'router-ml experiment report', then 'router-ml experiment clear'."
+        )
+    if state.experiment is not None:
+        _print_state(state.experiment, state.coverage, verdict, latched=state.latch is not None)
+    if state.trouble:
+        print(f"warning: {state.trouble}", file=sys.stderr)
+    return 0
+
+
+def _print_state(experiment: Experiment, coverage: float, verdict: Verdict | None, *, latched: bool) -> None:
+    age_h = (time.time() - experiment.started_s) / 3600
+    print(f"{experiment.id}: {experiment.mode}, for {age_h:.1f} hours, {coverage:.0%} of {experiment.unit}s take part")
+    if verdict is None:
+        return
+    rows: list[tuple[str, ...]] = [("", "control", "challenger")]
+    for name, table in (("units", verdict.units), ("requests", verdict.requests)):
+        rows.append((name, f"{table['control']:,}", f"{table['challenger']:,}"))
+    print_table(rows)
+    if not latched:
+        print(verdict.summary)
+    for finding in verdict.findings:
+        print(f"  {finding.words}")
+    if verdict.kind == "HOLD":
+        print("Still needed before it can be shipped:")
+        for reason in verdict.reasons:
+            print(f"  {reason}")
+
+
+def _stop(options: argparse.Namespace) -> int:
+    settings = load_settings()
+    experiment = Board(settings.state_dir / FOLDER).stop()
+    _tell(settings, experiment.id, "stopped", {"reason": options.reason})
+    print(f"{experiment.id} is stopped; everybody gets what ran before.")
+    return 0
+
+
+def _clear(options: argparse.Namespace) -> int:
+    settings = load_settings()
+    latch = Board(settings.state_dir / FOLDER).clear()
+    _tell(settings, latch.experiment, "cleared", {"reason": options.reason})
+    print(f"The latch of {latch.experiment} ({latch.kind}) is off; a new experiment may start.")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    settings = load_settings()
+    board = Board(settings.state_dir / FOLDER)
+    latch = board.latch()
+    running = board.active()
+    name = options.id or (latch.experiment if latch else running.id if running else None)
+    if name is None:
+        raise ExperimentError("no experiment runs; name the one you mean")
+    experiment = running if running is not None and running.id == name else board.finished(name)
+    events = _events(settings, experiment)
+    looks = looks_of(events)
+    out = options.out or Path(f"{name}.html")
+    out.write_text(report_html(experiment_row(experiment), looks), encoding="utf-8")
+    print(f"{looks[-1].verdict['summary'] if looks else 'No look has been taken yet.'}\nThe report is in {out}.")
+    kept = next((e.detail["record"] for e in reversed(events) if e.detail.get("record")), None)
+    if kept is None:
+        return 0
+    record = board.record(kept)
+    if recompute(record) == record:
+        print(f"The record {kept} gives the same verdict, byte for byte, when computed again.")
+        return 0
+    print(f"The record {kept} gives ANOTHER verdict when computed again: it was changed, or the program was.")
+    return 1
+
+
+def _events(settings: Settings, experiment: Experiment) -> list[ExperimentEvent]:
+    store = event_store(settings)
+    try:
+        selection = Selection(("experiment",), since_s=experiment.started_s - 1, experiment=experiment.id)
+        return [s.event for s in store.read(selection) if isinstance(s.event, ExperimentEvent)]
+    finally:
+        store.close()

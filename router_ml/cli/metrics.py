@@ -1,0 +1,100 @@
+"""router-ml metrics: what the last hours amounted to, computed from the event store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+from router_ml.cli.events import duration_s, event_store
+from router_ml.config import load_settings
+from router_ml.telemetry.store import Selection
+from router_ml.telemetry.summary import Summary, summarise
+
+_HEAD = (
+    "",
+    "requests",
+    "success",
+    "p50 s",
+    "p90 s",
+    "p95 s",
+    "tokens/s",
+    "cached",
+    "fallback",
+    "over",
+    "under",
+    "saved",
+)
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    verb = subparsers.add_parser("metrics", help="success, latency and savings per model and variant")
+    verb.add_argument("--window", type=duration_s, default=86_400.0, metavar="AGE", help="15m, 12h, 7d (default 1d)")
+    verb.add_argument("--json", action="store_true", help="as JSON")
+    verb.set_defaults(func=_metrics)
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    now_s = time.time()
+    store = event_store(load_settings())
+    try:
+        kinds = ("decision", "outcome", "feedback")
+        # A decision comes shortly before its outcome; an hour is more than any request may take.
+        events = [stored.event for stored in store.read(Selection(kinds, since_s=now_s - options.window - 3600))]
+    finally:
+        store.close()
+    snapshot = summarise(events, now_s - options.window, now_s)
+    if options.json:
+        print(json.dumps(snapshot.as_dict()))
+        return 0
+    if not snapshot.total.requests:
+        print("No requests in this window.")
+        return 0
+    _table("model", snapshot.by_model, snapshot.total)
+    if snapshot.by_variant:
+        print()
+        _table("variant", snapshot.by_variant, None)
+    return 0
+
+
+def _table(title: str, groups: Mapping[str, Summary], total: Summary | None) -> None:
+    rows = [(title, *_HEAD[1:]), *((name, *_cells(summary)) for name, summary in groups.items())]
+    if total is not None:
+        rows.append(("all", *_cells(total)))
+    print_table(rows)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with their columns lined up, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join(cells).rstrip())
+
+
+def _cells(s: Summary) -> tuple[str, ...]:
+    return (
+        f"{s.requests:,}",
+        _percent(s.success_rate),
+        _number(s.latency_p50_s),
+        _number(s.latency_p90_s),
+        _number(s.latency_p95_s),
+        _number(s.output_tokens_per_s, 0),
+        _percent(s.cache_hit_rate),
+        _percent(s.fallback_rate),
+        _percent(s.over_routing_rate),
+        _percent(s.under_routing_rate),
+        _percent(s.saved_share),
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

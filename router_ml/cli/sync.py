@@ -1,0 +1,41 @@
+"""router-ml sync: bring experiments from the event store to MLflow."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from pathlib import Path
+
+from router_ml.cli.events import duration_s, event_store
+from router_ml.config import load_settings
+from router_ml.errors import StoreError
+from router_ml.telemetry.mlflow_sink import WINDOW_S, MlflowSync
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    verb = subparsers.add_parser("sync", help="bring closed windows of experiments to MLflow")
+    verb.add_argument("--mlruns", type=Path, help="MLflow's folder (default: MLFLOW_TRACKING_URI, else mlruns)")
+    verb.add_argument("--window", type=duration_s, default=WINDOW_S, metavar="AGE", help="of one point (default 10m)")
+    verb.add_argument("--every", type=duration_s, metavar="AGE", help="go on, with a pass every 1m, 10m ...")
+    verb.set_defaults(func=_sync)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    opener = functools.partial(event_store, load_settings())
+    sync = MlflowSync(opener, root=options.mlruns, window_s=options.window)
+    while True:
+        try:
+            report = sync.sync()
+            print(
+                f"{report.experiments} experiments, {report.windows} new windows, {report.metrics} metrics", flush=True
+            )
+        except StoreError as error:
+            if options.every is None:
+                raise
+            print(error, file=sys.stderr, flush=True)
+        if options.every is None:
+            return 0
+        time.sleep(options.every)
