@@ -13,8 +13,9 @@ from router_ml.cache.exact import ExactCache
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.config import Settings, load_settings
 from router_ml.gateway import Decider, Gateway
+from router_ml.rollout import Rollout, open_rollout
 from router_ml.router import Router
-from router_ml.telemetry.event import Recorder
+from router_ml.telemetry.event import Recorder, Recorders
 from router_ml.telemetry.store import EventStore, open_store
 from router_ml.telemetry.writer import EventWriter
 
@@ -29,7 +30,8 @@ def build_gateway(
     **overrides: Any,
 ) -> Gateway:
     """A gateway as the settings describe it: the active bundle's router (or the rules), the catalogue's models at
-    their hosts, events into the store of the state folder. What is given replaces what would be built; `overrides`
+    their hosts, events into the store of the state folder, experiments as its board has them (a `recorder` of your own
+    does without experiments unless you give an `assigner`, too). What is given replaces what would be built; `overrides`
     go to `Gateway` as they are.
 
     Raises `SettingsError` and `CatalogueError`; a missing bundle or store is no error."""
@@ -40,15 +42,18 @@ def build_gateway(
         known = getattr(decider, "catalogue", None)
         catalogue = known if isinstance(known, Catalogue) else load_catalogue(settings.catalogue)
     closers: list[Callable[[], object]] = []
+    assigner = None
     if recorder is None:
         writer = EventWriter(store_opener(settings))
-        recorder = writer
-        closers.append(writer.close)
+        rollout = open_experiments(settings, writer)
+        recorder, assigner = Recorders((writer, rollout)), rollout.assign
+        closers += [rollout.close, writer.close]
     arguments: dict[str, Any] = {
         "default_host": settings.ollama_host,
         "policy": settings.policy,
         "options": options or gateway_options(settings),
         "recorder": recorder,
+        "assigner": assigner,
         "decider_of": bundle_routers(settings),
         "cache": answer_cache(settings),
         "closers": closers,
@@ -75,6 +80,17 @@ def answer_cache(settings: Settings) -> ExactCache[Answer] | None:
 def store_opener(settings: Settings) -> Callable[[], EventStore]:
     """Opens the event store of the state folder."""
     return functools.partial(open_store, settings.state_dir)
+
+
+def open_experiments(settings: Settings, recorder: Recorder) -> Rollout:
+    """The rollout that assigns, watches and ends experiments, at work."""
+    rollout = open_rollout(
+        settings.state_dir.expanduser(),
+        recorder=recorder,
+        read_store=functools.partial(open_store, settings.state_dir, read_only=True),
+    )
+    rollout.start()
+    return rollout
 
 
 def bundle_routers(settings: Settings) -> Callable[[str], Router]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from router_ml.backends.breaker import Breaker
 from router_ml.backends.fresh import Fresh
@@ -32,6 +33,7 @@ class Backend:
     gate: Gate
     rates: LiveRates
     lacks: frozenset[str] = frozenset()  # capabilities a refusal taught us it has not
+    cold_timeouts: int = 0  # times in a row that it was not done loading in time
 
     @property
     def wire_name(self) -> str:
@@ -183,6 +185,22 @@ class Fleet:
     def state(self) -> MachineState:
         """A snapshot of every model of the catalogue: of several hosts, the one that would begin first."""
         return MachineState({model.name: self._best(self.backends(model.name)) for model in self.catalogue.models})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A JSON-ready row for every model on every host."""
+        return [
+            {
+                "model": backend.model,
+                "host": backend.host.url,
+                "breaker": backend.breaker.state,
+                "running": backend.gate.inside,
+                "waiting": backend.gate.waiting,
+                "service_s": backend.rates.service_s,
+                **asdict(backend.state()),
+            }
+            for model in self.catalogue.models
+            for backend in self.backends(model.name)
+        ]
 
     def probe_all(self) -> None:
         """Forgets what is installed and in memory, so that the next request looks again."""

@@ -254,7 +254,7 @@ def test_the_likely_next_model_is_loaded_while_the_host_is_idle(gateway_of, doub
     double.scheduler.unload(QWEN3)
     gateway.refresh()
     gateway.chat(HELLO)
-    task = gateway._preloading
+    task = gateway._preloader.running
     assert task is not None
     asyncio.run_coroutine_threadsafe(asyncio.wait({task}), gateway._loop.loop).result(5)
     assert double.scheduler.loads[-1] == QWEN3
