@@ -49,19 +49,19 @@ def failed(event: OutcomeEvent) -> bool | None:
 
 
 class Shares:
-    """Shares of flagged events in several windows of the last so many events."""
+    """Means of flags (or of probabilities) in several windows of the last so many events."""
 
     def __init__(self, *sizes: int) -> None:
-        self._windows = [(size, deque[bool](maxlen=size)) for size in sizes]
-        self._counts = [0] * len(sizes)
+        self._windows = [(size, deque[float](maxlen=size)) for size in sizes]
+        self._counts = [0.0] * len(sizes)
 
-    def add(self, flag: bool) -> None:
+    def add(self, value: float) -> None:
         """Take one event."""
         for index, (size, window) in enumerate(self._windows):
             if len(window) == size:
                 self._counts[index] -= window[0]
-            window.append(flag)
-            self._counts[index] += flag
+            window.append(value)
+            self._counts[index] += value
 
     def share(self, index: int) -> float:
         """The share in a window; 0 where it is empty."""
@@ -95,12 +95,13 @@ class _Expectation:
 class _FailureState:
     expectation: _Expectation = field(default_factory=_Expectation)
     shares: Shares = field(default_factory=lambda: Shares(40, 150))
+    expected: Shares = field(default_factory=lambda: Shares(40, 150))
     total: float = 0.0
     firing: bool = False
 
 
 class FailureRate:
-    """More failures than predicted: a CUSUM against three times the odds, confirmed by a short window.
+    """More failures than predicted: a CUSUM against much higher odds, confirmed by a short window.
 
     It clears when a short and a long window are both back near what is expected."""
 
@@ -110,7 +111,7 @@ class FailureRate:
         "take it out of the catalogue until it is well. Roll back what was changed last."
     )
 
-    def __init__(self, *, threshold: float = 9.5, odds_ratio: float = 3.0, minimum: int = 60) -> None:
+    def __init__(self, *, threshold: float = 9.5, odds_ratio: float = 2.5, minimum: int = 60) -> None:
         self._threshold, self._log_ratio, self._minimum = threshold, math.log(odds_ratio), minimum
         self._states: dict[str, _FailureState] = {}
 
@@ -129,21 +130,22 @@ class FailureRate:
         state = self._states.setdefault(subject, _FailureState())
         usual = state.expectation.rate(predicted)
         state.shares.add(wrong)
-        tripled = 1 / (1 + math.exp(-(math.log(usual / (1 - usual)) + self._log_ratio)))
-        gain = math.log(tripled / usual) if wrong else math.log((1 - tripled) / (1 - usual))
+        raised = 1 / (1 + math.exp(-(math.log(usual / (1 - usual)) + self._log_ratio)))
+        gain = math.log(raised / usual) if wrong else math.log((1 - raised) / (1 - usual))
         if state.expectation.seen >= self._minimum:
             state.total = min(max(0.0, state.total + gain), 2 * self._threshold)
         if not state.firing:
             state.expectation.learn(wrong, usual)
-        short, long = state.shares.share(0), state.shares.share(1)
+        state.expected.add(usual)
+        (short, long), (near, far) = ([w.share(0), w.share(1)] for w in (state.shares, state.expected))
         if state.firing:
-            state.firing = not (short <= usual * 1.5 + 0.03 and long <= usual * 2 + 0.05)
+            state.firing = not (short <= near * 1.5 + 0.03 and long <= far * 2 + 0.05)
             if not state.firing:
                 state.total = 0.0
         else:
-            state.firing = state.total >= self._threshold and short >= usual + 0.08
-        words = f"{short:.0%} of the last {state.shares.seen(0)} requests failed; {usual:.0%} is usual"
-        return Signal(subject, state.firing, short, usual, words)
+            state.firing = state.total >= self._threshold and short >= near + 0.08
+        words = f"{short:.0%} of the last {state.shares.seen(0)} requests failed; {near:.0%} is usual for such requests"
+        return Signal(subject, state.firing, short, near, words)
 
 
 class _Regression:
