@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.features.onnx import MAX_TOKENS as SERVED_TOKENS
 from router_ml.features.sentence_transformer import DEFAULT_ENCODER, load_sentence_transformer
 from router_ml.schema import LABELS
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 OPTIMISER_SHARE = 1.25  # time of a whole step over that of its forward and backward pass
 
 Progress = Callable[[int, int, float], None]  # examples seen, examples in all, running loss
+Checkpoint = Callable[[int, Callable[[Sequence[str]], NDArray[np.float32]]], None]  # examples seen, logits of texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +88,14 @@ def finetune(
     seed: int = 0,
     seconds: float | None = None,
     progress: Progress | None = None,
-    checkpoint: Callable[[int, Callable[[Sequence[str]], NDArray[np.float32]]], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    checkpoints: int = 4,
 ) -> Tuned:
-    """Tune an encoder on texts and their labels (0..3).
+    """Tune an encoder on texts and their labels (0..3); with a recipe of no epochs it stays as it is.
 
     `seconds` bounds the training time: where the measured speed would not allow all epochs, the schedule is shortened
-    before it begins. `checkpoint(examples seen, logits of texts)` is called four times, for a learning curve."""
+    before it begins. `checkpoint` is called `checkpoints` times at equal distances, the last time at the end,
+    for a learning curve."""
     import torch
 
     torch.manual_seed(seed)
@@ -99,11 +103,14 @@ def finetune(
     encoder = pooled_encoder(source, recipe.max_tokens)
     rows = _tokenise(encoder, texts, recipe.max_tokens)
     session = _Session(encoder, recipe, seed)
+    if not recipe.epochs:
+        return session.finish(0.0, 0)
     arithmetic = _fastest(session, rows, labels, recipe.batch_size)
     session.use(arithmetic)
     planned = _planned_examples(len(rows), recipe, arithmetic, seconds)
     session.schedule(max(1, planned // recipe.batch_size))
-    started, seen, running, marks = time.monotonic(), 0, 1.4, [planned * k // 4 for k in (1, 2, 3, 4)]
+    started, seen, running = time.monotonic(), 0, float(np.log(len(LABELS)))
+    marks = [planned * k // checkpoints for k in range(1, checkpoints + 1)]
     for batch in _batches(rows, recipe.batch_size, planned, rng):
         running += 0.05 * (session.step([rows[i] for i in batch], labels[batch]) - running)
         seen += len(batch)
@@ -157,7 +164,7 @@ class _Session:
         target = torch.from_numpy(np.asarray(labels, dtype=np.int64))
         loss = torch.nn.functional.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self._body.parameters(), 1.0)
         self._optimizer.step()
         if self._scheduler is not None:
@@ -170,7 +177,7 @@ class _Session:
         self.encoder.train()
         target = self._torch.from_numpy(np.asarray(labels, dtype=np.int64))
         started = time.monotonic()
-        self._torch.nn.functional.cross_entropy(self._logits(rows), target).backward()
+        self._torch.nn.functional.cross_entropy(self._logits(rows), target).backward()  # type: ignore[no-untyped-call]
         elapsed = time.monotonic() - started
         self._optimizer.zero_grad()
         return elapsed
@@ -189,6 +196,7 @@ class _Session:
 
     def finish(self, seconds: float, examples: int) -> Tuned:
         self.encoder.eval()
+        self.encoder.max_seq_length = SERVED_TOKENS
         weights = self._head.weight.detach().float().numpy() * np.float32(self.recipe.scale)
         return Tuned(self.encoder, weights, self._head.bias.detach().float().numpy(), seconds, examples)
 

@@ -1,0 +1,151 @@
+"""The labelled corpus: where it lies, its hash, its checks.
+
+    python -m training.corpus            check the shipped corpus
+    python -m training.corpus FILE       check another file of queries
+
+Checks: schema, repeated texts, label balance, groups whole within a split, near-duplicates across splits, frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_ml.config import CHECKOUT
+from router_ml.errors import InputError
+from router_ml.features.composition import compose
+from router_ml.rows import query_row, read_queries
+from router_ml.schema import LABELS, Query
+from training.splits import group_of, is_test
+
+CORPUS = "queries.jsonl"
+MAX_FRAME_USES = 12  # rows that may open with the same four words
+BALANCE = (0.20, 0.30)  # each label's share
+NEAR_DUPLICATE = 0.95  # cosine above which two rows may not stand on both sides of a split
+
+
+def data_dir() -> Path:
+    """`data/` of a source checkout, else the copy inside the installed package."""
+    checkout = CHECKOUT / "data"
+    return checkout if (checkout / CORPUS).is_file() else Path(__file__).resolve().parent / "data"
+
+
+def corpus_path() -> Path:
+    """The shipped corpus."""
+    return data_dir() / CORPUS
+
+
+def data_sha256(queries: Sequence[Query], *others: Path | None) -> str:
+    """SHA-256 over the rows of the queries in order of their ids, and over further files."""
+    digest = hashlib.sha256()
+    for query in sorted(queries, key=lambda q: q.id):
+        digest.update(json.dumps(query_row(query), sort_keys=True, ensure_ascii=False).encode())
+    for path in others:
+        if path is not None:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong with a corpus."""
+
+    check: str
+    detail: str
+
+
+def check_corpus(queries: Sequence[Query]) -> list[Finding]:
+    """Everything but the near-duplicates, which need vectors. An empty list is a sound corpus."""
+    return [*_repeated(queries), *_balance(queries), *_frames(queries)]
+
+
+def near_duplicates(queries: Sequence[Query], vectors: NDArray[np.float32]) -> list[Finding]:
+    """Pairs on both sides of the test split whose vectors (unit rows) are closer than `NEAR_DUPLICATE`."""
+    test = np.array([is_test(group_of(query)) for query in queries])
+    close = vectors[test] @ vectors[~test].T > NEAR_DUPLICATE
+    inside, outside = np.flatnonzero(test), np.flatnonzero(~test)
+    return [
+        Finding("near-duplicate across splits", f"{queries[inside[i]].id} and {queries[outside[j]].id}")
+        for i, j in zip(*np.nonzero(close), strict=True)
+    ]
+
+
+def _repeated(queries: Sequence[Query]) -> list[Finding]:
+    seen: dict[str, str] = {}
+    findings = []
+    for query in queries:
+        text = compose(query.text.lower(), query.context)
+        first = seen.setdefault(text, query.id)
+        if first != query.id:
+            findings.append(Finding("repeated text", f"{first} and {query.id}: {query.text[:60]!r}"))
+    return findings
+
+
+def _balance(queries: Sequence[Query]) -> list[Finding]:
+    counts = collections.Counter(query.label for query in queries if query.label)
+    total = max(sum(counts.values()), 1)
+    low, high = BALANCE
+    return [
+        Finding("label balance", f"{label}: {counts[label] / total:.0%}, allowed {low:.0%} to {high:.0%}")
+        for label in LABELS
+        if not low <= counts[label] / total <= high
+    ]
+
+
+def _frames(queries: Sequence[Query]) -> list[Finding]:
+    openings = collections.Counter(" ".join(query.text.lower().split()[:4]) for query in queries)
+    return [
+        Finding("frame", f"{count} rows open with {opening!r}")
+        for opening, count in openings.items()
+        if count > MAX_FRAME_USES and len(opening.split()) == 4
+    ]
+
+
+def describe(queries: Sequence[Query]) -> str:
+    """Rows per label, share with context and of tricky rows, languages."""
+    counts = collections.Counter(query.label for query in queries)
+    context = sum(query.raw_context is not None for query in queries) / len(queries)
+    languages = collections.Counter(str(query.extra.get("language", "en")) for query in queries)
+    foreign = 1 - languages["en"] / len(queries)
+    labels = ", ".join(f"{label} {counts[label]}" for label in LABELS)
+    return (
+        f"{len(queries)} rows: {labels}; {context:.0%} with context; "
+        f"{foreign:.0%} in {len(languages) - 1} other languages; "
+        f"{len({query.extra.get('domain') for query in queries})} domains"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a corpus; exit code 1 where something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m training.corpus", description=__doc__.split("\n\n")[0])
+    parser.add_argument("file", nargs="?", type=Path, default=corpus_path(), help="queries to check (the shipped ones)")
+    parser.add_argument("--no-vectors", action="store_true", help="skip the near-duplicate check (no encoder needed)")
+    options = parser.parse_args(argv)
+    try:
+        queries = read_queries(options.file)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    findings = check_corpus(queries)
+    if not options.no_vectors:
+        from training.embeddings import frozen_vectors
+
+        findings += near_duplicates(queries, frozen_vectors([compose(q.text, q.context) for q in queries]))
+    print(describe(queries))
+    for finding in findings:
+        print(f"{finding.check}: {finding.detail}")
+    print("sound" if not findings else f"{len(findings)} findings")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Tuned encoders, remembered on disk: the same texts, labels, recipe and seed are never trained twice."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_ml.predictors.bundle import ENCODER, TOKENIZER
+from router_ml.predictors.heads import softmax
+from training.embeddings import memory
+from training.export import Exported, export_encoder
+from training.finetune import Progress, Recipe, finetune
+from training.scores import complexity_scores
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a tuned encoder said of texts it did not see."""
+
+    logits: Array  # (n, 4)
+    curve: tuple[tuple[int, float], ...]  # (examples seen, macro-F1 on those texts)
+    seconds: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class EncoderFiles:
+    """A tuned encoder, ready to be served, and the head it was tuned with."""
+
+    model: bytes
+    tokenizer: bytes
+    weights: Array
+    bias: Array
+    exported: Exported
+    held_logits: Array  # by the unquantised encoder, of the held-out texts
+    seconds: float
+    examples: int
+
+    def write(self, folder: Path) -> None:
+        """Put the two files of the encoder into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ENCODER).write_bytes(self.model)
+        (folder / TOKENIZER).write_bytes(self.tokenizer)
+
+
+class Workshop:
+    """Trains encoders from one source, with a cache and a progress bar."""
+
+    def __init__(self, source: str, seed: int, *, cache: bool = True, progress: bool = True) -> None:
+        self._source, self._seed, self._progress = source, seed, progress
+        store = memory(cache)
+        self._try = store.cache(_trial, ignore=["seconds", "progress"])
+        self._make = store.cache(_files, ignore=["seconds", "progress"])
+
+    def trial(
+        self,
+        texts: Sequence[str],
+        labels: Any,
+        held: Sequence[str],
+        truth: Any,
+        recipe: Recipe,
+        seconds: float,
+        what: str,
+    ) -> Trial:
+        """Tune on some texts and judge others with it."""
+        with _bar(self._progress, what) as progress:
+            result: Trial = self._try(
+                tuple(texts),
+                _tuple(labels),
+                tuple(held),
+                _tuple(truth),
+                recipe,
+                self._source,
+                self._seed,
+                seconds,
+                progress,
+            )
+        return result
+
+    def files(
+        self,
+        texts: Sequence[str],
+        labels: Any,
+        held: Sequence[str],
+        recipe: Recipe,
+        n_check: int,
+        seconds: float,
+        what: str,
+    ) -> EncoderFiles:
+        """Tune on some texts and export the encoder; `n_check` texts hold the export to its reference."""
+        with _bar(self._progress, what) as progress:
+            result: EncoderFiles = self._make(
+                tuple(texts), _tuple(labels), tuple(held), recipe, self._source, self._seed, n_check, seconds, progress
+            )
+        return result
+
+
+def _tuple(labels: Any) -> tuple[int, ...]:
+    return tuple(int(label) for label in labels)
+
+
+def _trial(
+    texts: tuple[str, ...],
+    labels: tuple[int, ...],
+    held: tuple[str, ...],
+    truth: tuple[int, ...],
+    recipe: Recipe,
+    source: str,
+    seed: int,
+    seconds: float,
+    progress: Progress,
+) -> Trial:
+    curve: list[tuple[int, float]] = []
+    last: list[Array] = []
+
+    def judge(seen: int, logits_of: Any) -> None:
+        logits = logits_of(held)
+        last[:] = [logits]
+        curve.append((seen, complexity_scores(softmax(logits), np.array(truth))["macro_f1"]))
+
+    tuned = finetune(
+        texts, np.array(labels), recipe, source=source, seed=seed, seconds=seconds, progress=progress, checkpoint=judge
+    )
+    return Trial(last[0], tuple(curve), tuned.seconds, tuned.examples)
+
+
+def _files(
+    texts: tuple[str, ...],
+    labels: tuple[int, ...],
+    held: tuple[str, ...],
+    recipe: Recipe,
+    source: str,
+    seed: int,
+    n_check: int,
+    seconds: float,
+    progress: Progress,
+) -> EncoderFiles:
+    last: list[Array] = []
+
+    def judge(seen: int, logits_of: Any) -> None:
+        last[:] = [logits_of(held)]
+
+    tuned = finetune(
+        texts,
+        np.array(labels),
+        recipe,
+        source=source,
+        seed=seed,
+        seconds=seconds,
+        progress=progress,
+        checkpoint=judge,
+        checkpoints=1,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        exported = export_encoder(tuned.encoder, folder, texts[:n_check])
+        model, tokenizer = (folder / ENCODER).read_bytes(), (folder / TOKENIZER).read_bytes()
+    logits = last[0] if last else np.zeros((len(held), 4), dtype=np.float32)
+    return EncoderFiles(model, tokenizer, tuned.weights, tuned.bias, exported, logits, tuned.seconds, tuned.examples)
+
+
+class _bar:
+    """A progress bar over training examples; silent where progress is off."""
+
+    def __init__(self, enabled: bool, what: str) -> None:
+        from tqdm import tqdm
+
+        self._tqdm = tqdm(desc=what, unit=" rows", disable=not enabled, leave=False, mininterval=0.5)
+
+    def __enter__(self) -> Progress:
+        return self._update
+
+    def __exit__(self, *_: object) -> None:
+        self._tqdm.close()
+
+    def _update(self, seen: int, planned: int, loss: float) -> None:
+        self._tqdm.total = planned
+        self._tqdm.set_postfix(loss=f"{loss:.2f}", refresh=False)
+        self._tqdm.update(seen - self._tqdm.n)

@@ -1,0 +1,290 @@
+"""Learns a bundle from labelled queries and measured outcomes.
+
+    python -m training.fit                                  the shipped corpus, with tuning (minutes)
+    python -m training.fit --no-tune                        the same with a fixed recipe, in a minute and a half
+    python -m training.fit --queries Q --outcomes O         your own queries and what your models did with them
+
+Queries without labels lend the encoder and the complexity head from the active bundle; a few labels of your own are
+learned together with the shipped corpus. Every fit is a run in MLflow; the new bundle is a candidate until
+`python -m training.promote` makes it the active one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from router_ml.catalogue import Catalogue, load_catalogue, model_entry
+from router_ml.config import load_settings
+from router_ml.errors import InputError, RouterError
+from router_ml.features.extractor import TABLE_NAMES, Extractor, Features
+from router_ml.features.onnx import OnnxEmbedder
+from router_ml.features.sentence_transformer import DEFAULT_ENCODER
+from router_ml.predictors.bundle import ARRAYS, ENCODER, HEADS, TOKENIZER, load_bundle, write_manifest
+from router_ml.router import Router
+from router_ml.rows import read_outcomes, read_queries
+from router_ml.schema import LABELS, Outcome, Query
+from router_ml.shelf import active_bundle, default_models_dir
+from router_ml.table import SAMPLES, decision_table, savings
+from training.complexity_fit import ComplexityBundle, borrow_complexity, learn_complexity
+from training.corpus import corpus_path, data_sha256
+from training.embeddings import CachedEmbedder
+from training.export import self_check_vectors
+from training.tracking import Tracker, tracked
+
+log = logging.getLogger(__name__)
+
+FEW_LABELS = 2000  # below this the shipped corpus is learned together with the given labels
+NOTICE = """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
+(https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2), Apache License 2.0, itself derived from
+nreimers/MiniLM-L6-H384-uncased (MIT License, Microsoft). It was fine-tuned on the labelled queries of this project,
+converted to ONNX and quantised to 8 bits. The heads were learned from the data named by `data_sha256` in manifest.json.
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to learn from, and how."""
+
+    queries: tuple[Query, ...]
+    outcomes: tuple[Outcome, ...]
+    catalogue: Catalogue
+    models_dir: Path
+    name: str
+    data_sha256: str
+    experiment: str = "router_ml fits"
+    seed: int = 0
+    tune: bool = True
+    cache: bool = True
+    progress: bool = True
+    encoder: str = DEFAULT_ENCODER
+    corpus: tuple[Query, ...] = ()  # the shipped rows learned beside few labels
+    given: dict[str, Any] = field(default_factory=dict)  # for the record
+
+
+def fit(job: Job, tracker: Tracker) -> tuple[Path, dict[str, float]]:
+    """Learn a bundle, check it through the serving code, and put it on the shelf; returns its folder and metrics."""
+    started = time.monotonic()
+    job.models_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=job.models_dir) as scratch:
+        folder, plots = Path(scratch) / "bundle", Path(scratch) / "plots"
+        folder.mkdir()
+        plots.mkdir()
+        complexity = _complexity(job, folder, plots, tracker)
+        config: dict[str, Any] = {"table": list(TABLE_NAMES), "complexity": complexity.config}
+        arrays = {"complexity/weights": complexity.head.weights, "complexity/bias": complexity.head.bias}
+        metrics = dict(complexity.metrics)
+        if job.outcomes:
+            metrics |= _outcomes(job, folder, complexity, config, arrays, tracker)
+        _write_heads(folder, config, arrays)
+        metrics["fit/seconds"] = time.monotonic() - started
+        _write_manifest(job, folder, metrics, complexity)
+        router = Router.load(folder)
+        tracker.metrics(metrics)
+        tracker.files(plots, "plots")
+        target = _shelve(folder, job)
+    tracker.files(target, "bundle")
+    tracker.register(target, champion=job.name == "default")
+    _show(router)
+    return target, metrics
+
+
+def _complexity(job: Job, folder: Path, plots: Path, tracker: Tracker) -> ComplexityBundle:
+    labelled = [query for query in (*job.corpus, *job.queries) if query.label is not None]
+    if not labelled:
+        return borrow_complexity(load_bundle(active_bundle(load_settings())), folder)
+    return learn_complexity(
+        labelled,
+        folder,
+        plots,
+        tracker,
+        source=job.encoder,
+        seed=job.seed,
+        tune=job.tune,
+        cache=job.cache,
+        progress=job.progress,
+    )
+
+
+def _outcomes(
+    job: Job,
+    folder: Path,
+    complexity: ComplexityBundle,
+    config: dict[str, Any],
+    arrays: dict[str, Any],
+    tracker: Tracker,
+) -> dict[str, float]:
+    """Learn success and latency per model into `config` and `arrays`; returns the metrics."""
+    from training.estimators.outcome import fit_outcomes
+
+    measured = {outcome.query_id for outcome in job.outcomes}
+    queries = [query for query in job.queries if query.id in measured]
+    features = _features(queries, folder, job.cache)
+    fitted = fit_outcomes(
+        queries,
+        list(job.outcomes),
+        features,
+        complexity.probabilities(features),
+        job.catalogue,
+        seed=job.seed,
+        tune=job.tune,
+        log=lambda name, values: tracker.tried(name, {"part": "outcomes", "learner": name}, values),
+    )
+    config["outcomes"] = fitted.config
+    arrays |= {f"outcomes/{name}": value for name, value in fitted.arrays.items()}
+    profiles = [model_entry(model) for model in fitted.profiles]
+    (folder / "catalogue.json").write_text(json.dumps({"models": profiles}, indent=2), encoding="utf-8")
+    (folder / "outcomes_report.json").write_text(json.dumps(fitted.report, indent=2, default=str), encoding="utf-8")
+    numbers = {key: value for key, value in fitted.report.items() if isinstance(value, int | float)}
+    return {key if "/" in key else f"outcomes/{key}": float(value) for key, value in numbers.items()}
+
+
+def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
+    extractor = Extractor(CachedEmbedder(folder, enabled=cache))
+    return extractor.extract([query.text for query in queries], [query.context for query in queries])
+
+
+def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> None:
+    embedder = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER)
+    config["self_check"] = list(SAMPLES[:4])
+    arrays["self_check/vectors"] = self_check_vectors(embedder, config["self_check"])
+    (folder / HEADS).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    np.savez(folder / ARRAYS, **arrays)
+    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+
+
+def _write_manifest(job: Job, folder: Path, metrics: dict[str, float], complexity: ComplexityBundle) -> None:
+    write_manifest(
+        folder,
+        {
+            "name": job.name,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data_sha256": job.data_sha256,
+            "labels": list(LABELS),
+            "encoder": complexity.encoder,
+            "given": job.given,
+            "metrics": {key: round(value, 5) for key, value in sorted(metrics.items())},
+        },
+    )
+
+
+def _shelve(folder: Path, job: Job) -> Path:
+    """Move a finished bundle to its place in one step; one of the same name steps aside first."""
+    target = job.models_dir / job.name
+    if target.exists():
+        aside = folder.parent / "replaced"
+        target.rename(aside)
+    folder.rename(target)
+    return target
+
+
+def _show(router: Router) -> None:
+    decisions = router.decide_many(SAMPLES)
+    print(decision_table(SAMPLES, decisions))
+    print(savings(decisions))
+
+
+def prepare(options: argparse.Namespace) -> Job:
+    """Read and check everything a fit needs. Raises `InputError` for anything that is wrong with it."""
+    shipped = corpus_path()
+    queries = read_queries(options.queries or shipped)
+    outcomes = read_outcomes(options.outcomes) if options.outcomes else []
+    n_labels = sum(query.label is not None for query in queries)
+    if not n_labels and not outcomes:
+        raise InputError(
+            f"{options.queries}: no row has a label and no --outcomes are given; there is nothing to learn"
+        )
+    together = options.queries is not None and 0 < n_labels < FEW_LABELS and not options.alone
+    corpus = read_queries(shipped) if together and Path(options.queries).resolve() != shipped.resolve() else []
+    digest = data_sha256([*corpus, *queries], options.outcomes, options.catalogue)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    name = options.name or f"{stamp}-{digest[:6]}-{os.getpid()}"
+    models_dir = options.models_dir or load_settings().models_dir or default_models_dir()
+    if (models_dir / name).exists() and not options.force:
+        raise InputError(f"{models_dir / name} exists; choose another --name, or --force to replace it")
+    return Job(
+        queries=tuple(queries),
+        outcomes=tuple(outcomes),
+        catalogue=load_catalogue(options.catalogue),
+        models_dir=models_dir,
+        name=name,
+        data_sha256=digest,
+        experiment=options.experiment,
+        seed=options.seed,
+        tune=not options.no_tune,
+        cache=not options.no_cache,
+        progress=not options.quiet and sys.stderr.isatty(),
+        encoder=options.encoder,
+        corpus=tuple(corpus),
+        given={
+            "queries": len(queries),
+            "labels": n_labels + len(corpus),
+            "outcomes": len(outcomes),
+            "seed": options.seed,
+            "tune": not options.no_tune,
+        },
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    text = (__doc__ or "").split("\n", 1)
+    cli = argparse.ArgumentParser(
+        prog="python -m training.fit",
+        description=text[0],
+        epilog=text[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli.add_argument("--queries", type=Path, help="labelled or unlabelled queries, JSON Lines (the shipped corpus)")
+    cli.add_argument("--outcomes", type=Path, help="measured outcomes of models on those queries, JSON Lines")
+    cli.add_argument("--catalogue", type=Path, help="models and their priors, TOML (the packaged three models)")
+    cli.add_argument("--models-dir", type=Path, help="where bundles live (models/)")
+    cli.add_argument("--name", help="folder of the new bundle (date, time and data hash)")
+    cli.add_argument("--force", action="store_true", help="replace a bundle of that name")
+    cli.add_argument("--experiment", default="router_ml fits", help="MLflow experiment (%(default)s)")
+    cli.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence encoder: hub name or folder (%(default)s)")
+    cli.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
+    cli.add_argument("--no-tune", action="store_true", help="one fixed recipe and no search: under 90 seconds")
+    cli.add_argument("--alone", action="store_true", help="few labels of your own: do not add the shipped corpus")
+    cli.add_argument("--no-cache", action="store_true", help="neither read nor write cached encoders and vectors")
+    cli.add_argument("--json", action="store_true", help="last line of standard output: bundle and metrics as JSON")
+    cli.add_argument("--quiet", action="store_true", help="no progress bars")
+    return cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a fit; exit code 2 for bad input, 1 where something else went wrong."""
+    options = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        job = prepare(options)
+        note = f"{len(job.queries)} queries, {len(job.outcomes)} outcomes, {'tuned' if job.tune else 'fixed recipe'}"
+        with tracked(job.experiment, job.name, note) as tracker:
+            tracker.params({**job.given, "data_sha256": job.data_sha256, "encoder": job.encoder, "bundle": job.name})
+            target, metrics = fit(job, tracker)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RouterError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"bundle: {target}")
+    if options.json:
+        print(json.dumps({"bundle": str(target), "metrics": metrics}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

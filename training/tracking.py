@@ -1,0 +1,171 @@
+"""Every fit is a run in MLflow. MLflow missing or down never fails a fit: a warning says how to log it later."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from router_ml.config import CHECKOUT
+from router_ml.telemetry.mlflow_store import ensure_experiment, open_tracking
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+REGISTERED = "router_ml"
+
+
+def _guarded(method: Callable[P, T]) -> Callable[P, T | None]:
+    """A failure of the tracking store is said once and then left alone."""
+
+    @functools.wraps(method)
+    def attempt(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        tracker: Any = args[0]
+        if tracker.broken:
+            return None
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            tracker.give_up(error)
+            return None
+
+    return attempt
+
+
+class Tracker:
+    """Logs one fit: a run, nested runs for what was tried, the bundle as an artifact and a registered model."""
+
+    def __init__(self, experiment: str, name: str, note: str, *, root: Path | None = None) -> None:
+        self.broken = ""
+        self.run_id: str | None = None
+        self._experiment, self._root = experiment, root
+        self._open(name, note)
+
+    def give_up(self, error: Exception) -> None:
+        """Remember that the store does not work."""
+        self.broken = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning(
+            "MLflow is not usable (%s); the bundle is saved all the same. "
+            "To log it later: python -m training.tracking BUNDLE",
+            self.broken,
+        )
+
+    @_guarded
+    def _open(self, name: str, note: str) -> None:
+        uri = open_tracking(self._root)
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        import mlflow
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # it advises on requirements at every model
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        experiment = ensure_experiment(self._experiment, self._root, uri)
+        tags = {"mlflow.note.content": note, "git_commit": git_commit()}
+        self.run_id = mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags).info.run_id
+
+    @_guarded
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters."""
+        import mlflow
+
+        mlflow.log_params(dict(values))
+
+    @_guarded
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics; the first segment of a name is its section of the page."""
+        import mlflow
+
+        mlflow.log_metrics({name: float(value) for name, value in values.items() if value == value}, step=step)
+
+    @_guarded
+    def note(self, text: str) -> None:
+        """Replace the run's description; its first line is what lists show."""
+        import mlflow
+
+        mlflow.set_tag("mlflow.note.content", text)
+
+    @_guarded
+    def tried(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """A nested run for one alternative of the choice."""
+        import mlflow
+
+        with mlflow.start_run(run_name=name, nested=True):
+            mlflow.log_params(dict(params))
+            mlflow.log_metrics({key: float(value) for key, value in metrics.items() if value == value})
+
+    @_guarded
+    def files(self, folder: Path, under: str) -> None:
+        """Log every file of a folder as artifacts."""
+        import mlflow
+
+        mlflow.log_artifacts(str(folder), artifact_path=under)
+
+    @_guarded
+    def register(self, bundle: Path, *, champion: bool) -> str | None:
+        """Log the bundle as a registered model from code and point an alias at it; returns its version."""
+        import mlflow
+        from mlflow.models import ModelSignature
+        from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+        signature = ModelSignature(
+            inputs=Schema([ColSpec("string", "query")]),
+            outputs=Schema([ColSpec("string")]),
+            params=ParamSchema([ParamSpec("policy", "string", "balanced")]),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it asks for an input example although the signature is given
+            logged = mlflow.pyfunc.log_model(
+                name="router",
+                python_model=str(Path(__file__).with_name("mlflow_model.py")),
+                artifacts={"bundle": str(bundle)},
+                signature=signature,
+                pip_requirements=["router-ml"],
+                registered_model_name=REGISTERED,
+            )
+        version = str(logged.registered_model_version)
+        client = mlflow.MlflowClient()
+        aliases = client.get_registered_model(REGISTERED).aliases
+        client.set_registered_model_alias(
+            REGISTERED, "champion" if champion or "champion" not in aliases else "challenger", version
+        )
+        return version
+
+    def close(self, failed: bool = False) -> None:
+        """End the run as finished or failed."""
+        if self.run_id is None:
+            return
+        import mlflow
+
+        mlflow.end_run("FAILED" if failed else "FINISHED")
+
+
+@contextmanager
+def tracked(experiment: str, name: str, note: str, root: Path | None = None) -> Iterator[Tracker]:
+    """A tracker whose run ends FAILED where an exception leaves the block."""
+    tracker = Tracker(experiment, name, note, root=root)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.close(failed=True)
+        raise
+    tracker.close()
+
+
+def git_commit() -> str:
+    """The commit of the checkout this runs in, or "" where there is none."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
