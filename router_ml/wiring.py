@@ -30,9 +30,10 @@ def build_gateway(
     **overrides: Any,
 ) -> Gateway:
     """A gateway as the settings describe it: the active bundle's router (or the rules), the catalogue's models at
-    their hosts, events into the store of the state folder, experiments as its board has them (a `recorder` of your own
-    does without experiments unless you give an `assigner`, too). What is given replaces what would be built; `overrides`
-    go to `Gateway` as they are.
+    their hosts, events into the store of the state folder, experiments as its board has them.
+
+    What is given replaces what would be built; `overrides` go to `Gateway` as they are. With a `recorder` of your own
+    there are no experiments unless you give an `assigner`, too.
 
     Raises `SettingsError` and `CatalogueError`; a missing bundle or store is no error."""
     settings = settings or load_settings()

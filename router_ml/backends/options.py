@@ -46,7 +46,7 @@ class GatewayOptions:
     availability_ttl_s: float = 300.0
     residency_ttl_s: float = 3.0
     probe_wait_s: float = 0.25  # longest a request waits for the very first look at a host
-    residency_wait_s: float = 0.05  # longest a request waits for a fresh look at what is in memory
+    residency_wait_s: float = 0.03  # longest a request waits for a fresh look at what is in memory
     breaker: BreakerOptions = BreakerOptions()
     model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NONE)  # one option set per model
     keep_alive: float | str | None = None  # sent where the caller sends none

@@ -66,11 +66,15 @@ class Walker:
         raise _nothing_left(job.attempts)
 
     def _ordered(self, job: Job) -> list[str]:
-        """The chain, with the models that cannot use the tools offered at its end."""
+        """The chain, with the models that cannot see the images or use the tools at its end."""
         models = chain(job.chosen, self._options.last_resort, self._fleet.names)
-        if not job.request.tools:
+        needs = ["tools"] * bool(job.request.tools) + ["vision"] * job.request.has_images
+        if not needs:
             return list(models)
-        return sorted(models, key=lambda model: not self._can(self._fleet.backends(model)[0], "tools"))
+        return sorted(models, key=lambda model: self._lacks(self._fleet.backends(model)[0], needs))
+
+    def _lacks(self, backend: Backend, needs: Sequence[str]) -> int:
+        return sum(not self._can(backend, capability) for capability in needs)
 
     def _can(self, backend: Backend, capability: str) -> bool:
         return can(self._catalogue.find(backend.model), backend.capabilities(self._catalogue), capability)

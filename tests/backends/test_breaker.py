@@ -7,7 +7,7 @@ import threading
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from router_ml.backends.breaker import Breaker, Permit
 from router_ml.backends.options import BreakerOptions
@@ -27,6 +27,8 @@ class Clock:
 class BreakerMachine(RuleBasedStateMachine):
     """Callers come, succeed, fail, give up, or dawdle, in any order and over any time."""
 
+    steps = probes = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
@@ -42,6 +44,7 @@ class BreakerMachine(RuleBasedStateMachine):
             assert permit is None
         if permit is not None:
             assert permit.probe == (before == "half_open")
+            BreakerMachine.probes += permit.probe
             self.out.append(permit)
 
     @rule(index=st.integers(0, 50), ok=st.sampled_from([True, False, None]))
@@ -69,12 +72,40 @@ class BreakerMachine(RuleBasedStateMachine):
             permit.failed()  # too late
             assert self.breaker.state == state
 
-    @rule(seconds=st.floats(0.0, 12.0))
+    @initialize(opened=st.booleans())
+    def begin(self, opened: bool) -> None:
+        if opened:
+            self.fail_until_it_opens()
+
+    @rule()
+    def fail_until_it_opens(self) -> None:
+        for _ in range(OPTIONS.consecutive_failures):
+            permit = self.breaker.acquire()
+            if permit is None or permit.probe:
+                if permit is not None:
+                    self.out.append(permit)
+                return
+            permit.failed()
+        assert self.breaker.state == "open"
+        self.must_stay_shut_until_s = self.clock.now_s + self.breaker.retry_after_s
+
+    @rule(seconds=st.sampled_from([20.0, 10.0, 5.0, 4.9, 0.5, 0.0]))
     def wait(self, seconds: float) -> None:
         self.clock.now_s += seconds
 
+    @rule(callers=st.integers(2, 20))
+    def crowd(self, callers: int) -> None:
+        """Many come at once; in the half-open state one of them at most is let through."""
+        before = self.breaker.state
+        permits = [permit for _ in range(callers) if (permit := self.breaker.acquire()) is not None]
+        if before == "half_open":
+            assert len(permits) <= 1
+        BreakerMachine.probes += sum(permit.probe for permit in permits)
+        self.out.extend(permits)
+
     @invariant()
     def never_two_probes(self) -> None:
+        BreakerMachine.steps += 1
         current = [p for p in self.out if p.probe and p.period == self.breaker._period]
         assert len(current) <= 1
 
@@ -85,9 +116,14 @@ class BreakerMachine(RuleBasedStateMachine):
             assert self.breaker.retry_after_s > 0
 
 
-# 200 runs of 50 steps: 10,000 steps
-BreakerMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
-TestBreakerMachine = BreakerMachine.TestCase
+def test_ten_thousand_steps_never_make_two_probes() -> None:
+    BreakerMachine.steps = BreakerMachine.probes = 0
+    run_state_machine_as_test(
+        BreakerMachine, settings=settings(max_examples=600, stateful_step_count=60, deadline=None, derandomize=True)
+    )
+    print(f"{BreakerMachine.steps} steps, {BreakerMachine.probes} probes")
+    assert BreakerMachine.steps >= 10_000
+    assert BreakerMachine.probes >= 500  # the half-open state was really visited
 
 
 def _open(breaker: Breaker) -> None:
