@@ -278,7 +278,7 @@ class Rollout:
         at_s, reason = self._clock(), verdict.summary
         if not self._latched(trial.experiment, verdict.kind, at_s, reason):
             return
-        _LOG.error("%s; everybody gets what ran before, until 'router-ml experiment clear'", reason)
+        _LOG.error("%s Everybody gets what ran before, until 'router-ml experiment clear'.", reason)
         record = self._keep(trial, verdict)
         self._file(Latch(trial.experiment.id, verdict.kind, at_s, reason, record))
         self._tell("invalid" if verdict.kind == "INVALID" else "rolled_back", verdict, trial, record)

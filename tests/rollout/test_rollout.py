@@ -6,7 +6,6 @@ import json
 import math
 import os
 import random
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ from router_ml.rollout import FOLDER, Rollout, open_rollout
 from router_ml.telemetry.event import Event, ExperimentEvent, FeedbackEvent, OutcomeEvent
 from router_ml.telemetry.store import EventStore, open_store
 from router_ml.telemetry.writer import EventWriter
+from tests.rollout.memory_campaign import campaign
 
 EXPERIMENT = Experiment("e1", Variant("old"), Variant("new", policy="fast"), started_s=1000.0, unit="request")
 
@@ -275,44 +275,14 @@ def test_a_good_challenger_is_recommended_once_and_goes_on(tmp_path: Path) -> No
     assert world.request() is not None
 
 
-def latched_by_a_child(folder: Path, die_after_s: float) -> bool:
-    """A process rolls back and says so; it is killed a moment later. True if it had said so."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        rollout = open_rollout(folder)
-        draw = random.Random(1)
-        while rollout.state().latch is None or rollout.board.latch() is None:
-            assignment = rollout.assign(f"s{draw.random()}")
-            if assignment is not None:
-                failing = 1.0 if assignment.arm == "challenger" else 0.0
-                rollout.record(outcome(draw, assignment.variant.name, assignment.unit, time.time(), failing))
-                rollout.look()
-        os.write(send, b"!")
-        time.sleep(60)
-    os.close(send)
-    time.sleep(die_after_s)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    said = os.read(receive, 1) == b"!"
-    os.close(receive)
-    return said
-
-
-def test_kill_nine_keeps_a_latch_that_was_said_and_tears_no_file(tmp_path: Path) -> None:
-    draw = random.Random(2)
-    said = 0
-    for run in range(8):
-        folder = tmp_path / str(run)
-        Board(folder / FOLDER).start(replace(EXPERIMENT, started_s=time.time() - 10))
-        said_so = latched_by_a_child(folder, draw.uniform(0.0, 0.4))
-        said += said_so
-        latch = Board(folder / FOLDER).latch()
-        assert latch is None or latch.experiment == "e1"
-        if said_so:
-            assert latch is not None
-            assert open_rollout(folder).assign("anybody") is None
-    assert said > 0
+def test_kill_nine_keeps_every_acknowledged_event_and_every_latch_and_tears_nothing() -> None:
+    wrecks = campaign(8, seed=5)
+    assert [(w.lost, w.whole) for w in wrecks] == [(0, True)] * 8
+    assert max(w.ready_s for w in wrecks) < 2.0
+    said = [w for w in wrecks if w.latch_said]
+    assert said
+    assert all(w.latch_kept for w in said)
+    assert sum(w.acknowledged for w in wrecks) > 100
 
 
 @pytest.fixture
