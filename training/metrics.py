@@ -149,7 +149,8 @@ def _recovered(score: Floats, strong: Floats, weak: Floats, shares: Floats) -> N
     gap = gain[-1]
     if abs(gap) < 1e-12:
         return np.full(len(shares), np.nan)
-    return gain[np.round(np.asarray(shares) * len(order)).astype(int)] / gap
+    recovered: NDArray[np.float64] = gain[np.round(np.asarray(shares) * len(order)).astype(int)] / gap
+    return recovered
 
 
 def ece(p: Floats, outcome: Floats, bins: int = ECE_BINS) -> float:
@@ -194,7 +195,7 @@ def auc(score: Floats, outcome: Floats) -> float:
     n_good, n_bad = int(good.sum()), int((~good).sum())
     if not n_good or not n_bad:
         return float("nan")
-    values, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
     return float((ranks[inverse][good].sum() - n_good * (n_good + 1) / 2) / (n_good * n_bad))
 

@@ -28,3 +28,15 @@ class LearnedComplexity:
 
     def __call__(self, embedding: Floats, table: Floats) -> Floats:
         return softmax(self.head(np.concatenate((embedding, table), axis=1)))
+
+    def evidence(
+        self, embedding: Floats, table: Floats, names: tuple[str, ...], label: int, other: int
+    ) -> dict[str, float]:
+        """How much the wording and each column of the table (all of one query) speak for one label against another, in
+        log-odds. Columns that are zero say nothing and are left out."""
+        difference = self.head.weights[label] - self.head.weights[other]
+        width = len(embedding)
+        parts = {"wording (the sentence vector)": float(difference[:width] @ embedding)}
+        parts["how common the labels are"] = float(self.head.bias[label] - self.head.bias[other])
+        columns = difference[width:] * table
+        return parts | {name: float(weight) for name, weight, value in zip(names, columns, table, strict=True) if value}

@@ -93,7 +93,7 @@ class LearnedHeads:
         return Signals(values, novelty)
 
     def _novelty(self, squares: Floats, z: Floats) -> Floats:
-        """Squared distance to the nearest centroid and size of the standardised table, in units of the training rows."""
+        """From the distance to the nearest centroid and the size of the table, against those of the training rows."""
         distance = squares.min(axis=1) * self._embedding_unit + np.einsum("ij,ij->i", z, z) * self._table_unit
         result: Floats = np.minimum(np.maximum((distance - self._near) / self._reach, 0.0), 1.0).astype(np.float32)
         return result
@@ -135,7 +135,7 @@ class OutcomePredictor:
         Raises `BundleFormatError` for a newer format, and KeyError or ValueError for arrays that do not fit."""
         if config.get("format", 0) > FORMAT:
             raise BundleFormatError(
-                f"the outcome heads have format {config['format']}, this version reads up to {FORMAT}; upgrade router_ml"
+                f"outcome heads of format {config['format']}; this version reads up to {FORMAT}: upgrade router_ml"
             )
         profiles = [model_from(entry, "bundle profile") for entry in config.get("profiles", ())]
         heads = LearnedHeads(config, arrays) if config.get("models") else None

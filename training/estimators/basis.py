@@ -61,7 +61,7 @@ class Basis:
         return np.clip(self.standardised(features.table), -TRANSFER_LIMIT, TRANSFER_LIMIT)
 
     def distance(self, features: Features) -> Matrix:
-        """How unlike the training queries (n,): distance to the nearest centroid plus size of the standardised table."""
+        """How unlike the training queries (n,): distance to the nearest centroid plus size of the table."""
         e = features.embedding.astype(np.float64)
         squares = (self.centroids**2).sum(axis=1) - 2 * e @ self.centroids.T + 1.0  # embeddings have length 1
         z = self.standardised(features.table)

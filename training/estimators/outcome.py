@@ -37,8 +37,9 @@ ROWS_PER_NEIGHBOUR = 8
 STORED_ROWS = 32_768  # a bundle stays small
 QUANTITY_WEIGHT = 0.5  # of log latency, tokens and cost beside success when the forest looks for splits
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' spread of quality over cost
-TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)  # how far differences from the models' means are believed
-CAUTION = 0.5  # standard errors an alternative must gain before it replaces the simpler choice
+TRUST = (1.0, 0.75, 0.5, 0.25)  # how far differences from the models' means are believed
+CAUTION = 1.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
+DOUBT = 0.5  # standard errors by which routing must beat the best single model before it is trusted at all
 NEAR, FAR = 0.90, 0.985  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
 LEVELS = (0.5, 0.9, 0.95)
 Log = Callable[[str, dict[str, float]], None]
@@ -151,7 +152,7 @@ class _Data(NamedTuple):
 def _learnable(table: OutcomeTable, features: Features, complexity: Matrix) -> tuple[OutcomeTable, Features, Matrix]:
     enough = np.flatnonzero((~np.isnan(table.success)).sum(axis=0) >= MIN_ROWS)
     table = table.columns(enough.tolist())
-    rows = (~np.isnan(table.success)).any(axis=1)
+    rows: NDArray[np.intp] = np.flatnonzero((~np.isnan(table.success)).any(axis=1))
     return table.rows(rows), features.rows(rows), complexity[rows]
 
 
@@ -206,7 +207,7 @@ def _out_of_fold(data: _Data, penalties: Sequence[float]) -> _OutOfFold:
             out.linear[penalty][test] = ridge(inputs)
         out.forest[test] = learners.predict_forest(seen)
         keys = learners.basis.keys(seen).astype(np.float32)
-        out.neighbours[test] = Neighbours(learners.keys, values[train, :n_models], learners.k)(keys)
+        out.neighbours[test] = Neighbours(learners.keys, values[train, :n_models].astype(np.float32), learners.k)(keys)
         out.transfer[test] = learners.transfer(learners.basis.transfer_inputs(seen))
         out.means[test] = learners.means
         out.distance[test] = learners.basis.distance(seen)
@@ -407,14 +408,16 @@ def _clearly_better(new: Matrix, old: Matrix) -> bool:
 
 
 def _trusted(p: Matrix, means: Matrix, economy: _Economy, fixed: Matrix) -> float:
-    """How far differences between queries are believed: the trust with the best gain over none, less its error."""
-    best_trust, best_bound = 0.0, 0.0
+    """How far differences between queries are believed: wholly, or less where that clearly serves better.
+
+    Not at all where no trust gains surely over the best single model: with few outcomes the default stays."""
+    best, utilities = TRUST[0], economy.utilities(means + TRUST[0] * (p - means))
     for trust in TRUST[1:]:
-        gain = economy.utilities(means + trust * (p - means)) - fixed
-        bound = gain.mean() - CAUTION * gain.std() / np.sqrt(len(gain))
-        if bound >= best_bound and gain.mean() > 0:
-            best_trust, best_bound = trust, bound
-    return best_trust
+        shrunk = economy.utilities(means + trust * (p - means))
+        if _clearly_better(shrunk, utilities):
+            best, utilities = trust, shrunk
+    gain = utilities - fixed
+    return best if gain.mean() > DOUBT * gain.std() / np.sqrt(len(gain)) else 0.0
 
 
 def _scores(p: Matrix, data: _Data, economy: _Economy, fixed: Matrix) -> dict[str, float]:
