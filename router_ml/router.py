@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from router_ml.catalogue import Catalogue, Model, load_catalogue
+from router_ml.catalogue import Catalogue, Model, load_catalogue, model_from
 from router_ml.config import Settings, load_settings
 from router_ml.context import parse_context
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, EncoderError, QueryError
@@ -25,7 +25,7 @@ from router_ml.predictors.complexity import HEURISTIC, ComplexityPredictor, Lear
 from router_ml.predictors.heads import Floats, LinearHead
 from router_ml.predictors.heuristic import HeuristicComplexity
 from router_ml.predictors.outcomes import OutcomePredictor, Predictions
-from router_ml.schema import LABELS, Context, Decision, MachineState
+from router_ml.schema import LABELS, Context, Decision, Explanation, MachineState
 from router_ml.selection.policy import Policy, resolve_policy
 from router_ml.selection.selector import Forecast, Selector
 from router_ml.shelf import active_bundle
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 ContextLike = Context | Mapping[str, Any] | None
 MIN_SELF_CHECK_COSINE = 0.97  # of the encoder on this machine against the vectors stored when it was exported
+SHOWN_EVIDENCE = 12
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
 
 
@@ -79,8 +80,7 @@ class Router:
         settings = settings or load_settings()
         bundle = load_bundle(active_bundle(settings) if path is None else path)
         embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
-        catalogue = load_catalogue(settings.catalogue)
-        return cls.from_bundle(bundle, embedder, catalogue, **options)
+        return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, embedder: Embedder, catalogue: Catalogue, **options: Any) -> Router:
@@ -148,6 +148,23 @@ class Router:
         Raises `QueryError`, `ContextError` or `PolicyError` for input of the wrong kind; an empty query is
         ambiguous."""
         return self._decide([query], [context], policy, machine, variant)[0]
+
+    def explain(self, query: str, context: ContextLike = None, policy: Policy | str = "balanced") -> Explanation:
+        """A decision with the evidence behind its label, in log-odds against the runner-up. Raises as `decide` does."""
+        decision = self.decide(query, context, policy)
+        order = sorted(LABELS, key=lambda label: -decision.complexity_probabilities[label])
+        first, second = LABELS.index(order[0]), LABELS.index(order[1])
+        features, _, degraded = self._judge([_clean(query)], [parse_context(context)])
+        if degraded.startswith(HEURISTIC) or not isinstance(self._complexity, LearnedComplexity):
+            return Explanation(decision, order[0], order[1], (("hand-written rules", 0.0),))
+        evidence = self._complexity.evidence(features.embedding[0], features.table[0], TABLE_NAMES, first, second)
+        strongest = sorted(evidence.items(), key=lambda item: -abs(item[1]))[:SHOWN_EVIDENCE]
+        return Explanation(decision, order[0], order[1], tuple(strongest))
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """Models whose predictions were learned from outcomes; the others ride on their priors."""
+        return frozenset(self._outcomes.learned)
 
     def decide_many(
         self,
@@ -274,6 +291,14 @@ def _clean(query: object) -> str:
     if not text.isascii() and any("\ud800" <= ch <= "\udfff" for ch in text):  # lone surrogates
         text = text.encode("utf-8", "replace").decode("utf-8")
     return text
+
+
+def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
+    """The user's catalogue where there is one, else the models the bundle was made for."""
+    if settings.catalogue is not None or not bundle.models:
+        return load_catalogue(settings.catalogue)
+    models = [model_from(entry, f"{bundle.path}: model {i}") for i, entry in enumerate(bundle.models, 1)]
+    return Catalogue(tuple(models), source=str(bundle.path))
 
 
 def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:

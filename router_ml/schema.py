@@ -164,6 +164,25 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision with what spoke for its label, as log-odds against the runner-up, strongest first."""
+
+    decision: Decision
+    label: Label
+    runner_up: Label
+    contributions: tuple[tuple[str, float], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "decision": self.decision.as_dict(),
+            "label": self.label,
+            "runner_up": self.runner_up,
+            "contributions": [{"feature": name, "log_odds": weight} for name, weight in self.contributions],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class ModelState:
     """What the machine knows about one model right now. `None` means unknown."""
 

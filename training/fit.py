@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from router_ml.catalogue import Catalogue, load_catalogue, model_entry
+from router_ml.catalogue import Catalogue, Model, load_catalogue, model_entry
 from router_ml.config import load_settings
 from router_ml.errors import InputError, RouterError
 from router_ml.features.extractor import TABLE_NAMES, Extractor, Features
 from router_ml.features.onnx import OnnxEmbedder
 from router_ml.features.sentence_transformer import DEFAULT_ENCODER
-from router_ml.predictors.bundle import ARRAYS, ENCODER, HEADS, TOKENIZER, load_bundle, write_manifest
+from router_ml.predictors.bundle import ARRAYS, CATALOGUE, ENCODER, HEADS, TOKENIZER, load_bundle, write_manifest
 from router_ml.router import Router
 from router_ml.rows import read_outcomes, read_queries
 from router_ml.schema import LABELS, Outcome, Query
@@ -85,10 +85,10 @@ def fit(job: Job, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         complexity = _complexity(job, folder, plots, tracker)
         config: dict[str, Any] = {"table": list(TABLE_NAMES), "complexity": complexity.config}
         arrays = {"complexity/weights": complexity.head.weights, "complexity/bias": complexity.head.bias}
-        metrics = dict(complexity.metrics)
+        metrics, models = dict(complexity.metrics), list(job.catalogue)
         if job.outcomes:
-            metrics |= _outcomes(job, folder, complexity, config, arrays, tracker)
-        _write_heads(folder, config, arrays)
+            metrics |= _outcomes(job, folder, complexity, config, arrays, models, tracker)
+        _write_heads(folder, config, arrays, models)
         metrics["fit/seconds"] = time.monotonic() - started
         _write_manifest(job, folder, metrics, complexity)
         router = Router.load(folder)
@@ -124,9 +124,10 @@ def _outcomes(
     complexity: ComplexityBundle,
     config: dict[str, Any],
     arrays: dict[str, Any],
+    models: list[Model],
     tracker: Tracker,
 ) -> dict[str, float]:
-    """Learn success and latency per model into `config` and `arrays`; returns the metrics."""
+    """Learn success and latency per model into `config`, `arrays` and `models`; returns the metrics."""
     from training.estimators.outcome import fit_outcomes
 
     measured = {outcome.query_id for outcome in job.outcomes}
@@ -144,8 +145,7 @@ def _outcomes(
     )
     config["outcomes"] = fitted.config
     arrays |= {f"outcomes/{name}": value for name, value in fitted.arrays.items()}
-    profiles = [model_entry(model) for model in fitted.profiles]
-    (folder / "catalogue.json").write_text(json.dumps({"models": profiles}, indent=2), encoding="utf-8")
+    models += [model for model in fitted.profiles if model.name not in job.catalogue]
     (folder / "outcomes_report.json").write_text(json.dumps(fitted.report, indent=2, default=str), encoding="utf-8")
     numbers = {key: value for key, value in fitted.report.items() if isinstance(value, int | float)}
     return {key if "/" in key else f"outcomes/{key}": float(value) for key, value in numbers.items()}
@@ -156,12 +156,14 @@ def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
     return extractor.extract([query.text for query in queries], [query.context for query in queries])
 
 
-def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> None:
+def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model]) -> None:
     embedder = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER)
     config["self_check"] = list(SAMPLES[:4])
     arrays["self_check/vectors"] = self_check_vectors(embedder, config["self_check"])
     (folder / HEADS).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     np.savez(folder / ARRAYS, **arrays)
+    entries = [model_entry(model) for model in models]
+    (folder / CATALOGUE).write_text(json.dumps({"models": entries}, indent=1) + "\n", encoding="utf-8")
     (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
 
 
@@ -217,7 +219,7 @@ def prepare(options: argparse.Namespace) -> Job:
     return Job(
         queries=tuple(queries),
         outcomes=tuple(outcomes),
-        catalogue=load_catalogue(options.catalogue),
+        catalogue=_catalogue(options.catalogue, outcomes),
         models_dir=models_dir,
         name=name,
         data_sha256=digest,
@@ -236,6 +238,15 @@ def prepare(options: argparse.Namespace) -> Job:
             "tune": not options.no_tune,
         },
     )
+
+
+def _catalogue(path: Path | None, outcomes: Sequence[Outcome]) -> Catalogue:
+    """The catalogue that was given; else the packaged one, unless the outcomes are of quite other models: then those
+    models alone, with profiles derived from what they did."""
+    catalogue = load_catalogue(path)
+    if path is None and outcomes and not any(outcome.model in catalogue for outcome in outcomes):
+        return Catalogue((), source="outcomes")
+    return catalogue
 
 
 def parser() -> argparse.ArgumentParser:

@@ -29,6 +29,7 @@ ENCODER = "encoder.onnx"
 TOKENIZER = "tokenizer.json"
 HEADS = "heads.json"
 ARRAYS = "heads.npz"
+CATALOGUE = "catalogue.json"
 REQUIRED = (ENCODER, TOKENIZER, HEADS, ARRAYS)
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CHUNK = 1 << 20
@@ -42,6 +43,7 @@ class Bundle:
     manifest: Mapping[str, Any]
     config: Mapping[str, Any]  # heads.json
     arrays: Mapping[str, NDArray[Any]]  # heads.npz
+    models: tuple[Mapping[str, Any], ...] = ()  # catalogue.json: entries as `catalogue.model_from` reads them
 
     @property
     def name(self) -> str:
@@ -84,7 +86,8 @@ def load_bundle(path: Path | str) -> Bundle:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise BundleCorrupt(f"{path / ARRAYS} cannot be read: {error}; fit or copy the bundle again") from error
-    return Bundle(path, manifest, config, arrays)
+    models = _read_json(path / CATALOGUE).get("models", []) if CATALOGUE in manifest["files"] else []
+    return Bundle(path, manifest, config, arrays, tuple(models))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -142,6 +142,11 @@ class OutcomePredictor:
         return cls(catalogue.extended(profiles), config, heads)
 
     @property
+    def learned(self) -> tuple[str, ...]:
+        """The models whose predictions were learned from outcomes."""
+        return self.models[: self._n_learned] if self._heads is not None else ()
+
+    @property
     def priors_only(self) -> OutcomePredictor:
         """The same models, in the same order, by their priors alone: for when there is no embedding."""
         if self._heads is None:

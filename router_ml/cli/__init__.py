@@ -1,0 +1,80 @@
+"""router-ml: decide, explain and look after the router from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from router_ml.errors import RouterError
+
+VERBS = (
+    "route",
+    "explain",
+    "demo",
+    "models",
+    "status",
+    "feedback",
+    "experiment",
+    "metrics",
+    "alerts",
+    "events",
+    "sync",
+)
+
+EPILOG = """examples:
+  router-ml demo                                     decisions for a few sample queries
+  router-ml route "check email"                      one query
+  router-ml route --json < queries.txt               one query a line, one JSON decision a line
+  router-ml route "summarise this" --context '{"attachment": "report.pdf"}'
+  router-ml explain "book a flight"                  why, and what else there was
+  router-ml status                                   which bundle is in use, and how good it is
+
+environment:
+  ROUTER_ML_BUNDLE      folder of the bundle to use        ROUTER_ML_MODELS_DIR  shelf of bundles
+  ROUTER_ML_CATALOGUE   your models, TOML                  ROUTER_ML_POLICY      preset or policy file
+  ROUTER_ML_STATE_DIR   events and latches                 OLLAMA_HOST           where Ollama listens
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line with all its verbs."""
+    cli = argparse.ArgumentParser(
+        prog="router-ml",
+        description="Chooses the model that serves each query best: fast enough, likely to succeed, cheap.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli.add_argument("--version", action="version", version=f"router-ml {_version()}")
+    cli.add_argument("-v", "--verbose", action="store_true", help="say what is done")
+    subparsers = cli.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in (*DECIDING, *LOOKING_AFTER):
+        importlib.import_module(f"router_ml.cli.{verb}").register(subparsers)
+    return cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. An error is one line on standard error and exit code 2."""
+    options = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return int(options.func(options) or 0)
+    except RouterError as error:
+        print(f"router-ml: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _version() -> str:
+    try:
+        return metadata.version("router-ml")
+    except metadata.PackageNotFoundError:
+        return "(checkout)"

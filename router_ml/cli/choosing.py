@@ -1,0 +1,76 @@
+"""What verbs that decide have in common: which router, which policy, which context, which queries."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from router_ml.config import Settings
+from router_ml.errors import ContextError, InputError
+from router_ml.router import Router
+
+
+def add_choosing_options(verb: argparse.ArgumentParser) -> None:
+    """The options of every verb that decides."""
+    verb.add_argument("--policy", help="fast, balanced, accurate, or a policy file (ROUTER_ML_POLICY, else balanced)")
+    verb.add_argument("--context", metavar="JSON", help="what comes with the query: a JSON object, or @FILE")
+    verb.add_argument("--bundle", type=Path, help="a bundle's folder (the active one)")
+    verb.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def chosen_router(options: argparse.Namespace, settings: Settings) -> Router:
+    """The bundle that was asked for, an error where it cannot be used; else the active one, or the rules."""
+    if options.bundle is not None:
+        return Router.load(options.bundle, settings=settings)
+    return Router.load_or_heuristic(settings=settings)
+
+
+def chosen_policy(options: argparse.Namespace, settings: Settings) -> str:
+    """The policy that was asked for, else that of the settings."""
+    return str(options.policy or settings.policy)
+
+
+def chosen_context(options: argparse.Namespace) -> Mapping[str, Any] | None:
+    """The context as a dictionary. Raises `ContextError` where it is no JSON object."""
+    if not options.context:
+        return None
+    text = options.context
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ContextError(f"cannot read the context file {text[1:]}: {error}") from error
+    try:
+        context = json.loads(text)
+    except ValueError as error:
+        raise ContextError(f"--context is not JSON ({error}); give an object such as '{{\"n_tools\": 3}}'") from error
+    if not isinstance(context, dict):
+        raise ContextError("--context must be a JSON object")
+    return context
+
+
+def given_queries(words: list[str]) -> list[tuple[str, Any]]:
+    """(query, context) pairs from the command line, else from standard input: a query a line, or JSON rows with
+    `text` and `context`. Raises `InputError` where there is none."""
+    if words:
+        return [(word, None) for word in words]
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError('no query; write: router-ml route "check email", or pipe one query a line')
+    raw = sys.stdin.buffer.read().decode("utf-8", "replace")
+    return [_line(line, number) for number, line in enumerate(raw.splitlines(), 1) if line.strip()]
+
+
+def _line(line: str, number: int) -> tuple[str, Any]:
+    if not line.lstrip().startswith("{"):
+        return line, None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return line, None
+    if not isinstance(row.get("text"), str):
+        raise InputError(f"standard input, line {number}: field 'text' must be a string")
+    return row["text"], row.get("context")

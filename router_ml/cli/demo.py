@@ -1,0 +1,25 @@
+"""router-ml demo: decisions for a few sample queries."""
+
+from __future__ import annotations
+
+import argparse
+
+from router_ml.config import load_settings
+from router_ml.router import Router
+from router_ml.table import SAMPLES, decision_table, savings
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    verb = subparsers.add_parser("demo", help="decisions for a few sample queries, and what they save")
+    verb.set_defaults(func=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    settings = load_settings()
+    router = Router.load_or_heuristic(settings=settings)
+    decisions = router.decide_many(SAMPLES, policy=settings.policy)
+    print(decision_table(SAMPLES, decisions))
+    print(savings(decisions))
+    print(f"bundle: {router.name}")
+    return 0

@@ -1,0 +1,45 @@
+"""router-ml route: decide for one query or many."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from router_ml.cli.choosing import add_choosing_options, chosen_context, chosen_policy, chosen_router, given_queries
+from router_ml.config import load_settings
+from router_ml.table import decision_table, savings
+
+BATCH = 256
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    verb = subparsers.add_parser(
+        "route",
+        help="choose a model for one query, or for each line of standard input",
+        description="Choose a model for each query given, or for each line of standard input (plain text, or JSON rows "
+        "with 'text' and 'context').",
+    )
+    verb.add_argument("query", nargs="*", help="one or more queries, each in quotes")
+    add_choosing_options(verb)
+    verb.set_defaults(func=_route)
+
+
+def _route(options: argparse.Namespace) -> int:
+    settings = load_settings()
+    shared = chosen_context(options)
+    pairs = [(query, context or shared) for query, context in given_queries(options.query)]
+    router, policy = chosen_router(options, settings), chosen_policy(options, settings)
+    decisions = []
+    for start in range(0, len(pairs), BATCH):
+        part = pairs[start : start + BATCH]
+        made = router.decide_many([query for query, _ in part], [context for _, context in part], policy)
+        if options.json:
+            for (query, _), decision in zip(part, made, strict=True):
+                print(json.dumps({"query": query, **decision.as_dict()}, ensure_ascii=False), flush=True)
+        decisions += made
+    if not options.json:
+        print(decision_table([query for query, _ in pairs], decisions))
+        if len(decisions) > 1:
+            print(savings(decisions))
+    return 0
