@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from router_ml.backends.options import GatewayOptions
 from router_ml.cache.exact import ExactCache
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.config import Settings, load_settings
+from router_ml.coordinator import CoordinatorNode
 from router_ml.gateway import Decider, Gateway
 from router_ml.rollout import Rollout, open_rollout
 from router_ml.router import Router
@@ -59,7 +62,29 @@ def build_gateway(
         "cache": answer_cache(settings),
         "closers": closers,
     }
-    return Gateway(decider, catalogue, **{**arguments, **overrides})
+    gateway = Gateway(decider, catalogue, **{**arguments, **overrides})
+    atexit.register(_close, weakref.ref(gateway))  # what waits to be written is written, close or no close
+    gateway.warm_up()
+    return gateway
+
+
+def _close(gateway: weakref.ref[Gateway]) -> None:
+    living = gateway()
+    if living is not None:
+        living.close()
+
+
+def build_node(settings: Settings | None = None, **overrides: Any) -> CoordinatorNode:
+    """A coordinator's node that decides as the settings say and writes each decision into the event store.
+
+    `overrides` go to `CoordinatorNode` as they are; give `machine=gateway.machine` where a gateway runs."""
+    settings = settings or load_settings()
+    if "recorder" not in overrides:
+        writer = EventWriter(store_opener(settings))
+        atexit.register(writer.close)
+        overrides["recorder"] = writer
+    decider = overrides.pop("decider", None) or Router.load_or_heuristic(settings=settings)
+    return CoordinatorNode(decider, **{"policy": settings.policy, "stick_margin": settings.stick_margin, **overrides})
 
 
 def gateway_options(settings: Settings) -> GatewayOptions:

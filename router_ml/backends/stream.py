@@ -167,11 +167,12 @@ def joined(parts: list[ollama.ChatResponse]) -> ollama.ChatResponse:
     """The whole answer of a stream: texts joined, tool calls together, the figures of the last part."""
     last = parts[-1]
     calls = [call for part in parts for call in part.message.tool_calls or ()]
-    logprobs = [entry for part in parts for entry in part.logprobs or ()]
+    logprobs = [entry for part in parts for entry in getattr(part, "logprobs", None) or ()]
     said: dict[str, Any] = {
         "role": last.message.role,
         "content": "".join(part.message.content or "" for part in parts),
         "thinking": "".join(part.message.thinking or "" for part in parts) or None,
         "tool_calls": calls or None,
     }
-    return last.model_copy(update={"message": ollama.Message(**said), "logprobs": logprobs or None})
+    update: dict[str, Any] = {"message": ollama.Message(**said)}
+    return last.model_copy(update={**update, "logprobs": logprobs} if logprobs else update)

@@ -128,6 +128,9 @@ class Gateway:
         except queue.Empty:
             task.cancel()
             raise _no_sign() from None
+        except KeyboardInterrupt:
+            task.cancel()
+            raise
         return AnswerStream(_opened(first), items, task, self._patience_s(job))
 
     @overload
@@ -169,6 +172,10 @@ class Gateway:
             return self._fleet.state()
 
         return self._loop.submit(look()).result(_LOOK_S)
+
+    def warm_up(self) -> None:
+        """Takes the first look at every host now, in the background, so that no request waits for it."""
+        self._loop.submit(self._fleet.look())
 
     def preload(self, model: str) -> None:
         """Puts a model in memory. Raises `NoModelAvailable` where its host does not do so within the deadline."""

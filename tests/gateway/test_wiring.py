@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from router_ml.config import Settings, load_settings
 from router_ml.errors import SettingsError
 from router_ml.router import Router
 from router_ml.telemetry.store import Selection, open_store
-from router_ml.wiring import build_gateway
+from router_ml.wiring import build_gateway, build_node
+from tests.gateway.deciders import Recording
 from tests.ollama_double import OllamaDouble
 
 
@@ -23,6 +28,27 @@ def test_settings_alone_make_a_gateway_that_answers_and_records(tmp_path) -> Non
             assert second.cached
     kinds = [stored.event.__class__.__name__ for stored in open_store(settings.state_dir).read(Selection())]
     assert sorted(kinds) == ["AttemptEvent", "DecisionEvent", "OutcomeEvent", "OutcomeEvent"]
+
+
+def test_what_was_recorded_is_written_even_when_nobody_closes_the_gateway(tmp_path) -> None:
+    script = (
+        "from router_ml.wiring import build_gateway\n"
+        "from router_ml.router import Router\n"
+        "gateway = build_gateway(decider=Router.heuristic())\n"
+        "print(gateway.chat('Hello').content)\n"
+    )
+    with OllamaDouble() as double:
+        env = {**os.environ, "OLLAMA_HOST": double.url, "ROUTER_ML_STATE_DIR": str(tmp_path)}
+        run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.strip()) == (0, "The llama says hello.")
+    assert len(list(open_store(tmp_path).read(Selection()))) == 3
+
+
+def test_a_node_decides_and_records(tmp_path) -> None:
+    recording = Recording()
+    node = build_node(Settings(state_dir=tmp_path), decider=Router.heuristic(), recorder=recording)
+    assert node({"query": "hi"})["model"] == "llama3.2:3b-instruct"
+    assert len(recording.events) == 1
 
 
 def test_the_environment_sets_what_the_gateway_does() -> None:
