@@ -115,7 +115,7 @@ class MlflowSync:
 
     def _sync_one(self, client: Any, uri: str, store: EventStore, life: _Life) -> tuple[int, int]:
         experiment_id = ensure_experiment(f"ab/{life.name}", self._root, uri)
-        _note(client, experiment_id, life)
+        _note(client, experiment_id, life, self._window_s)
         now_s = self._clock()
         until_s = min(now_s - _GRACE_S, life.ended_s + self._window_s if life.ended_s else math.inf)
         closed = max(0, int((until_s - life.began_s) // self._window_s))
@@ -270,20 +270,26 @@ def _watermark(client: Any, run: str) -> int:
 
 def _values(section: str, names: Mapping[str, str], summary: Summary) -> dict[str, float]:
     found = {f"{section}/{name}": getattr(summary, attribute) for name, attribute in names.items()}
-    return {key: float(value) for key, value in found.items() if value is not None}
+    return {key: float(value) for key, value in found.items() if value is not None and not _idle(key, value)}
+
+
+def _idle(key: str, value: float) -> bool:
+    """Whether a chart would be a line at zero: the cost of models one runs oneself."""
+    return key.endswith("/cost_usd") and value == 0
 
 
 def _verdict_values(looks: Iterable[Look], until_s: float) -> dict[str, float]:
-    """The newest bounds before a time: absolute differences, in points of a share and in logs of a latency."""
+    """The newest change with its bounds before a time: failures in points, latency as a share of the control's."""
     known = [look for look in looks if look.at_s < until_s]
     if not known:
         return {}
     values: dict[str, float] = {}
-    for metric, name in (("failure", "failure"), ("log_latency", "log_latency")):
+    for metric, name in (("failure", "failure"), ("log_latency", "latency")):
         finding = known[-1].finding(metric)
         if finding is not None:
-            parts = {"difference": finding["difference"], "low": finding["low"], "high": finding["high"]}
-            values |= {f"verdict/{name}_{part}": float(v) for part, v in parts.items() if v is not None}
+            scale = math.expm1 if finding["ratio"] else float
+            parts = {"change": finding["difference"], "low": finding["low"], "high": finding["high"]}
+            values |= {f"verdict/{name}_{part}": scale(v) for part, v in parts.items() if v is not None}
     return values
 
 
@@ -297,13 +303,14 @@ def _params(definition: Mapping[str, Any], arm: str) -> dict[str, str]:
     return {key: str(value) for key, value in {**own, **shared}.items()}
 
 
-def _note(client: Any, experiment_id: str, life: _Life) -> None:
+def _note(client: Any, experiment_id: str, life: _Life, window_s: float) -> None:
     control, challenger = (life.definition.get(arm, {}).get("name", arm) for arm in ("control", "challenger"))
     text = (
-        f"Is {challenger!r} better than {control!r}? {life.line}\n\n"
-        f"{life.definition.get('hypothesis') or ''}\n\n"
-        "Compare the two runs: `ab/` is everything so far, `win/` each window alone, `verdict/` challenger minus "
-        "control with its bounds (failures as a share, latency as a log). `report.html` tells it in words."
+        f"{life.line}\n\n"
+        f"The question: is {challenger!r} better than {control!r}? {life.definition.get('hypothesis') or ''}\n\n"
+        f"In the charts a step is {window_s / 60:g} minutes. `ab/` is everything up to then, `win/` that step alone. "
+        "`verdict/` is the challenger minus the control: failures as a share of requests, latency as a share of the "
+        "control's; the truth lies between low and high. `report.html`, an artifact of both runs, tells it in words."
     )
     known = client.get_experiment(experiment_id)
     if known.tags.get("mlflow.note.content") != text:

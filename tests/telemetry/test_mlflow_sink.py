@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -114,8 +115,15 @@ def test_windows_become_metrics_that_agree_with_the_events(place: Place) -> None
             )
             assert found[arm, "win/success_rate", step] == pytest.approx(np.mean([e.success for e in window]))
     verdicts = {key for arm, key, _ in found if key.startswith("verdict/")}
-    assert {f"verdict/failure_{part}" for part in ("difference", "low", "high")} <= verdicts
+    assert verdicts == {
+        f"verdict/{name}_{part}" for name in ("failure", "latency") for part in ("change", "low", "high")
+    }
     assert not [key for arm, key, _ in found if arm == "control" and key.startswith("verdict/")]
+    mine, other = (
+        np.mean([math.log(e.latency_s or 1) for e in history() if isinstance(e, OutcomeEvent) and e.variant == name])
+        for name in ("new", "old")
+    )
+    assert found["challenger", "verdict/latency_change", WINDOWS - 1] == pytest.approx(math.exp(mine - other) - 1)
 
 
 def test_each_section_of_the_page_has_three_to_six_charts(place: Place) -> None:
