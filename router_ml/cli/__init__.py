@@ -12,19 +12,8 @@ from importlib import metadata
 
 from router_ml.errors import RouterError
 
-VERBS = (
-    "route",
-    "explain",
-    "demo",
-    "models",
-    "status",
-    "feedback",
-    "experiment",
-    "metrics",
-    "alerts",
-    "events",
-    "sync",
-)
+DECIDING = ("route", "explain", "demo", "models", "status")
+LOOKING_AFTER = ("feedback", "experiment", "metrics", "alerts", "events", "sync")
 
 EPILOG = """examples:
   router-ml demo                                     decisions for a few sample queries

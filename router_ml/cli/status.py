@@ -45,9 +45,7 @@ def _bundle_facts(settings: Settings) -> dict[str, Any]:
         "bundle": f"{bundle.name} in {bundle.path}",
         "made": f"{bundle.manifest.get('created_at')} from data {str(bundle.manifest.get('data_sha256'))[:12]}",
         "encoder": router.degraded or "agrees with its reference on this processor",
-        "models": ", ".join(
-            f"{m.name} ({'outcomes' if m.name in router.learned else 'priors'})" for m in router.models
-        ),
+        "models": ", ".join(f"{name} ({how})" for name, how in known_by.items()),
     }
     return facts | {name: metrics[name] for name in SHOWN if name in metrics}
 
