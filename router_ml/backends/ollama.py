@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,9 +26,16 @@ class Installed(NamedTuple):
     size_gb: float | None
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for all clients: reading the certificates takes tens of milliseconds."""
+    return httpx.create_ssl_context()
+
+
 def default_client(url: str, timeout: httpx.Timeout) -> ollama.AsyncClient:
     """The client all calls go through. It does not limit connections: the gates do."""
-    return ollama.AsyncClient(host=url, timeout=timeout, limits=httpx.Limits(max_keepalive_connections=64))
+    limits = httpx.Limits(max_keepalive_connections=64)
+    return ollama.AsyncClient(host=url, timeout=timeout, limits=limits, verify=_tls())
 
 
 class OllamaHost:
@@ -41,7 +50,7 @@ class OllamaHost:
         self._names = names
         self._client = client_factory(self.url, httpx.Timeout(None, connect=connect_s))
         # Looks at the host never wait behind generations that hang, so they have connections of their own.
-        self._probe = httpx.AsyncClient(base_url=self.url, timeout=_PROBE_S)
+        self._probe = httpx.AsyncClient(base_url=self.url, timeout=_PROBE_S, verify=_tls())
 
     async def chat(self, model: str, arguments: Mapping[str, Any]) -> ollama.ChatResponse:
         """One whole answer. Raises what the client raises, and `BadAnswer` for a reply that is none."""
