@@ -138,7 +138,8 @@ def fates(worlds: Worlds, truth: Truth, limits: Limits) -> Fates:
             fair &= speaks & (difference + error * widths[1] < rail.margin)
             better |= speaks & (difference + error * widths[2] < 0)
         needed = -_normal_quantile(1 - POWER)
-        fair &= (rail.margin - error * widths[1]) >= needed * error
+        powerful = (rail.margin - error * widths[1]) >= needed * error
+        fair &= powerful | (difference + error * widths[1] < 0)
     ship = fair & proven & (fewest >= limits.min_units) & ~harm & ~invalid
     scale = float(truth.unit_requests)
     return Fates(

@@ -146,9 +146,14 @@ def _missing(
             missing.append("no outcomes yet")
         elif finding.control is not None and not finding.fair:
             missing.append(f"{finding.title} is not yet proven to be within its margin: {finding.words}")
-        elif finding.control is not None and finding.power < POWER:
+        elif finding.control is not None and finding.power < POWER and not _no_worse(finding):
             missing.append(f"power for {finding.title} is {finding.power:.0%} of at least {POWER:.0%}")
     return missing
+
+
+def _no_worse(finding: Finding) -> bool:
+    """Proven not to be worse at all: then it does not matter whether a worsening could have been seen."""
+    return finding.high is not None and finding.high < 0
 
 
 def _finding(rail: Guardrail, evidence: Evidence, experiment: Experiment) -> Finding:

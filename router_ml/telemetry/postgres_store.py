@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from router_ml.errors import StoreError
-from router_ml.telemetry.event import Event, from_json
+from router_ml.telemetry.event import Event
 from router_ml.telemetry.migration import migrate
 from router_ml.telemetry.privacy import Privacy
-from router_ml.telemetry.store import EVERYTHING, Selection, Stored, written
+from router_ml.telemetry.store import EVERYTHING, Selection, Stored, kept_texts, paged, written
 
 if TYPE_CHECKING:
     import psycopg
 
-_PAGE = 1000
 _CONNECT_S = 5
 # Writers take this lock, so that the order of `seq` is the order of commits and a reader's watermark misses nothing.
 _LOCK = 7_263_910_455
@@ -57,24 +56,12 @@ class PostgresStore:
                 raise self._failure("write to", error) from error
 
     def read(self, selection: Selection = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
-        """The selected events, oldest first, in pages."""
-        condition, values = selection.where("%s")
-        place, left = selection.after_seq, limit
-        while left is None or left > 0:
-            page = _PAGE if left is None else min(_PAGE, left)
-            query = f"SELECT seq, body FROM event WHERE {condition} ORDER BY seq LIMIT {page}"
-            rows = self._query(query, [place, *values[1:]])
-            for seq, body in rows:
-                yield Stored(seq, from_json(body))
-            if len(rows) < page:
-                return
-            place = rows[-1][0]
-            left = None if left is None else left - len(rows)
+        """The selected events, oldest first."""
+        return paged(self._query, "%s", selection, limit)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Decision id and redacted text of every query whose text was kept."""
-        for decision_id, text in self._query("SELECT decision_id, text FROM query_text ORDER BY at_s", []):
-            yield str(decision_id), str(text)
+        return kept_texts(self._query)
 
     def last_seq(self) -> int:
         """The place of the newest event; 0 where there is none."""

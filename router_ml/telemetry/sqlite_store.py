@@ -11,15 +11,15 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from router_ml.errors import StoreError
-from router_ml.telemetry.event import Event, from_json
+from router_ml.telemetry.event import Event
 from router_ml.telemetry.migration import LATEST, migrate
 from router_ml.telemetry.privacy import Privacy
-from router_ml.telemetry.store import EVERYTHING, Selection, Stored, written
+from router_ml.telemetry.store import EVERYTHING, Selection, Stored, kept_texts, paged, written
 
 _BUSY_S = 5.0
-_PAGE = 1000
 _INSERT = (
     "INSERT OR IGNORE INTO event (event_id, kind, at_s, decision_id, experiment, body) "
     "VALUES (:event_id, :kind, :at_s, :decision_id, :experiment, :body)"
@@ -58,24 +58,12 @@ class SqliteStore:
                 raise self._failure("write to", error) from error
 
     def read(self, selection: Selection = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
-        """The selected events, oldest first, read in pages so that no writer waits for a slow reader."""
-        condition, values = selection.where("?")
-        place, left = selection.after_seq, limit
-        while left is None or left > 0:
-            page = _PAGE if left is None else min(_PAGE, left)
-            query = f"SELECT seq, body FROM event WHERE {condition} ORDER BY seq LIMIT {page}"
-            rows = self._query(query, [place, *values[1:]])
-            for seq, body in rows:
-                yield Stored(seq, from_json(body))
-            if len(rows) < page:
-                return
-            place = rows[-1][0]
-            left = None if left is None else left - len(rows)
+        """The selected events, oldest first."""
+        return paged(self._query, "?", selection, limit)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Decision id and redacted text of every query whose text was kept."""
-        for decision_id, text in self._query("SELECT decision_id, text FROM query_text ORDER BY at_s", []):
-            yield str(decision_id), str(text)
+        return kept_texts(self._query)
 
     def last_seq(self) -> int:
         """The place of the newest event; 0 where there is none."""
@@ -156,7 +144,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise self._failure("read", error) from error
 
-    def _query(self, query: str, values: Sequence[object]) -> list[tuple[int, str]]:
+    def _query(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         try:
             with self._reader() as connection:
                 return connection.execute(query, values).fetchall()
