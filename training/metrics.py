@@ -39,22 +39,37 @@ def choose(score: Floats, measured: NDArray[np.bool_]) -> NDArray[np.intp]:
     return chosen
 
 
-def sweep(p_success: Floats, predicted_cost: Floats, success: Floats, cost: Floats) -> Curve:
-    """What routing by `p_success - weight * predicted_cost` really gives, for weights from nothing to everything.
+class Sweep(NamedTuple):
+    """What each query really cost and gave at each weight on cost; a resample needs no new choices."""
 
-    `predicted_cost` is (n, M) or (M,)."""
+    cost: NDArray[np.float64]  # (weights, n)
+    quality: NDArray[np.float64]  # (weights, n)
+
+    def curve(self, weights: Floats | None = None) -> Curve:
+        """Means over the queries, each counted by its weight."""
+        w = np.ones(self.cost.shape[1]) if weights is None else np.asarray(weights, np.float64)
+        cost, quality = self.cost @ w / w.sum(), self.quality @ w / w.sum()
+        order = np.lexsort((quality, cost))
+        return Curve(cost[order], quality[order])
+
+
+def sweep_choices(p_success: Floats, predicted_cost: Floats, success: Floats, cost: Floats) -> Sweep:
+    """Route by `p_success - weight * predicted_cost` for weights from nothing to everything.
+
+    `predicted_cost` is (n, M) or (M,). Every query must have a measured model."""
     predicted = np.broadcast_to(np.asarray(predicted_cost, np.float64), success.shape)
     measured = ~(np.isnan(success) | np.isnan(cost))
-    keep = measured.any(axis=1)
-    p, predicted = np.asarray(p_success, np.float64)[keep], predicted[keep]
-    success, cost, measured = success[keep], cost[keep], measured[keep]
+    p = np.asarray(p_success, np.float64)
     rows = np.arange(len(success))
-    points = []
-    for weight in _weights(predicted[measured]):
-        chosen = choose(p - weight * predicted, measured)
-        points.append((cost[rows, chosen].mean(), success[rows, chosen].mean()))
-    found = np.array(sorted(points))
-    return Curve(found[:, 0], found[:, 1])
+    chosen = np.stack([choose(p - weight * predicted, measured) for weight in _weights(predicted[measured])])
+    return Sweep(np.asarray(cost[rows, chosen], np.float64), np.asarray(success[rows, chosen], np.float64))
+
+
+def sweep(p_success: Floats, predicted_cost: Floats, success: Floats, cost: Floats) -> Curve:
+    """The curve of `sweep_choices`; queries without a measured model are left out."""
+    keep = ~(np.isnan(success) | np.isnan(cost)).all(axis=1)
+    predicted = np.broadcast_to(np.asarray(predicted_cost, np.float64), success.shape)
+    return sweep_choices(np.asarray(p_success)[keep], predicted[keep], success[keep], cost[keep]).curve()
 
 
 def _weights(predicted: Floats) -> NDArray[np.float64]:
@@ -99,19 +114,22 @@ def mean_height(curve: Curve) -> float:
 
 
 def aiq(curve: Curve, success: Floats, cost: Floats) -> Aiq:
+    """`aiq_of` with the single models and the oracle taken from the outcomes."""
+    return aiq_of(curve, singles(success, cost), sweep(success, cost, success, cost))
+
+
+def aiq_of(curve: Curve, single: Curve, oracle: Curve) -> Aiq:
     """Area of the router's hull between the cheapest and the dearest single model, raw and normalised.
 
     The line joins those two models; the oracle knows every outcome. The cheapest model alone belongs to every
     router's hull, because any router can take it always."""
-    single = singles(success, cost)
     cheapest, dearest = int(single.cost.argmin()), int(single.cost.argmax())
     low, high = float(single.cost[cheapest]), float(single.cost[dearest])
     with_cheapest = Curve(np.append(curve.cost, low), np.append(curve.quality, single.quality[cheapest]))
     raw = mean_height(hull(with_cheapest, low, high))
     static = mean_height(hull(single, low, high))
     line = float(single.quality[cheapest] + single.quality[dearest]) / 2
-    best = mean_height(hull(sweep(success, cost, success, cost), low, high))
-    room = best - line
+    room = mean_height(hull(oracle, low, high)) - line
     if room <= 0 or high <= low:
         return Aiq(raw, float("nan"), float("nan"))
     return Aiq(raw, (raw - line) / room, (static - line) / room)
@@ -200,7 +218,7 @@ def auc(score: Floats, outcome: Floats) -> float:
     return float((ranks[inverse][good].sum() - n_good * (n_good + 1) / 2) / (n_good * n_bad))
 
 
-def latency_report(quantiles_s: Floats, latency_s: Floats, median_s: Floats) -> dict[str, float]:
+def latency_report(quantiles_s: Floats, latency_s: Floats, median_s: Floats | float) -> dict[str, float]:
     """How well latency is predicted. `quantiles_s` is (n, 3): p50, p90, p95; `median_s` what a constant would say.
 
     mae_ratio: mean absolute error of p50 over that of the constant median; r2_log: variance of log latency that p50

@@ -385,7 +385,7 @@ def _choose(data: _Data, folds: _OutOfFold, penalties: _Penalties, log: Log | No
     assert best is not None
     for name, scores in tried.items():
         if log is not None:
-            log(name, scores)
+            log(name, {f"val/{key}": value for key, value in scores.items()})
     name, p, _ = best
     trust = _trusted(p, means, economy, fixed)
     single = {model: float(np.nanmean(data.table.success[:, j])) for j, model in enumerate(data.table.models)}
