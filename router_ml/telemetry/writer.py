@@ -58,7 +58,7 @@ class EventWriter:
         self._store: EventStore | None = None
         self._wake = threading.Event()
         self._idle = threading.Condition()
-        self._closing = False
+        self._closed = threading.Event()
         self._written = self._dropped = self._failures = 0
         self._last_error: str | None = None
         self._next_prune_s = clock() + 60.0
@@ -68,7 +68,7 @@ class EventWriter:
 
     def record(self, event: Event) -> None:
         """Take one event: an append to a queue, and never a wait."""
-        if len(self._queue) >= self._capacity or self._closing:
+        if len(self._queue) >= self._capacity or self._closed.is_set():
             self._dropped += 1
             return
         self._queue.append(event)
@@ -97,9 +97,11 @@ class EventWriter:
         return True
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Write what waits, stop the thread and close the store; False where something could not be written."""
-        done = self.flush(timeout_s)
-        self._closing = True
+        """Write what waits, stop the thread and close the store; False where something could not be written.
+
+        A store that is away is not waited for long."""
+        done = self.flush(timeout_s if self._last_error is None else min(timeout_s, 1.0))
+        self._closed.set()
         self._wake.set()
         thread = self._thread
         if thread is not None and thread.is_alive():
@@ -118,14 +120,13 @@ class EventWriter:
         tries = 0
         while True:
             self._wake.wait(_PRUNE_EVERY_S if self._retention else None)
-            if not self._closing:
-                time.sleep(_GATHER_S if not tries else _RETRY_S[min(tries, len(_RETRY_S)) - 1])
+            self._closed.wait(_GATHER_S if not tries else _RETRY_S[min(tries, len(_RETRY_S)) - 1])
             self._wake.clear()  # before the queue is emptied: what comes later sets it again
             tries = 0 if self._drain() else tries + 1
-            if tries and not self._closing:
+            if tries and not self._closed.is_set():
                 self._wake.set()
             self._prune_if_due()
-            if self._closing and (tries or not self._queue):
+            if self._closed.is_set() and (tries or not self._queue):
                 break
         if self._store is not None:
             self._store.close()
