@@ -100,7 +100,7 @@ class EventWriter:
         """Write what waits, stop the thread and close the store; False where something could not be written.
 
         A store that is away is not waited for long."""
-        done = self.flush(timeout_s if self._last_error is None else min(timeout_s, 1.0))
+        done = self.flush(min(timeout_s, 1.0)) or (self._last_error is None and self.flush(timeout_s - 1.0))
         self._closed.set()
         self._wake.set()
         thread = self._thread
