@@ -25,6 +25,7 @@ from router_ml.schema import LABELS
 
 log = logging.getLogger(__name__)
 
+MAX_PART_TOKENS = 2048
 OPTIMISER_SHARE = 1.25  # time of a whole step over that of its forward and backward pass
 
 Progress = Callable[[int, int, float], None]  # examples seen, examples in all, running loss
@@ -160,16 +161,20 @@ class _Session:
         """One optimiser step; returns the loss."""
         torch = self._torch
         self.encoder.train()
-        logits = self._logits(rows)
-        target = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-        loss = torch.nn.functional.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
         self._optimizer.zero_grad()
-        loss.backward()
+        total = 0.0
+        for part in _parts(rows):  # long texts in smaller portions: the memory of one backward pass stays small
+            target = torch.from_numpy(np.asarray(labels[part], dtype=np.int64))
+            logits = self._logits(rows[part])
+            loss = torch.nn.functional.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
+            share = len(target) / len(rows)
+            (loss * share).backward()
+            total += float(loss.detach()) * share
         torch.nn.utils.clip_grad_norm_(self._body.parameters(), 1.0)
         self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()
-        return float(loss.detach())
+        return total
 
     def trial(self, rows: Sequence[Sequence[int]], labels: NDArray[np.int64], arithmetic: Arithmetic) -> float:
         """Seconds of one forward and backward pass that changes nothing."""
@@ -189,8 +194,8 @@ class _Session:
         out = np.zeros((len(rows), len(LABELS)), dtype=np.float32)
         self.encoder.eval()
         with self._torch.inference_mode():
-            for start in range(0, len(order), 64):
-                chosen = order[start : start + 64]
+            for start in range(0, len(order), 32):
+                chosen = order[start : start + 32]
                 out[chosen] = self._logits([rows[i] for i in chosen]).numpy()
         return out
 
@@ -211,6 +216,13 @@ class _Session:
             vector = vector * self.recipe.scale
             logits = self._head(self._dropout(vector) if self.encoder.training else vector)
         return logits.float()
+
+
+def _parts(rows: Sequence[Sequence[int]]) -> Iterator[slice]:
+    """Slices of a batch of at most `MAX_PART_TOKENS` padded tokens."""
+    size = max(1, MAX_PART_TOKENS // max(map(len, rows)))
+    for start in range(0, len(rows), size):
+        yield slice(start, start + size)
 
 
 def _tokenise(encoder: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:

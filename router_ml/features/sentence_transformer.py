@@ -37,8 +37,10 @@ def load_sentence_transformer(name: str | Path = DEFAULT_ENCODER, device: str | 
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise EncoderError("sentence-transformers is not installed; pip install 'router-ml[train]'") from error
+    disable_progress_bar()
     try:
         return SentenceTransformer(source, device=device)
     except Exception as error:  # hub, network and file errors come in many kinds

@@ -1,0 +1,92 @@
+"""Makes a bundle the active one, or brings back the one before it.
+
+python -m training.promote                      which bundles there are, and which one is active
+python -m training.promote BUNDLE               make it active; it is verified first
+python -m training.promote --rollback           back to the one that was active before
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from router_ml.config import load_settings
+from router_ml.errors import BundleError, InputError, RouterError
+from router_ml.predictors.bundle import MANIFEST, load_bundle, read_manifest
+from router_ml.router import Router
+from router_ml.shelf import Pointer, default_models_dir, read_pointer, write_pointer
+
+DEFAULT = "default"
+
+
+def promote(models_dir: Path, name: str) -> Pointer:
+    """Verify a bundle by deciding with it, then point at it. Raises `BundleError` or `EncoderError` where it fails."""
+    Router.load(models_dir / name).decide("check email")
+    current = read_pointer(models_dir)
+    before = current.active if current else DEFAULT
+    pointer = Pointer(name, before if before != name else (current.previous if current else None))
+    write_pointer(models_dir, pointer)
+    return pointer
+
+
+def roll_back(models_dir: Path) -> Pointer:
+    """Point at the bundle that was active before. Raises `InputError` where there was none."""
+    current = read_pointer(models_dir)
+    if current is None or current.previous is None:
+        raise InputError(f"{models_dir}: nothing was promoted yet, so there is nothing to roll back to")
+    load_bundle(models_dir / current.previous)
+    pointer = Pointer(current.previous, current.active)
+    write_pointer(models_dir, pointer)
+    return pointer
+
+
+def listing(models_dir: Path) -> str:
+    """Every bundle of a shelf with its state and test figures, newest last."""
+    pointer = read_pointer(models_dir)
+    active = pointer.active if pointer else DEFAULT
+    lines = [f"{'bundle':<40}{'state':<11}{'made':<27}{'test macro-F1':>13}"]
+    found = [read_manifest(path.parent) | {"folder": path.parent.name} for path in models_dir.glob(f"*/{MANIFEST}")]
+    for manifest in sorted(found, key=lambda m: str(m.get("created_at"))):
+        state = "active" if manifest["folder"] == active else "candidate"
+        if pointer and manifest["folder"] == pointer.previous:
+            state = "retired"
+        score = manifest.get("metrics", {}).get("test/macro_f1")
+        shown = f"{score:.3f}" if score is not None else "-"
+        lines.append(f"{manifest['folder']:<40}{state:<11}{manifest.get('created_at', '')!s:<27}{shown:>13}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List, promote or roll back."""
+    text = (__doc__ or "").split("\n", 1)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.promote",
+        description=text[0],
+        epilog=text[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", nargs="?", help="name of a bundle on the shelf, or its folder")
+    parser.add_argument("--rollback", action="store_true", help="back to the bundle that was active before")
+    parser.add_argument("--models-dir", type=Path, help="the shelf (models/)")
+    options = parser.parse_args(argv)
+    folder = Path(options.bundle) if options.bundle else None
+    on_disk = folder is not None and (folder / MANIFEST).is_file() and len(folder.parts) > 1
+    shelf = folder.parent if on_disk and folder is not None else None
+    models_dir = options.models_dir or shelf or load_settings().models_dir or default_models_dir()
+    try:
+        if options.rollback:
+            print(f"active: {roll_back(models_dir).active}")
+        elif folder is not None:
+            print(f"active: {promote(models_dir, folder.name).active}")
+        else:
+            print(listing(models_dir))
+    except (BundleError, RouterError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
