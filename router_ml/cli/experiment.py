@@ -23,6 +23,7 @@ from router_ml.rollout import FOLDER, Rollout
 from router_ml.selection.policy import resolve_policy
 from router_ml.telemetry.event import ChangeKind, ExperimentEvent
 from router_ml.telemetry.report import looks_of, report_html
+from router_ml.telemetry.shadow import Choices, shadow_of
 from router_ml.telemetry.store import Selection
 
 
@@ -163,7 +164,8 @@ def _watch(settings: Settings) -> Rollout:
 
 
 def _status(options: argparse.Namespace) -> int:
-    rollout = _watch(load_settings())
+    settings = load_settings()
+    rollout = _watch(settings)
     verdict = rollout.look(act=False)
     state = rollout.state()
     rollout.close()
@@ -186,7 +188,10 @@ def _status(options: argparse.Namespace) -> int:
             "Everybody gets what ran before. Look at 'router-ml experiment report', then 'router-ml experiment clear'."
         )
     if state.experiment is not None:
-        _print_state(state.experiment, state.coverage, verdict, latched=state.latch is not None)
+        if state.experiment.mode == "shadow":
+            _print_shadow(settings, state.experiment)
+        else:
+            _print_state(state.experiment, state.coverage, verdict, latched=state.latch is not None)
     if state.trouble:
         print(f"warning: {state.trouble}", file=sys.stderr)
     return 0
@@ -209,6 +214,39 @@ def _print_state(experiment: Experiment, coverage: float, verdict: Verdict | Non
         print("Still needed before it can be shipped:")
         for reason in verdict.reasons:
             print(f"  {reason}")
+
+
+def _print_shadow(settings: Settings, experiment: Experiment) -> None:
+    store = event_store(settings)
+    try:
+        selection = Selection(("decision",), since_s=experiment.started_s, experiment=experiment.id)
+        shadow = shadow_of((stored.event for stored in store.read(selection)), experiment.id)
+    finally:
+        store.close()
+    print(
+        f"{experiment.id}: {experiment.challenger.name} decides in shadow; "
+        f"everybody is served {experiment.control.name}"
+    )
+    rows: list[tuple[str, ...]] = [("", "served", "shadow"), *_shadow_rows(shadow.served, shadow.shadowed)]
+    print_table(rows)
+    if shadow.shadowed.decisions:
+        print(f"At least {shadow.moved_share:.0%} of requests would go to another model. All figures are predictions.")
+
+
+def _shadow_rows(served: Choices, shadowed: Choices) -> list[tuple[str, ...]]:
+    def told(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    both = (served, shadowed)
+    rows: list[tuple[str, ...]] = [("decisions", *(f"{side.decisions:,}" for side in both))]
+    rows += [
+        (model, *(f"{side.models.get(model, 0.0):.1%}" for side in both))
+        for model in sorted({*served.models, *shadowed.models})
+    ]
+    rows.append(("success", *(told(side.p_success, ".1%") for side in both)))
+    rows.append(("latency p50, s", *(told(side.latency_p50_s, ".2f") for side in both)))
+    rows.append(("cost, USD", *(told(side.cost_usd, ".6f") for side in both)))
+    return rows
 
 
 def _stop(options: argparse.Namespace) -> int:

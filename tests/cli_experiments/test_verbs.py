@@ -16,7 +16,8 @@ from router_ml.errors import ExperimentError, InputError, PolicyError, StoreErro
 from router_ml.experiments.board import Board
 from router_ml.rollout import FOLDER, open_rollout
 from router_ml.rows import read_outcomes
-from router_ml.telemetry.event import AlertEvent, ExperimentEvent, FeedbackEvent, OutcomeEvent
+from router_ml.schema import Candidate, Quantiles
+from router_ml.telemetry.event import AlertEvent, DecisionEvent, ExperimentEvent, FeedbackEvent, OutcomeEvent
 from router_ml.telemetry.store import open_store
 from router_ml.telemetry.writer import EventWriter
 
@@ -115,6 +116,36 @@ def test_a_good_beginning_says_what_is_still_needed(run: Run, state: Path) -> No
     said = run("experiment", "status")[1]
     assert "HOLD" in said
     assert "of at least 200 units per arm" in said
+
+
+def test_a_shadow_shows_what_the_challenger_would_have_done(run: Run, state: Path) -> None:
+    run("experiment", "start", "ghost", "--challenger-policy", "fast", "--shadow")
+    quick = Candidate("small", 0.8, Quantiles(1.0, 2.0, 3.0), 0.0, 1.0)
+    slow = Candidate("large", 0.9, Quantiles(9.0, 12.0, 15.0), 0.0, 1.0)
+    store = open_store(state)
+    for i in range(10):
+        served, shadowed = (slow, quick) if i < 7 else (quick, quick)
+        for chosen, shadow in ((served, False), (shadowed, True)):
+            store.append(
+                [
+                    DecisionEvent(
+                        f"{i}{shadow}",
+                        chosen.model,
+                        "simple",
+                        "p",
+                        "b",
+                        1.0,
+                        (chosen,),
+                        experiment="ghost",
+                        shadow=shadow,
+                    )
+                ]
+            )
+    said = run("experiment", "status")[1]
+    assert "At least 70% of requests would go to another model" in said
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in said.splitlines() if line[:1] != " "}
+    assert rows["large"] == ["70.0%", "0.0%"]
+    assert rows["latency p50, s"] == ["6.60", "1.00"]
 
 
 def test_options_become_the_definition(run: Run, state: Path) -> None:

@@ -209,3 +209,20 @@ def test_the_password_of_a_database_is_not_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         open_store("postgresql://user:hunter2@127.0.0.1:1/none", key_dir=tmp_path)
     assert "hunter2" not in str(caught.value)
+
+
+def test_postgres_connects_again_after_the_server_dropped_it(postgres_url: str, tmp_path: Path) -> None:
+    import psycopg
+
+    store = open_store(postgres_url, key_dir=tmp_path)
+    store.append([outcome("before-the-cut")])
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    with pytest.raises(StoreError, match="check that the server is up"):
+        store.append([outcome("lost-in-the-cut")])
+    store.append([outcome("after-the-cut")])
+    assert {s.event.decision_id for s in store.read() if isinstance(s.event, OutcomeEvent)} >= {
+        "before-the-cut",
+        "after-the-cut",
+    }
+    store.close()
