@@ -42,7 +42,7 @@ from training.complexity_fit import ComplexityBundle, borrow_complexity, learn_c
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
 from training.export import self_check_vectors
-from training.tracking import Tracker, tracked
+from training.tracking import FITS, Tracker, tracked
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Job:
     models_dir: Path
     name: str
     data_sha256: str
-    experiment: str = "router_ml fits"
+    experiment: str = FITS
     seed: int = 0
     tune: bool = True
     cache: bool = True
@@ -93,6 +93,7 @@ def fit(job: Job, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         _write_manifest(job, folder, metrics, complexity)
         router = Router.load(folder)
         tracker.metrics(metrics)
+        tracker.note(_headline(job, metrics))
         tracker.files(plots, "plots")
         target = _shelve(folder, job)
     tracker.files(target, "bundle")
@@ -192,6 +193,17 @@ def _shelve(folder: Path, job: Job) -> Path:
     return target
 
 
+def _headline(job: Job, metrics: dict[str, float]) -> str:
+    """The one plain line that lists of runs show."""
+    parts = []
+    if "test/macro_f1" in metrics:
+        rules = metrics.get("test/heuristic_macro_f1", float("nan"))
+        parts.append(f"complexity macro-F1 {metrics['test/macro_f1']:.3f} on unseen groups (rules {rules:.3f})")
+    if job.outcomes:
+        parts.append(f"{len(job.outcomes)} outcomes learned")
+    return "; ".join([*parts, "tuned" if job.tune else "fixed recipe"])
+
+
 def _show(router: Router) -> None:
     decisions = router.decide_many(SAMPLES)
     print(decision_table(SAMPLES, decisions))
@@ -264,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--models-dir", type=Path, help="where bundles live (models/)")
     cli.add_argument("--name", help="folder of the new bundle (date, time and data hash)")
     cli.add_argument("--force", action="store_true", help="replace a bundle of that name")
-    cli.add_argument("--experiment", default="router_ml fits", help="MLflow experiment (%(default)s)")
+    cli.add_argument("--experiment", default=FITS, help="MLflow experiment (%(default)s)")
     cli.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence encoder: hub name or folder (%(default)s)")
     cli.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     cli.add_argument("--no-tune", action="store_true", help="one fixed recipe and no search: under 90 seconds")

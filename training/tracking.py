@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 import os
 import subprocess
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from router_ml.config import CHECKOUT
+from router_ml.errors import BundleError
+from router_ml.predictors.bundle import load_bundle
 from router_ml.telemetry.mlflow_store import ensure_experiment, open_tracking
 
 log = logging.getLogger(__name__)
@@ -21,6 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 REGISTERED = "router_ml"
+FITS = "router_ml fits"
 
 
 def _guarded(method: Callable[P, T]) -> Callable[P, T | None]:
@@ -169,3 +174,35 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def log_bundle(folder: Path, experiment: str) -> bool:
+    """Log a bundle that was made while MLflow was down. Raises `BundleError` where it cannot be used."""
+    bundle = load_bundle(folder)
+    manifest = bundle.manifest
+    note = f"logged later; made {manifest.get('created_at')}"
+    with tracked(experiment, str(manifest.get("name", folder.name)), note) as tracker:
+        tracker.params({**manifest.get("given", {}), "data_sha256": manifest.get("data_sha256"), "bundle": folder.name})
+        tracker.metrics(manifest.get("metrics", {}))
+        tracker.files(folder, "bundle")
+        tracker.register(folder, champion=False)
+    return not tracker.broken
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Log a bundle to MLflow after the event."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.tracking", description="Log a bundle to MLflow that was fitted while MLflow was down."
+    )
+    parser.add_argument("bundle", type=Path, help="the bundle's folder")
+    parser.add_argument("--experiment", default=FITS, help="MLflow experiment (%(default)s)")
+    options = parser.parse_args(argv)
+    try:
+        return 0 if log_bundle(options.bundle, options.experiment) else 1
+    except BundleError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
