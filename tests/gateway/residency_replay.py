@@ -97,6 +97,7 @@ class Result:
 
     mean_s: float
     p95_s: float
+    server_mean_s: float  # as the server counts it: what a busy test machine adds, times the speed, is not in it
     success: float
     loads: int
     reasons: tuple[str, ...]
@@ -133,6 +134,7 @@ def replay(made: list[Task], speed: float, blind: bool) -> Result:
     return Result(
         mean_s=sum(times) / len(times),
         p95_s=times[int(0.95 * len(times))],
+        server_mean_s=sum(speed * (a.timings.load_s + a.timings.eval_s) for a in answers) / len(answers),
         success=sum(success) / len(success),
         loads=loads,
         reasons=tuple(answer.decision.reason for answer in answers),

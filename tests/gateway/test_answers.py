@@ -86,7 +86,8 @@ async def test_coroutines_get_the_same(gateway) -> None:
     assert {answer.content for answer in answers} == {"The llama says hello."}
 
 
-def test_threads_share_a_gateway(gateway) -> None:
+def test_threads_share_a_gateway(gateway_of) -> None:
+    gateway = gateway_of(o_attempt_min_s=20.0)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: gateway.chat(HELLO, deadline_s=20.0).content, range(40)))
     assert answers == ["The llama says hello."] * 40

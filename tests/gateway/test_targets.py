@@ -6,16 +6,15 @@ from tests.gateway import overhead, residency_replay
 
 
 def test_the_gateway_adds_little_to_a_bare_client() -> None:
-    # The best of three: a busy machine can only make it look slower than it is.
-    results = [overhead.measure(40) for _ in range(3)]
-    assert min(result.added_ms for result in results) <= 2.0
-    assert min(result.added_first_ms for result in results) <= 5.0
+    result = overhead.measure(120)
+    assert result.added_at_best_ms <= 2.0
+    assert result.added_first_at_best_ms <= 5.0
 
 
 def test_knowing_what_is_in_memory_pays() -> None:
-    made = residency_replay.tasks(30, seed=1)
+    made = residency_replay.tasks(50, seed=1)
     blind, aware = (residency_replay.replay(made, speed=80.0, blind=blind) for blind in (True, False))
-    assert blind.mean_s / aware.mean_s >= 1.5
+    assert blind.server_mean_s / aware.server_mean_s >= 1.5
     assert aware.success >= blind.success - 0.01
     assert aware.loads < blind.loads
     assert any("warm" in reason for reason in aware.reasons)
