@@ -7,7 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-_WARM_LOAD_S = 0.1  # a model in memory reports about a millisecond of load; a cold one tenths and more
+# A model in memory reports a load of milliseconds, on a busy host of tenths of a second; a cold one of tenths and more.
+_COLD_LOAD_S = 0.1
+_COLD_LOAD_THOUGH_SEEN_S = 0.5  # where it was seen in memory just before: it may have left since
 _MIN_PROMPT_TOKENS = 16
 _MIN_OUTPUT_TOKENS = 4
 
@@ -84,11 +86,12 @@ class LiveRates:
         prompt_eval_s: float | None = None,
         output_tokens: int | None = None,
         eval_s: float | None = None,
+        resident: bool | None = None,
     ) -> None:
-        """Learns from one answer; durations in seconds."""
+        """Learns from one answer; durations in seconds. `resident`: the model was seen in memory before the call."""
         with self._lock:
             self._recent.append((self._clock(), True))
-            cold = load_s is not None and load_s > _WARM_LOAD_S
+            cold = was_cold(load_s, resident)
             self._service.add(service_s - (load_s or 0.0) if cold else service_s)
             if load_s is not None and cold:
                 self._load.add(load_s)
@@ -103,6 +106,8 @@ class LiveRates:
             self._recent.append((self._clock(), False))
 
 
-def was_cold(load_s: float | None) -> bool | None:
+def was_cold(load_s: float | None, resident: bool | None = None) -> bool | None:
     """Whether a reported load duration means that the model had to be loaded; None where none was reported."""
-    return None if load_s is None else load_s > _WARM_LOAD_S
+    if load_s is None:
+        return None
+    return load_s > (_COLD_LOAD_THOUGH_SEEN_S if resident else _COLD_LOAD_S)

@@ -146,7 +146,7 @@ class Walker:
             self._failed(job, backend, failure, call, adapted)
             return None
         permit.succeeded()
-        self._learn(job, backend, response, call)
+        self._learn(job, backend, response, call, warm)
         job.attempts.append(self._told_of(backend, None, call, adapted))
         return response
 
@@ -194,7 +194,7 @@ class Walker:
     def _may_serve(self, model: str) -> bool:
         return any(why_not(backend) is None for backend in self._fleet.backends(model))
 
-    def _learn(self, job: Job, backend: Backend, response: ollama.ChatResponse, call: Call) -> None:
+    def _learn(self, job: Job, backend: Backend, response: ollama.ChatResponse, call: Call, warm: bool) -> None:
         load_s = seconds(response.load_duration)
         backend.cold_timeouts = 0
         backend.host.answered(backend.model)
@@ -205,8 +205,9 @@ class Walker:
             seconds(response.prompt_eval_duration),
             response.eval_count,
             seconds(response.eval_duration),
+            resident=warm,
         )
-        cold = was_cold(load_s)
+        cold = was_cold(load_s, warm)
         if cold and load_s is not None:
             backend.loaded_in(load_s)
         job.resident = None if cold is None else not cold

@@ -32,6 +32,12 @@ def test_a_warm_answer_teaches_no_load_time() -> None:
     assert was_cold(None) is None
 
 
+def test_a_busy_host_takes_its_time_with_a_model_that_is_in_memory() -> None:
+    assert was_cold(0.3) is True
+    assert was_cold(0.3, resident=True) is False
+    assert was_cold(3.0, resident=True) is True  # it had left in between
+
+
 def test_the_first_answers_are_averaged_evenly() -> None:
     average = Average(weight=0.1)
     for value in (1.0, 4.0):
