@@ -10,19 +10,18 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from router_ml.predictors.forest import ALL, MAX_LEAVES
 
-TREES = 64
 SHARE_OF_FEATURES = 0.4
 MIN_LEAF = 3
 _NEVER = np.float32(np.inf)
 
 
-def fit_forest(x: NDArray[Any], targets: NDArray[Any], seed: int) -> ExtraTreesRegressor:
+def fit_forest(x: NDArray[Any], targets: NDArray[Any], seed: int, trees: int) -> ExtraTreesRegressor:
     """Extremely randomised trees (Geurts et al. 2006) of at most 32 leaves on all targets at once.
 
     One set of splits for every model's outcomes finds the kinds of queries on which the models differ, and its leaves
     hold enough rows to say by how much. Targets must be complete."""
     model = ExtraTreesRegressor(
-        TREES, max_leaf_nodes=MAX_LEAVES, min_samples_leaf=MIN_LEAF, max_features=SHARE_OF_FEATURES, random_state=seed
+        trees, max_leaf_nodes=MAX_LEAVES, min_samples_leaf=MIN_LEAF, max_features=SHARE_OF_FEATURES, random_state=seed
     )
     return model.fit(x.astype(np.float32), targets)
 

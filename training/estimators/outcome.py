@@ -35,7 +35,7 @@ TRANSFER_PENALTY_LOG = 1_000.0
 NEIGHBOURS = 80
 ROWS_PER_NEIGHBOUR = 8
 STORED_ROWS = 32_768  # a bundle stays small
-QUANTITY_WEIGHT = 0.5  # of log latency, tokens and cost beside success when the forest looks for splits
+SUCCESS_TREES, QUANTITY_TREES = 64, 32
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' spread of quality over cost
 TRUST = (1.0, 0.75, 0.5, 0.25)  # how far differences from the models' means are believed
 CAUTION = 1.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
@@ -220,15 +220,44 @@ class _Learners:
 
     basis: Basis
     linear: dict[float, Any]
-    forest: Any
-    forest_scale: Matrix
+    forests: tuple[_Forest, ...]
     transfer: Any
     means: Matrix
     keys: NDArray[np.float32]
     k: int
 
     def predict_forest(self, features: Features) -> Matrix:
-        return predict_forest(self.forest, self.basis.forest_inputs(features)) / self.forest_scale + self.means
+        inputs = self.basis.forest_inputs(features)
+        out = np.broadcast_to(self.means, (len(inputs), len(self.means))).copy()
+        for forest in self.forests:
+            out[:, forest.columns] += predict_forest(forest.model, inputs) * forest.scale
+        return out
+
+
+class _Forest(NamedTuple):
+    """A forest on some of the targets, each in units of its spread."""
+
+    model: Any
+    columns: slice
+    scale: Matrix
+
+    def exported(self, n_columns: int) -> dict[str, NDArray[Any]]:
+        """Its arrays, with a column of values for every target."""
+        arrays = export_forest(self.model)
+        values = np.zeros((*arrays["values"].shape[:2], n_columns))
+        values[:, :, self.columns] = arrays["values"] * self.scale
+        return arrays | {"values": values}
+
+
+def _fit_forests(inputs: Matrix, targets: Matrix, data: _Data) -> tuple[_Forest, ...]:
+    """One forest for success, another for the quantities: what moves latency is not what moves success."""
+    n_models, forests = data.targets.n_models, []
+    for columns, trees in ((slice(0, n_models), SUCCESS_TREES), (slice(n_models, None), QUANTITY_TREES)):
+        wanted = targets[:, columns]
+        if wanted.shape[1]:
+            scale = np.maximum(wanted.std(axis=0), 1e-3)
+            forests.append(_Forest(fit_forest(inputs, wanted / scale, data.seed, trees), columns, scale))
+    return tuple(forests)
 
 
 def _fit_learners(data: _Data, rows: NDArray[np.intp], penalties: Sequence[float]) -> _Learners:
@@ -239,12 +268,10 @@ def _fit_learners(data: _Data, rows: NDArray[np.intp], penalties: Sequence[float
     linear = {penalty: fit_ridge(inputs, _or_mean(values, means), penalty) for penalty in penalties}
     # what was not measured is filled with what the linear learner expects, so that the trees see complete rows
     filled = np.where(np.isnan(values), linear[penalties[len(penalties) // 2]](inputs), values)
-    scale = 1.0 / np.maximum(filled.std(axis=0), 1e-3)
-    scale[data.targets.n_models :] *= QUANTITY_WEIGHT
-    forest = fit_forest(basis.forest_inputs(features), (filled - means) * scale, data.seed)
+    forests = _fit_forests(basis.forest_inputs(features), filled - means, data)
     transfer = _fit_transfer(basis.transfer_inputs(features), _or_mean(values, means), data.targets.n_models)
     k = max(1, min(NEIGHBOURS, len(rows) // ROWS_PER_NEIGHBOUR))
-    return _Learners(basis, linear, forest, scale, transfer, means, basis.keys(features).astype(np.float32), k)
+    return _Learners(basis, linear, forests, transfer, means, basis.keys(features).astype(np.float32), k)
 
 
 def _or_mean(values: Matrix, means: Matrix) -> Matrix:
@@ -574,8 +601,11 @@ def _export(
     bias = np.concatenate((success.bias[:n_models], quantities.bias[n_models:])) * share + learners.means * of_forest
     heads = basis.folded(weights @ mix.matrix, bias @ mix.matrix + mix.constant)
     parts = (heads, basis.folded_keys(), basis.folded_squares())
-    forest = export_forest(learners.forest)
-    values = forest["values"] / learners.forest_scale * of_forest @ mix.matrix
+    exported = [forest.exported(n_columns) for forest in learners.forests]
+    forest = {
+        name: np.concatenate([one[name] for one in exported], axis=1) for name in ("feature", "threshold", "keeps")
+    }
+    values = np.concatenate([one["values"] for one in exported]) * of_forest @ mix.matrix
     transfer_weights, transfer_bias = learners.transfer.weights, learners.transfer.bias + offset
     arrays: dict[str, NDArray[Any]] = {
         "weights": np.hstack([part[0] for part in parts]).astype(np.float32),
