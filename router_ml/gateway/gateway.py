@@ -144,7 +144,7 @@ class Gateway:
         """`chat` for coroutines; cancelling it ends the generation. Same arguments and errors."""
         job = self._job(messages, **more)
         if not stream:
-            return await asyncio.wrap_future(self._loop.submit(self._answer(job)))
+            return await self._await(self._loop.submit(self._answer(job)))
         items: asyncio.Queue[Item] = asyncio.Queue()
         put = functools.partial(_put_across, asyncio.get_running_loop(), items)
         task = self._loop.submit(self._stream(job, Sink(put)))
@@ -164,7 +164,8 @@ class Gateway:
         return self._fleet.state()
 
     def refresh(self) -> MachineState:
-        """Looks at every host anew, and says what is known then."""
+        """Looks at every host anew, and says what is known then. Raises `NoModelAvailable` on a closed gateway."""
+        self._check_open()
 
         async def look() -> MachineState:
             self._fleet.probe_all()
@@ -175,10 +176,12 @@ class Gateway:
 
     def warm_up(self) -> None:
         """Takes the first look at every host now, in the background, so that no request waits for it."""
+        self._check_open()
         self._loop.submit(self._fleet.look())
 
     def preload(self, model: str) -> None:
         """Puts a model in memory. Raises `NoModelAvailable` where its host does not do so within the deadline."""
+        self._check_open()
         loading = self._loop.submit(self._preloader.load(self._fleet.names.canonical(model)))
         try:
             loading.result(self.options.deadline_s + _GRACE_S)
@@ -235,8 +238,7 @@ class Gateway:
         limit_s = self.options.deadline_s if deadline_s is None else deadline_s
         if not limit_s > 0:
             raise QueryError(f"deadline_s must be above 0, found {deadline_s!r}")
-        if self._closed:
-            raise NoModelAvailable("this gateway is closed; make a new one")
+        self._check_open()
         chosen = self._policy if policy is None else policy
         return Job(request, context_of(request, context), chosen, began_s, began_s + limit_s, model)
 
@@ -293,11 +295,26 @@ class Gateway:
         except KeyboardInterrupt:
             future.cancel()
             raise
+        except concurrent.futures.CancelledError:
+            raise _closed() from None
         except concurrent.futures.TimeoutError:
             if future.done():  # the request's own error
                 raise
             future.cancel()
             raise _no_sign() from None
+
+    async def _await(self, future: concurrent.futures.Future[Answer]) -> Answer:
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise _closed() from None
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed()
 
     def _patience_s(self, job: Job) -> float:
         return max(0.0, job.deadline_s - self._clock()) + _GRACE_S
@@ -308,6 +325,10 @@ def _opened(item: Item) -> Opened:
         raise item
     assert isinstance(item, Opened)
     return item
+
+
+def _closed() -> NoModelAvailable:
+    return NoModelAvailable("this gateway is closed; make a new one")
 
 
 def _no_sign() -> DeadlineExceeded:

@@ -182,6 +182,34 @@ def test_cancelling_a_coroutine_ends_the_generation(gateway, double, recording) 
     assert gateway.status()["backends"][0]["running"] == 0
 
 
+def test_closing_the_gateway_gives_those_who_wait_a_typed_error(gateway, double) -> None:
+    double.models[LLAMA] = DoubleModel(LLAMA, decode_tokens_per_s=1.0)
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            gateway.chat(HELLO)
+        except Exception as error:
+            errors.append(error)
+
+    async def call_async() -> None:
+        try:
+            await gateway.achat(HELLO)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call), threading.Thread(target=lambda: asyncio.run(call_async()))]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(double.generations) == 2)
+    gateway.close()
+    for thread in threads:
+        thread.join(5)
+    assert [type(error) for error in errors] == [NoModelAvailable, NoModelAvailable]
+    with pytest.raises(NoModelAvailable):
+        gateway.refresh()
+
+
 # -- streams ---------------------------------------------------------------------------------------------------------
 
 
