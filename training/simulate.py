@@ -69,6 +69,7 @@ class Worlds:
     """Units of several simulated experiments, one row a run; in the order in which they complete."""
 
     challenger: Bools
+    first_failure: Floats  # of each unit's first request
     failure: Floats
     log_latency: Floats
     slo_miss: Floats
@@ -97,13 +98,20 @@ def draw(truth: Truth, runs: int, requests: int, slo_s: float, generator: np.ran
     if truth.unit_failure_spread:
         scale = 1 / truth.unit_failure_spread - 1
         chance = generator.beta(np.maximum(chance * scale, 1e-9), np.maximum((1 - chance) * scale, 1e-9))
-    failure = generator.binomial(size, chance) / size
+    wrong = generator.random((*shape, size)) < chance[..., np.newaxis]
     centre = math.log(truth.latency_median_s) + passed * truth.latency_drift_log
     centre = centre + challenger * math.log(truth.latency_ratio)
     centre = centre + truth.unit_log_sd * generator.standard_normal(shape)
     within = generator.standard_normal((*shape, size)) * truth.latency_log_sd + centre[..., np.newaxis]
     service = generator.standard_normal(shape) * truth.service_log_sd + challenger * math.log(truth.service_ratio)
-    return Worlds(challenger, failure, within.mean(-1), (within > math.log(slo_s)).mean(-1), service)
+    return Worlds(
+        challenger,
+        wrong[..., 0].astype(float),
+        wrong.mean(-1),
+        within.mean(-1),
+        (within > math.log(slo_s)).mean(-1),
+        service,
+    )
 
 
 def fates(worlds: Worlds, truth: Truth, limits: Limits) -> Fates:
@@ -129,6 +137,10 @@ def fates(worlds: Worlds, truth: Truth, limits: Limits) -> Fates:
         ]
         if rail.exact:
             harms, fairs, betters = _wagers(value, sign, ends, rail.tolerance, rail.margin)
+            if rail.metric == "failure" and truth.unit_requests > 1:
+                first = worlds.first_failure
+                early = _log_e_at(harm_growth(first, sign, _middles(first), rail.tolerance), ends)
+                harms = np.logaddexp(harms, early) - math.log(2)
             harm |= (fewest >= EXACT_FLOOR) & (harms >= math.log(1 / rail.alpha_harm))
             fair &= fairs >= math.log(1 / limits.alpha_ship)
             better |= (fewest >= EXACT_FLOOR) & (betters >= math.log(1 / rail.alpha_better))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from router_ml.experiments.experiment import ARMS, Arm, Limits
-from router_ml.experiments.statistics import BETS, Floats, log_growth
+from router_ml.experiments.statistics import BETS, Floats, harm_growth, log_growth
 from router_ml.experiments.unit import Observation
 
 METRICS = ("failure", "slo_miss", "log_latency", "log_service", "cost_usd")
@@ -18,7 +18,7 @@ SHARES = ("failure", "slo_miss")
 
 # One row of wealth for each one-sided question.
 ROWS = (
-    "failure.harm", "failure.better", "failure.fair",
+    "first.harm", "failure.harm", "failure.better", "failure.fair",
     "slo_miss.harm", "slo_miss.better", "slo_miss.fair",
     "system.failure", "system.slow",
 )  # fmt: skip
@@ -56,10 +56,11 @@ class Evidence:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.units: dict[Arm, int] = dict.fromkeys(ARMS, 0)
+        self.first: dict[Arm, Moments] = {arm: Moments() for arm in ARMS}  # failures of units' first requests
         self.requests: dict[Arm, int] = dict.fromkeys(ARMS, 0)
         self.moments: dict[str, dict[Arm, Moments]] = {m: {arm: Moments() for arm in ARMS} for m in METRICS}
         self.wealth: Floats = np.zeros((len(ROWS), len(BETS)))
-        self.middle: dict[str, float] = dict.fromkeys(SHARES, _FIRST_MIDDLE)
+        self.middle: dict[str, float] = dict.fromkeys((*SHARES, "first"), _FIRST_MIDDLE)
         self.last_s: float | None = None
         self._null, self._lowest = self._bounds()
 
@@ -72,6 +73,15 @@ class Evidence:
         """The wealth of one question."""
         wealth: Floats = self.wealth[_INDEX[name]]
         return wealth
+
+    def add_first(self, arm: Arm, failure: float) -> None:
+        """Take the first request of a unit, at once: whole units may take long, and a disaster must not."""
+        sign, middle = (1.0 if arm == "challenger" else -1.0), self.middle["first"]
+        growth = harm_growth(np.array(failure), np.array(sign), middle, self._limits.failure_tolerance)
+        self.wealth[_INDEX["first.harm"]] += growth
+        self.first[arm].add(failure)
+        if sum(m.n for m in self.first.values()) % BLOCK == 0:
+            self.middle["first"] = _common_mean(self.first)
 
     def add(self, seen: Observation) -> None:
         """Take the observation of one unit."""
@@ -101,7 +111,7 @@ class Evidence:
     def _bounds(self) -> tuple[Floats, Floats]:
         """For each question the mean of its null and the least value that can be seen."""
         limits = self._limits
-        null, lowest = np.zeros(len(ROWS)), np.zeros(len(ROWS))
+        null, lowest = np.zeros(len(ROWS)), -np.ones(len(ROWS))
         for metric, tolerance, margin in (
             ("failure", limits.failure_tolerance, limits.failure_margin),
             ("slo_miss", limits.slo_tolerance, limits.slo_margin),
@@ -109,16 +119,17 @@ class Evidence:
             first = _INDEX[f"{metric}.harm"]
             null[first : first + 3] = (tolerance / 2, 0.0, -margin / 2)
             lowest[first : first + 3] = -max(self.middle[metric], 1 - self.middle[metric])
-        null[_INDEX["system.failure"]] = limits.system_failure_ceiling
-        null[_INDEX["system.slow"]] = limits.system_slow_ceiling
+        for name, ceiling in (
+            ("system.failure", limits.system_failure_ceiling),
+            ("system.slow", limits.system_slow_ceiling),
+        ):
+            null[_INDEX[name]], lowest[_INDEX[name]] = ceiling, 0.0
         return null, lowest
 
     def _move_middle(self) -> None:
         for metric in SHARES:
-            both = [self.moments[metric][arm] for arm in ARMS]
-            n = sum(m.n for m in both)
-            if n:
-                self.middle[metric] = sum(m.n * m.mean for m in both) / n
+            if any(m.n for m in self.moments[metric].values()):
+                self.middle[metric] = _common_mean(self.moments[metric])
         self._null, self._lowest = self._bounds()
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,13 +137,26 @@ class Evidence:
         return {
             "units": dict(self.units),
             "requests": dict(self.requests),
-            "moments": {
-                metric: {arm: [m.n, m.mean, m.m2] for arm, m in arms.items()} for metric, arms in self.moments.items()
-            },
+            "first": _moments_row(self.first),
+            "moments": {metric: _moments_row(arms) for metric, arms in self.moments.items()},
             "wealth": {name: [float(w) for w in self.row(name)] for name in ROWS},
             "middle": dict(self.middle),
             "last_s": self.last_s,
         }
+
+
+def _common_mean(arms: Mapping[Arm, Moments]) -> float:
+    """Mean over both arms."""
+    return sum(m.n * m.mean for m in arms.values()) / sum(m.n for m in arms.values())
+
+
+def _moments_row(arms: Mapping[Arm, Moments]) -> dict[str, list[float]]:
+    return {arm: [m.n, m.mean, m.m2] for arm, m in arms.items()}
+
+
+def _moments(row: Sequence[float]) -> Moments:
+    n, mean, m2 = row
+    return Moments(int(n), float(mean), float(m2))
 
 
 def evidence_from(row: Mapping[str, Any], limits: Limits) -> Evidence:
@@ -141,12 +165,12 @@ def evidence_from(row: Mapping[str, Any], limits: Limits) -> Evidence:
     for arm in ARMS:
         evidence.units[arm] = int(row["units"][arm])
         evidence.requests[arm] = int(row["requests"][arm])
+        evidence.first[arm] = _moments(row["first"][arm])
         for metric in METRICS:
-            n, mean, m2 = row["moments"][metric][arm]
-            evidence.moments[metric][arm] = Moments(int(n), float(mean), float(m2))
+            evidence.moments[metric][arm] = _moments(row["moments"][metric][arm])
     for name in ROWS:
         evidence.wealth[_INDEX[name]] = row["wealth"][name]
-    evidence.middle = {metric: float(row["middle"][metric]) for metric in SHARES}
+    evidence.middle = {name: float(row["middle"][name]) for name in (*SHARES, "first")}
     evidence.last_s = row["last_s"]
     evidence._null, evidence._lowest = evidence._bounds()
     return evidence

@@ -91,6 +91,12 @@ def log_e(log_wealth: Floats) -> Floats:
     return np.asarray(top + np.log(spread), dtype=np.float64)
 
 
+def mean_log_e(first: float, second: float) -> float:
+    """Log of the mean of two e-values, given their logs. The mean of e-values is one, however they depend."""
+    high, low = max(first, second), min(first, second)
+    return high + math.log1p(math.exp(low - high)) - math.log(2)
+
+
 def harm_growth(x: Floats, sign: Floats, middle: float | Floats, tolerance: float) -> Floats:
     """Log growth against "the challenger's mean is at most the control's plus `tolerance`", for x from 0 to 1.
 

@@ -20,6 +20,8 @@ class Trial:
 
     def add(self, request: Request) -> None:
         """Take one served request."""
+        if self.units.begins(request):
+            self.evidence.add_first(request.arm, request.failure)
         seen = self.units.add(request)
         if seen is not None:
             self.evidence.add(seen)

@@ -63,6 +63,10 @@ class Units:
     def __len__(self) -> int:
         return len(self._open)
 
+    def begins(self, request: Request) -> bool:
+        """Whether this is the first request of its unit."""
+        return request.unit not in self._open and request.unit not in self._done
+
     def add(self, request: Request) -> Observation | None:
         """Take a request; the observation of its unit, where this completes it."""
         if request.unit in self._done:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from router_ml.errors import ExperimentError
-from router_ml.experiments.evidence import Evidence, evidence_from, standard_error
+from router_ml.experiments.evidence import Evidence, Moments, evidence_from, standard_error
 from router_ml.experiments.experiment import (
     FORMAT,
     Experiment,
@@ -22,7 +22,7 @@ from router_ml.experiments.experiment import (
     experiment_row,
 )
 from router_ml.experiments.guardrail import Guardrail, guardrails
-from router_ml.experiments.statistics import fair_split_log_e, log_e, split_log_e, width_in_errors
+from router_ml.experiments.statistics import fair_split_log_e, log_e, mean_log_e, split_log_e, width_in_errors
 
 Kind: TypeAlias = Literal["INVALID", "ROLLBACK", "SHIP", "HOLD"]
 
@@ -157,7 +157,7 @@ def _no_worse(finding: Finding) -> bool:
 
 
 def _finding(rail: Guardrail, evidence: Evidence, experiment: Experiment) -> Finding:
-    control, challenger = (evidence.moments[rail.metric][arm] for arm in ("control", "challenger"))
+    control, challenger = _arms(rail, evidence)
     both, fewest = control.n + challenger.n, min(control.n, challenger.n)
     limits = experiment.limits
     if fewest < 2:
@@ -175,6 +175,9 @@ def _finding(rail: Guardrail, evidence: Evidence, experiment: Experiment) -> Fin
     evidence_harm: float | None = None
     if rail.exact:
         values = {side: float(log_e(evidence.row(f"{rail.metric}.{side}"))) for side in ("harm", "fair", "better")}
+        if rail.metric == "failure":
+            # Whole units know more, first requests know sooner; the mean of two e-values is an e-value.
+            values["harm"] = mean_log_e(values["harm"], float(log_e(evidence.row("first.harm"))))
         evidence_harm = values["harm"]
         speaks = fewest >= EXACT_FLOOR
         harm = speaks and values["harm"] >= math.log(1 / rail.alpha_harm)
@@ -191,6 +194,14 @@ def _finding(rail: Guardrail, evidence: Evidence, experiment: Experiment) -> Fin
         rail.ratio, evidence_harm, harm, fair, better, power,
         _words(rail, control.mean, challenger.mean, low, high, harm=harm, fair=fair, better=better),
     )  # fmt: skip
+
+
+def _arms(rail: Guardrail, evidence: Evidence) -> tuple[Moments, Moments]:
+    """What is known of both arms; of failures that is first requests alone, until there are enough whole units."""
+    arms = evidence.moments[rail.metric]
+    if rail.metric == "failure" and min(m.n for m in arms.values()) < EXACT_FLOOR:
+        arms = evidence.first
+    return arms["control"], arms["challenger"]
 
 
 def _power(margin: float, error: float, width: float) -> float:
@@ -247,7 +258,8 @@ def _summary(
     kind: Kind, experiment: Experiment, evidence: Evidence, findings: tuple[Finding, ...], reasons: list[str]
 ) -> str:
     names = f"{experiment.challenger.name!r} against {experiment.control.name!r}"
-    size = f"{evidence.n} units"
+    begun = sum(arm.n for arm in evidence.first.values())
+    size = f"{evidence.n} units" if evidence.n else f"{begun} units begun"
     if kind == "INVALID":
         return f"INVALID: {names} after {size}: {reasons[0]}."
     if kind == "ROLLBACK":

@@ -24,6 +24,7 @@ from router_ml.experiments.experiment import (
     experiment_from,
     experiment_row,
 )
+from router_ml.experiments.statistics import mean_log_e
 from router_ml.experiments.trial import Trial
 from router_ml.experiments.unit import Request, Units
 from router_ml.experiments.verdict import recompute
@@ -165,6 +166,21 @@ def test_verdicts_say_in_words_what_they_rest_on(trial: Trial, kind: str, words:
     verdict = trial.look(20_000.0)
     assert verdict.kind == kind
     assert words in " ".join((verdict.summary, *verdict.reasons))
+
+
+def test_a_disaster_is_rolled_back_before_any_session_is_over() -> None:
+    trial = Trial(replace(EXPERIMENT, unit="session", unit_requests=100))
+    for i in range(100):
+        trial.add(request(i, "challenger" if i % 2 else "control", float(i % 2)))
+    verdict = trial.look(1100.0)
+    assert trial.evidence.n == 0
+    assert verdict.kind == "ROLLBACK"
+    assert "(0.0% to 100.0%)" in verdict.reasons[0]
+
+
+def test_the_mean_of_two_e_values() -> None:
+    assert math.exp(mean_log_e(math.log(3.0), math.log(5.0))) == pytest.approx(4.0)
+    assert mean_log_e(7.0, 7.0) == pytest.approx(7.0)
 
 
 def test_an_unfair_split_makes_everything_invalid_even_a_harm() -> None:
