@@ -28,7 +28,13 @@ from router_ml.schema import LABELS, Query
 from training import plots as draw
 from training.embeddings import CachedEmbedder
 from training.encoders import EncoderFiles, Trial, Workshop
-from training.estimators.complexity import ComplexityFit, fit_complexity, held_out_probabilities
+from training.estimators.complexity import (
+    ComplexityFit,
+    fit_complexity,
+    fit_sharpness,
+    held_out_probabilities,
+    sharpened,
+)
 from training.finetune import Recipe
 from training.scores import complexity_scores, confusion
 from training.splits import TEST_SHARE, group_of, grouped_folds, is_test
@@ -44,6 +50,7 @@ TRIAL_SECONDS = 110.0  # bound on each training run of the cross-validation
 FINAL_SECONDS = 140.0
 FIXED_SECONDS = 38.0  # bound on the one training run of a fit without tuning
 FOLDS = 2
+SHARPNESS_SHARE = 0.05  # of the training groups, kept from the last training run to set how sure it may be
 FROZEN_SCALE = np.float32(4.0)  # unit rows, stretched so that C is of the usual order
 CHECKED_TEXTS = 500  # on which the exported encoder must agree with its reference
 
@@ -188,10 +195,16 @@ def _tuned(
     tracker.metrics({f"val/{key}": value for key, value in chosen.items()})
     if frozen:
         return _frozen(train, test, workshop, seed)
-    what = "tuning the encoder on all training groups"
-    files = workshop.files(train.texts, train.labels, test.texts, FIXED, CHECKED_TEXTS, FINAL_SECONDS, what)
-    exact = fitted.probabilities(files.held_logits, test.table)
-    return Learned(files, fitted, fitted.head(files.weights, files.bias), exact, FIXED)
+    held_mask = np.array([is_test(f"sharpness:{group}", SHARPNESS_SHARE) for group in train.groups])
+    seen, held = train.rows(np.flatnonzero(~held_mask)), train.rows(np.flatnonzero(held_mask))
+    what = "tuning the encoder on the training groups"
+    eyes = held.texts + test.texts
+    files = workshop.files(seen.texts, seen.labels, eyes, FIXED, CHECKED_TEXTS, FINAL_SECONDS, what)
+    head = fitted.head(files.weights, files.bias)
+    known, unknown = files.held_logits[: len(held.texts)], files.held_logits[len(held.texts) :]
+    sharpness = fit_sharpness(fitted.probabilities(known, held.table), held.labels)
+    exact = sharpened(fitted.probabilities(unknown, test.table), sharpness)
+    return Learned(files, fitted, LinearHead(head.weights * sharpness, head.bias * sharpness), exact, FIXED)
 
 
 def _frozen(train: Labelled, test: Labelled, workshop: Workshop, seed: int) -> Learned:
