@@ -7,7 +7,6 @@ form (`{"type": "function", "function": {...}}`) or bare ones (`{"name", "descri
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,10 @@ from router_ml.schema import EMPTY_CONTEXT, Context, Tool, Turn
 _KNOWN = {
     "tools", "n_tools", "history", "attachment", "session_id", "latency_budget_s", "prompt_tokens",
 }  # fmt: skip
+_TURN_KEYS = {"role", "content", "text"}
 _SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
+MAX_SECONDS = 1e9
+MAX_COUNT = 10**12  # more tools or tokens than this is a mistake
 _KINDS = {
     "image": (".png", ".jpg", ".jpeg", ".gif", ".webp", ".heic", "photo", "screenshot", "picture", "image"),
     "audio": (".mp3", ".wav", ".m4a", ".ogg", "voice memo", "recording", "audio"),
@@ -65,13 +67,13 @@ def _turn(item: Any) -> Turn:
         prefix, _, spoken = item.partition(": ")
         role = _SPEAKERS.get(prefix.lower()) if spoken else None
         return Turn(role, spoken) if role else Turn("user", item)
-    if isinstance(item, Mapping):
+    if isinstance(item, Mapping) and not item.keys().isdisjoint(_TURN_KEYS):
         return Turn(str(item.get("role") or "user"), _content_text(item.get("content", item.get("text"))))
     if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):
         return Turn(item[0], item[1])
-    speaker, body = getattr(item, "role", getattr(item, "type", None)), getattr(item, "content", None)
-    if isinstance(speaker, str) and body is not None:  # message objects of chat frameworks
-        return Turn(_SPEAKERS.get(speaker, speaker), _content_text(body))
+    speaker = getattr(item, "role", getattr(item, "type", None))
+    if isinstance(speaker, str) and hasattr(item, "content"):  # message objects; one that only calls tools has no text
+        return Turn(_SPEAKERS.get(speaker, speaker), _content_text(item.content))
     raise ContextError("each turn of history must be a string or have a role and content", "history")
 
 
@@ -80,6 +82,8 @@ def _content_text(content: Any) -> str:
         return ""
     if isinstance(content, str):
         return content
+    if isinstance(content, bytes | bytearray):
+        return content.decode("utf-8", "replace")
     if isinstance(content, Sequence):  # content parts, as in the OpenAI chat format
         return " ".join(_content_text(part.get("text")) if isinstance(part, Mapping) else str(part) for part in content)
     return str(content)
@@ -117,13 +121,20 @@ def _tool_from_schema(name: str, function: Mapping[str, Any]) -> Tool:
         description=str(function.get("description") or ""),
         n_parameters=len(properties),
         n_required=len(required) if isinstance(required, Sequence) and not isinstance(required, str) else 0,
-        schema_chars=len(json.dumps(function, default=str)),
+        schema_chars=_schema_chars(name, function),
         parameter_text="; ".join(described),
     )
 
 
+def _schema_chars(name: str, function: Mapping[str, Any]) -> int:
+    try:
+        return len(json.dumps(function, default=str, skipkeys=True))
+    except (ValueError, RecursionError) as error:
+        raise ContextError(f"the schema of tool {name!r:.60} is no JSON ({error})", "tools") from error
+
+
 def _attachment(value: Any) -> tuple[str, str]:
-    if value is None or value is False:
+    if value is None or value is False or value == "":
         return "", ""
     if value is True:
         return "file", "document"
@@ -132,7 +143,11 @@ def _attachment(value: Any) -> tuple[str, str]:
         mime = str(value.get("type") or value.get("mime_type") or "")
         return name, _attachment_kind(f"{name} {mime}")
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return ", ".join(_attachment(item)[0] for item in value), _attachment(value[0])[1] if value else ""
+        parts = [part for part in map(_attachment, value) if part[0]]
+        kinds = {kind for _, kind in parts}  # one image among documents still has to be seen
+        return ", ".join(name for name, _ in parts), next(
+            (kind for kind in _KINDS if kind in kinds), "document"
+        ) if parts else ""
     return str(value), _attachment_kind(str(value))
 
 
@@ -145,7 +160,7 @@ def _count(raw: Mapping[str, Any], key: str) -> int | None:
     value = raw.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_COUNT:
         raise ContextError(f"{key} must be a number, 0 or more, found {value!r:.60}", key)
     return int(value)
 
@@ -154,6 +169,6 @@ def _seconds(raw: Mapping[str, Any], key: str) -> float | None:
     value = raw.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
         raise ContextError(f"{key} must be a number of seconds above 0, found {value!r:.60}", key)
     return float(value)

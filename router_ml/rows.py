@@ -5,6 +5,7 @@ A bad row is a `RowError` that names file, line and field; an unknown extra key 
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ _OUTCOME_KEYS = {
     "query_id", "model", "success", "latency_s", "prompt_tokens", "output_tokens", "load_s",
     "prompt_eval_s", "eval_s", "cost_usd", "resident", "error",
 }  # fmt: skip
+MAX_NUMBER = 1e15
 MAX_LATENCY_S = 86_400.0  # a day: longer is a unit mistake (milliseconds, nanoseconds)
 
 
@@ -51,9 +53,9 @@ class _Row:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(key, f"must be a number or null, found {_kind(value)}")
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= min(high, MAX_NUMBER):  # NaN is neither
             bound = f"{low:g} or more" if math.isinf(high) else f"between {low:g} and {high:g}"
-            raise self.fail(key, f"must be {bound}, found {value!r}")
+            raise self.fail(key, f"must be {bound}, found {value!r:.60}")
         return float(value)
 
     def count(self, key: str) -> int | None:
@@ -78,6 +80,8 @@ def _rows(path: Path | str) -> Iterator[_Row]:
         ) from error
     with handle:
         for number, raw in enumerate(handle, start=1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             if not raw.strip():
                 continue
             yield _Row(str(path), number, _decode(path, number, raw))
@@ -85,14 +89,25 @@ def _rows(path: Path | str) -> Iterator[_Row]:
 
 def _decode(path: Path, number: int, raw: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+        data = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RowError(str(path), number, None, f"is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(str(path), number, None, f"is not JSON ({error}); one object a line is expected") from error
     if not isinstance(data, dict):
         raise RowError(str(path), number, None, f"must be an object, found {_kind(data)}")
+    if b"\\ud" in raw.lower() and _has_half_pair(data):
+        raise RowError(str(path), number, None, "holds half of a surrogate pair, which is no character; remove it")
     return data
+
+
+def _has_half_pair(data: Mapping[str, Any]) -> bool:
+    """JSON may escape what no UTF-8 file can hold; such a row could be neither hashed nor written again."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _query(row: _Row) -> Query:

@@ -1,0 +1,229 @@
+"""Every shape a context may have, and every wrong one: a typed error that names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_ml.context import parse_context
+from router_ml.errors import ContextError
+from router_ml.schema import EMPTY_CONTEXT, Context, Tool, Turn
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a place",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "where"}, "day": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_nothing_is_the_empty_context(nothing: Any) -> None:
+    assert parse_context(nothing) is EMPTY_CONTEXT
+
+
+def test_a_parsed_context_passes_through() -> None:
+    context = Context(n_tools=3)
+    assert parse_context(context) is context
+
+
+@pytest.mark.parametrize(
+    ("raw", "turn"),
+    [
+        ("call Dana", Turn("user", "call Dana")),
+        ("user: call Dana", Turn("user", "call Dana")),
+        ("Human: call Dana", Turn("user", "call Dana")),
+        ("AI: which Dana?", Turn("assistant", "which Dana?")),
+        ("at 10: stand-up", Turn("user", "at 10: stand-up")),
+        ({"role": "assistant", "content": "Which one?"}, Turn("assistant", "Which one?")),
+        ({"content": "no role"}, Turn("user", "no role")),
+        ({"role": "user", "text": "as text"}, Turn("user", "as text")),
+        ({"role": "assistant", "content": None, "tool_calls": []}, Turn("assistant", "")),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}, Turn("user", "a b")),
+        ({"role": "user", "content": b"caf\xc3\xa9"}, Turn("user", "café")),
+        (("user", "a pair"), Turn("user", "a pair")),
+        (["tool", "42"], Turn("tool", "42")),
+        (SimpleNamespace(role="assistant", content="hi"), Turn("assistant", "hi")),
+        (SimpleNamespace(type="human", content="hi"), Turn("user", "hi")),
+        (SimpleNamespace(type="ai", content=[{"text": "part"}]), Turn("assistant", "part")),
+        (SimpleNamespace(role="assistant", content=None, tool_calls=[1]), Turn("assistant", "")),
+    ],
+)
+def test_turns_of_every_shape(raw: Any, turn: Turn) -> None:
+    assert parse_context({"history": [raw]}).history == (turn,)
+
+
+@pytest.mark.parametrize("raw", [5, None, {}, {"foo": "bar"}, ("a", "b", "c"), ("user", 5), object()])
+def test_a_turn_without_content_is_refused(raw: Any) -> None:
+    with pytest.raises(ContextError) as caught:
+        parse_context({"history": [raw]})
+    assert caught.value.field == "history"
+
+
+def test_an_openai_tool_is_measured() -> None:
+    (tool,) = parse_context({"tools": [WEATHER]}).tools
+    assert (tool.name, tool.description) == ("get_weather", "Weather of a place")
+    assert (tool.n_parameters, tool.n_required) == (2, 1)
+    assert tool.parameter_text == "city: where; day: "
+    assert tool.schema_chars > 100
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        WEATHER["function"],
+        SimpleNamespace(model_dump=lambda **_: WEATHER),
+    ],
+)
+def test_a_bare_schema_and_an_object_say_the_same_as_the_openai_form(raw: Any) -> None:
+    assert parse_context({"tools": [raw]}).tools == parse_context({"tools": [WEATHER]}).tools
+
+
+def test_names_and_ready_tools() -> None:
+    context = parse_context({"tools": ["mail", Tool("calendar", "days")]})
+    assert context.tools == (Tool("mail"), Tool("calendar", "days"))
+    assert context.n_tools == 2
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"name": "x", "parameters": None},
+        {"name": "x", "parameters": "none"},
+        {"name": "x", "parameters": {"properties": ["a"], "required": "a"}},
+        {"name": "x", "parameters": {"properties": {"a": "string"}}},
+        {"name": "x", "description": 5},
+    ],
+)
+def test_odd_schemas_are_taken_as_far_as_they_go(schema: Any) -> None:
+    assert parse_context({"tools": [schema]}).tools[0].name == "x"
+
+
+def test_a_schema_that_contains_itself_is_no_crash() -> None:
+    loop: dict[str, Any] = {"name": "loop", "parameters": {"properties": {}}}
+    loop["parameters"]["properties"]["again"] = loop
+    with pytest.raises(ContextError) as caught:
+        parse_context({"tools": [loop]})
+    assert caught.value.field == "tools"
+
+
+def test_a_schema_with_odd_keys_is_no_crash() -> None:
+    assert parse_context({"tools": [{"name": "x", ("a", 1): 2}]}).tools[0].name == "x"
+
+
+@pytest.mark.parametrize("tool", [5, None, {"description": "no name"}, {"function": {"name": 3}}, ["mail"]])
+def test_a_tool_without_a_name_is_refused(tool: Any) -> None:
+    with pytest.raises(ContextError) as caught:
+        parse_context({"tools": [tool]})
+    assert caught.value.field == "tools"
+
+
+@pytest.mark.parametrize(
+    ("raw", "name", "kind"),
+    [
+        (None, "", ""),
+        (False, "", ""),
+        ("", "", ""),
+        ([], "", ""),
+        (True, "file", "document"),
+        ("report.pdf", "report.pdf", "document"),
+        ("IMG_2041.HEIC", "IMG_2041.HEIC", "image"),
+        ("photo of a receipt", "photo of a receipt", "image"),
+        ("memo.m4a", "memo.m4a", "audio"),
+        ({"name": "x.bin", "type": "image/png"}, "x.bin", "image"),
+        ({"filename": "notes.txt"}, "notes.txt", "document"),
+        ({"mime_type": "audio/ogg"}, "file", "audio"),
+        (["a.pdf", "b.docx"], "a.pdf, b.docx", "document"),
+        (["a.pdf", "b.png"], "a.pdf, b.png", "image"),
+        ([{"name": "a.wav"}, True], "a.wav, file", "audio"),
+    ],
+)
+def test_attachments_of_every_shape(raw: Any, name: str, kind: str) -> None:
+    context = parse_context({"attachment": raw, "session_id": "s"})
+    assert (context.attachment, context.attachment_kind) == (name, kind)
+
+
+@pytest.mark.parametrize("wrong", ["text", 5, [], [("tools", [])], True, object()])
+def test_a_context_that_is_no_mapping(wrong: Any) -> None:
+    with pytest.raises(ContextError, match="dictionary"):
+        parse_context(wrong)
+
+
+@pytest.mark.parametrize("key", ["tools", "history"])
+@pytest.mark.parametrize("wrong", ["text", b"bytes", 5, {"a": 1}, {1, 2}, True])
+def test_lists_must_be_lists(key: str, wrong: Any) -> None:
+    with pytest.raises(ContextError) as caught:
+        parse_context({key: wrong})
+    assert caught.value.field == key
+    assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["n_tools", "prompt_tokens", "latency_budget_s"])
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf, -math.inf, "5", True, [5], 10**400])
+def test_numbers_must_be_sane(key: str, wrong: Any) -> None:
+    with pytest.raises(ContextError) as caught:
+        parse_context({key: wrong})
+    assert caught.value.field == key
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_budget_of_zero_is_refused_and_counts_of_zero_are_not() -> None:
+    with pytest.raises(ContextError):
+        parse_context({"latency_budget_s": 0})
+    assert parse_context({"n_tools": 0, "prompt_tokens": 0}).prompt_tokens == 0
+
+
+def test_n_tools_is_never_less_than_the_tools() -> None:
+    assert parse_context({"tools": ["a", "b"], "n_tools": 1}).n_tools == 2
+    assert parse_context({"tools": ["a"], "n_tools": 9}).n_tools == 9
+
+
+def test_unknown_keys_are_kept_and_ignored() -> None:
+    context = parse_context({"n_tools": 1, "user": {"id": 7}, "history": None})
+    assert context.extra == {"user": {"id": 7}}
+    assert context.history == ()
+
+
+def test_session_ids_become_text() -> None:
+    assert parse_context({"session_id": 42}).session_id == "42"
+
+
+def test_contexts_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse_context({"n_tools": 1}).n_tools = 2  # type: ignore[misc]
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+_KEYS = st.sampled_from(
+    ["tools", "n_tools", "history", "attachment", "session_id", "latency_budget_s", "prompt_tokens", "other"]
+)
+
+
+@given(st.dictionaries(_KEYS, _JSON, max_size=8))
+def test_whatever_json_holds_gives_a_context_or_a_typed_error(raw: dict[str, Any]) -> None:
+    wrong: ContextError | None = None
+    context = EMPTY_CONTEXT
+    try:
+        context = parse_context(raw)
+    except ContextError as error:
+        wrong = error
+    assert wrong is None or wrong.field in raw
+    assert context.n_tools >= len(context.tools)
+    assert bool(context.attachment) == bool(context.attachment_kind)
