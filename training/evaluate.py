@@ -296,8 +296,8 @@ def _baselines(judged: Judged, cost: Floats, predicted: Floats, oracle: Sweep, s
     swept: dict[str, Floats] = {"prompt length": baselines.length_scores(table)}
     if judged.features is not None:
         heuristic = baselines.heuristic_choice(table, judged.features)
-        scores = np.eye(len(table.models))[heuristic]
-        rows["heuristic rules"] = _choice_row(table, cost, choose(scores, measured))
+        rules = np.eye(len(table.models))[heuristic]
+        rows["heuristic rules"] = _choice_row(table, cost, choose(rules, measured))
         swept["knn, cross-fitted on these rows"] = baselines.knn_scores(table, judged.features)
     swept |= {"router": judged.p_success, "oracle": success}
     for name, scores in swept.items():
