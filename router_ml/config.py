@@ -46,7 +46,7 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         models_dir=_path(env, "ROUTER_ML_MODELS_DIR"),
         catalogue=_path(env, "ROUTER_ML_CATALOGUE"),
         policy=env.get("ROUTER_ML_POLICY") or defaults.policy,
-        ollama_host=_host(env.get("OLLAMA_HOST") or defaults.ollama_host),
+        ollama_host=base_url(env.get("OLLAMA_HOST") or defaults.ollama_host),
         state_dir=(_path(env, "ROUTER_ML_STATE_DIR") or defaults.state_dir).expanduser(),
         encoder_threads=_whole(env, "ROUTER_ML_THREADS", defaults.encoder_threads, 1),
         decision_cache_size=_whole(env, "ROUTER_ML_DECISION_CACHE", defaults.decision_cache_size, 0),
@@ -67,9 +67,9 @@ def _path(env: Mapping[str, str], name: str) -> Path | None:
     return Path(value).expanduser() if value else None
 
 
-def _host(value: str) -> str:
+def base_url(value: str) -> str:
     """The base URL of a host; without a scheme the port is Ollama's own, as its client has it."""
-    host = value.rstrip("/")
+    host = value.strip().rstrip("/")
     if "://" not in host:
         host = f"http://{host}" if host.rpartition(":")[2].isdigit() else f"http://{host}:11434"
     return host.replace("://0.0.0.0", "://127.0.0.1").replace("://:", "://127.0.0.1:")

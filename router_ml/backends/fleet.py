@@ -16,6 +16,7 @@ from router_ml.backends.ollama import ClientFactory, Installed, OllamaHost, defa
 from router_ml.backends.options import GatewayOptions
 from router_ml.backends.rates import Average, LiveRates
 from router_ml.catalogue import Catalogue
+from router_ml.config import base_url
 from router_ml.schema import MachineState, ModelState
 
 _RESIDENCY_GOOD_FOR = 5.0  # times its lifetime; an older look says nothing
@@ -154,7 +155,7 @@ class Fleet:
     ) -> None:
         self.catalogue = catalogue
         self.names = NameBook(catalogue)
-        self._default_host = default_host.rstrip("/")
+        self._default_host = base_url(default_host)
         self._options = options
         self._clock = clock
         self._client_factory = client_factory
@@ -172,7 +173,7 @@ class Fleet:
         name = self.names.canonical(model)
         entry = self.catalogue.find(name)
         urls = (entry.hosts if entry else ()) or (self._default_host,)
-        found = [self._backend(name, url.rstrip("/")) for url in urls]
+        found = [self._backend(name, base_url(url)) for url in urls]
         return tuple(sorted(found, key=self._start_s)) if len(found) > 1 else tuple(found)
 
     async def look(self) -> None:

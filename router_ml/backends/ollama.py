@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
@@ -50,7 +51,9 @@ class OllamaHost:
         self._names = names
         self._client = client_factory(self.url, httpx.Timeout(None, connect=connect_s))
         # Looks at the host never wait behind generations that hang, so they have connections of their own.
-        self._probe = httpx.AsyncClient(base_url=self.url, timeout=_PROBE_S, verify=_tls())
+        key = os.environ.get("OLLAMA_API_KEY")  # the ollama client sends it, too
+        headers = {"authorization": f"Bearer {key}"} if key else None
+        self._probe = httpx.AsyncClient(base_url=self.url, timeout=_PROBE_S, verify=_tls(), headers=headers)
 
     async def chat(self, model: str, arguments: Mapping[str, Any]) -> ollama.ChatResponse:
         """One whole answer. Raises what the client raises, and `BadAnswer` for a reply that is none."""
