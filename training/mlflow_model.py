@@ -11,20 +11,23 @@ from typing import Any
 import mlflow
 from mlflow.pyfunc import PythonModel
 
+from router_ml.config import load_settings
 from router_ml.router import Router
 
 
 class RouterModel(PythonModel):  # type: ignore[misc]
-    """Answers a column of queries with decisions as JSON, one a row."""
+    """Answers queries with decisions as JSON texts, under the policy of ROUTER_ML_POLICY."""
 
     def load_context(self, context: Any) -> None:
+        """Verify and load the bundle."""
         self._router = Router.load(context.artifacts["bundle"])
+        self._policy = load_settings().policy
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Decisions as JSON texts. Unannotated: MLflow reads annotations of this method as a schema of its own."""
-        texts = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else list(model_input)
-        policy = (params or {}).get("policy", "balanced")
-        return [json.dumps(decision.as_dict()) for decision in self._router.decide_many(texts, policy=policy)]
+    def predict(self, context: Any, model_input: list[str]) -> list[str]:
+        """One decision a query."""
+        return [
+            json.dumps(decision.as_dict()) for decision in self._router.decide_many(model_input, policy=self._policy)
+        ]
 
 
 mlflow.models.set_model(RouterModel())

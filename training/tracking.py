@@ -118,21 +118,13 @@ class Tracker:
     def register(self, bundle: Path, *, champion: bool) -> str | None:
         """Log the bundle as a registered model from code and point an alias at it; returns its version."""
         import mlflow
-        from mlflow.models import ModelSignature
-        from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-        signature = ModelSignature(
-            inputs=Schema([ColSpec("string", "query")]),
-            outputs=Schema([ColSpec("string")]),
-            params=ParamSchema([ParamSpec("policy", "string", "balanced")]),
-        )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it asks for an input example although the signature is given
+            warnings.simplefilter("ignore")  # it asks for an input example although the signature is known
             logged = mlflow.pyfunc.log_model(
                 name="router",
                 python_model=str(Path(__file__).with_name("mlflow_model.py")),
                 artifacts={"bundle": str(bundle)},
-                signature=signature,
                 pip_requirements=["router-ml"],
                 registered_model_name=REGISTERED,
             )
