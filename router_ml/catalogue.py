@@ -136,7 +136,7 @@ def _parse(text: str, source: str) -> Catalogue:
 
 def model_from(entry: Mapping[str, Any], where: str) -> Model:
     """A model from its TOML or JSON table. Raises `CatalogueError` naming the field."""
-    name = entry.get("name")
+    name = entry.get("name") if isinstance(entry, Mapping) else None
     if not isinstance(name, str) or not name:
         raise CatalogueError(f"{where}: field 'name' must be a non-empty string")
     where = f"{where} ({name})"

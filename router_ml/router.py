@@ -14,7 +14,7 @@ import numpy as np
 from router_ml.catalogue import Catalogue, Model, load_catalogue, model_from
 from router_ml.config import Settings, load_settings
 from router_ml.context import parse_context
-from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, EncoderError, QueryError
+from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
 from router_ml.features.embedder import Embedder
 from router_ml.features.extractor import TABLE_NAMES, Extractor, Features
 from router_ml.features.onnx import OnnxEmbedder
@@ -297,20 +297,24 @@ def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
     """The user's catalogue where there is one, else the models the bundle was made for."""
     if settings.catalogue is not None or not bundle.models:
         return load_catalogue(settings.catalogue)
-    models = [model_from(entry, f"{bundle.path}: model {i}") for i, entry in enumerate(bundle.models, 1)]
-    return Catalogue(tuple(models), source=str(bundle.path))
+    try:
+        models = [model_from(entry, f"{bundle.path}: model {i}") for i, entry in enumerate(bundle.models, 1)]
+        return Catalogue(tuple(models), source=str(bundle.path))
+    except CatalogueError as error:
+        raise BundleCorrupt(f"{error}; fit or copy the bundle again") from error
 
 
 def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
     arrays = bundle.section("complexity")
-    names = tuple(bundle.config.get("table", ()))
-    if names != TABLE_NAMES:
+    if bundle.config.get("table") != list(TABLE_NAMES):
         raise BundleCorrupt(f"{bundle.path} was fitted on other features than this version computes; fit it again")
     try:
         head = LinearHead(arrays["weights"].astype(np.float32), arrays["bias"].astype(np.float32))
     except KeyError as error:
         raise BundleCorrupt(f"{bundle.path} lacks the complexity head's {error}; fit or copy it again") from error
-    if head.weights.shape != (len(LABELS), embedder.dim + len(TABLE_NAMES)):
+    except ValueError as error:
+        raise BundleCorrupt(f"{bundle.path}: the complexity head is no numbers; fit or copy it again") from error
+    if head.weights.shape != (len(LABELS), embedder.dim + len(TABLE_NAMES)) or head.bias.shape != (len(LABELS),):
         raise BundleCorrupt(f"{bundle.path}: the complexity head does not fit the encoder; fit or copy it again")
     return LearnedComplexity(head)
 
@@ -321,8 +325,10 @@ def _self_check(bundle: Bundle, embedder: Embedder) -> str:
     vectors = bundle.arrays.get("self_check/vectors")
     if not texts or vectors is None:
         return ""
-    cosines = (embedder.embed(texts) * vectors.astype(np.float32)).sum(axis=1)
-    mean = float(cosines.mean())
+    try:
+        mean = float((embedder.embed(texts) * vectors.astype(np.float32)).sum(axis=1).mean())
+    except Exception as error:  # the encoder is foreign code, and the texts and vectors may not fit it
+        raise BundleCorrupt(f"{bundle.path}: the encoder cannot be checked ({_first_line(error)})") from error
     if mean >= MIN_SELF_CHECK_COSINE:
         return ""
     log.warning("the encoder of %s differs on this processor (mean cosine %.3f); fit a bundle here", bundle.path, mean)

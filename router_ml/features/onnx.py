@@ -31,12 +31,12 @@ class OnnxEmbedder:
             self._session: Any = onnxruntime.InferenceSession(
                 str(model), sess_options=_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
             )
+            self._dim = int(self._session.get_outputs()[0].shape[-1])
         except Exception as error:  # both libraries raise bare exceptions of many kinds
             raise EncoderError(f"cannot load the encoder {model}: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self._inputs = tuple(i.name for i in self._session.get_inputs())
-        self._dim = int(self._session.get_outputs()[0].shape[-1])
 
     @property
     def name(self) -> str:

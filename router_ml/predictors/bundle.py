@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +83,11 @@ def load_bundle(path: Path | str) -> Bundle:
     try:
         with np.load(path / ARRAYS, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise a dozen kinds on files that are no archive of arrays
         raise BundleCorrupt(f"{path / ARRAYS} cannot be read: {error}; fit or copy the bundle again") from error
     models = _read_json(path / CATALOGUE).get("models", []) if CATALOGUE in manifest["files"] else []
+    if not isinstance(models, list):
+        raise BundleCorrupt(f"{path / CATALOGUE} does not list models; fit or copy the bundle again")
     return Bundle(path, manifest, config, arrays, tuple(models))
 
 
@@ -96,7 +97,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise BundleMissing(f"no bundle in {path} ({MANIFEST} is missing); run 'python -m training.fit' to make one")
     manifest = _read_json(path / MANIFEST)
     version = manifest.get("format")
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise BundleCorrupt(f"{path / MANIFEST} names no format version; fit or copy the bundle again")
     if version > FORMAT:
         raise BundleFormatError(
@@ -116,7 +117,7 @@ def _entry_is_sound(item: tuple[str, Any]) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleCorrupt(f"{path} cannot be read: {error}; fit or copy the bundle again") from error
     if not isinstance(data, dict):
         raise BundleCorrupt(f"{path} must hold an object; fit or copy the bundle again")
