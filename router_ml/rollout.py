@@ -331,11 +331,14 @@ class Rollout:
 
 
 def request_of(event: OutcomeEvent, experiment: Experiment, unit_key: Callable[[str], str] | None) -> Request | None:
-    """The request an outcome stands for in an experiment; None where it does not count."""
+    """The request an outcome stands for in an experiment; None where it does not count.
+
+    Where nobody knows whether the answer was right, it failed if none came or if another model had to step in: then
+    the choice of the variant did not work."""
     arm = experiment.arm_of(event.variant)
     if arm is None or event.unit is None or event.pinned or event.cache_hit:
         return None
-    known = event.success if event.success is not None else float(event.ok)
+    known = event.success if event.success is not None else float(event.ok and not event.fallback)
     service_s = event.eval_s / event.output_tokens if event.eval_s and event.output_tokens else None
     return Request(
         decision_id=event.decision_id,

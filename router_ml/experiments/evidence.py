@@ -176,8 +176,16 @@ def evidence_from(row: Mapping[str, Any], limits: Limits) -> Evidence:
     return evidence
 
 
-def standard_error(control: Moments, challenger: Moments) -> float:
-    """Standard error of the difference of two means."""
+def standard_error(control: Moments, challenger: Moments, *, share: bool = False) -> float:
+    """Standard error of the difference of two means.
+
+    Of shares no arm counts as surer than if half an event had been seen: without it an arm that has not failed yet
+    would seem unable to."""
     if control.n < 2 or challenger.n < 2:
         return math.inf
-    return math.sqrt(control.variance / control.n + challenger.variance / challenger.n)
+    return math.sqrt(sum(max(m.variance, _least_variance(m.n) if share else 0.0) / m.n for m in (control, challenger)))
+
+
+def _least_variance(n: int) -> float:
+    least = 0.5 / (n + 1)
+    return least * (1 - least)

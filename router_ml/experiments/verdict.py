@@ -145,7 +145,7 @@ def _missing(
         if finding.control is None and finding.metric == "failure":
             missing.append("no outcomes yet")
         elif finding.control is not None and not finding.fair:
-            missing.append(f"{finding.title} is not yet proven to be within its margin: {finding.words}")
+            missing.append(f"{finding.title} is not yet proven to be within its margin")
         elif finding.control is not None and finding.power < POWER and not _no_worse(finding):
             missing.append(f"power for {finding.title} is {finding.power:.0%} of at least {POWER:.0%}")
     return missing
@@ -165,7 +165,7 @@ def _finding(rail: Guardrail, evidence: Evidence, experiment: Experiment) -> Fin
             rail.metric, rail.title, None, None, None, None, None, rail.tolerance, rail.margin, rail.ratio,
             None, False, False, False, 0.0, f"{rail.title}: nothing known yet",
         )  # fmt: skip
-    error = standard_error(control, challenger)
+    error = standard_error(control, challenger, share=rail.exact)
     difference = challenger.mean - control.mean
     widths = {
         side: error * width_in_errors(both, alpha, limits.planned_units)

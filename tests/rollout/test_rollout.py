@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from router_ml.errors import ExperimentError, StoreError
 from router_ml.experiments.board import Board, Latch
 from router_ml.experiments.experiment import Experiment, Limits, Variant
 from router_ml.experiments.verdict import recompute
-from router_ml.rollout import FOLDER, Rollout, open_rollout
+from router_ml.rollout import FOLDER, Rollout, open_rollout, request_of
 from router_ml.telemetry.event import Event, ExperimentEvent, FeedbackEvent, OutcomeEvent
 from router_ml.telemetry.store import EventStore, open_store
 from router_ml.telemetry.writer import EventWriter
@@ -213,6 +214,17 @@ def test_pinned_cached_and_foreign_outcomes_do_not_count(world: World) -> None:
     verdict = world.rollout.look()
     assert verdict is not None
     assert sum(verdict.units.values()) == 1
+
+
+def test_a_choice_that_needed_a_fallback_counts_as_failed_unless_its_answer_is_known_to_be_right() -> None:
+    def failure(**values: Any) -> float:
+        event = OutcomeEvent("d", "m", values.pop("success", None), 1.0, variant="new", unit="u", **values)
+        request = request_of(event, EXPERIMENT, None)
+        assert request is not None
+        return request.failure
+
+    assert (failure(), failure(fallback=True), failure(ok=False)) == (0.0, 1.0, 1.0)
+    assert (failure(fallback=True, success=1.0), failure(success=0.25)) == (0.0, 0.75)
 
 
 def test_what_a_person_says_counts_while_the_session_is_open(tmp_path: Path) -> None:
