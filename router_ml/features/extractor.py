@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router_ml.features.composition import compose
 from router_ml.features.embedder import Embedder, Floats
@@ -22,9 +23,9 @@ class Features(NamedTuple):
     embedding: Floats  # (n, d), each row of length 1
     table: Floats  # (n, len(TABLE_NAMES))
 
-    def rows(self, index: object) -> Features:
+    def rows(self, index: slice | NDArray[np.intp]) -> Features:
         """The features of some of the rows."""
-        return Features(self.embedding[index], self.table[index])  # type: ignore[index]
+        return Features(self.embedding[index], self.table[index])
 
 
 class Extractor:
