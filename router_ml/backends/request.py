@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +79,9 @@ def checked(request: ChatRequest) -> ChatRequest:
 class OptionPins:
     """The one option set per model that keeps it from being reloaded.
 
-    Configured values win. Otherwise `num_ctx` only ever grows (one reload, and longer prompts fit from then on) and
-    the first value seen of each other runner option stays."""
+    Configured values win. Otherwise what a model was last loaded with stays, except that `num_ctx` may grow (one
+    reload, and longer prompts fit from then on). Only options a model has answered with are kept: a value it cannot
+    run with harms nobody but its caller."""
 
     def __init__(self, configured: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self._configured = {model: dict(options) for model, options in (configured or {}).items()}
@@ -92,19 +93,27 @@ class OptionPins:
         asked = dict(options or {})
         configured = self._configured.get(model, {})
         with self._lock:
-            pinned = self._pinned.setdefault(model, {k: v for k, v in configured.items() if k in RUNNER_OPTIONS})
-            for key in RUNNER_OPTIONS:
-                if key in asked and key not in configured and asked[key] is not None:
-                    old = pinned.get(key)
-                    pinned[key] = asked[key] if old is None else max(old, asked[key]) if key == "num_ctx" else old
-            sent = {**configured, **asked, **pinned}
+            pinned = dict(self._pinned.get(model, {}))
+        if _larger(asked.get("num_ctx"), pinned.get("num_ctx")):
+            del pinned["num_ctx"]
+        fixed = {key: value for key, value in configured.items() if key in RUNNER_OPTIONS}
+        sent = {**configured, **asked, **pinned, **fixed}
         return sent, tuple(key for key in RUNNER_OPTIONS if key in asked and asked[key] != sent.get(key))
+
+    def worked(self, model: str, sent: Mapping[str, Any] | None) -> None:
+        """Keeps the runner options a model has just answered with."""
+        with self._lock:
+            pinned = self._pinned.setdefault(model, {})
+            for key in RUNNER_OPTIONS:
+                value = (sent or {}).get(key)
+                if value is not None and (key not in pinned or (_larger(value, pinned[key]) and key == "num_ctx")):
+                    pinned[key] = value
 
     def of(self, model: str) -> dict[str, Any]:
         """The runner options a load of this model must use."""
         with self._lock:
-            pinned = self._pinned.get(model) or self._configured.get(model, {})
-            return {key: value for key, value in pinned.items() if key in RUNNER_OPTIONS}
+            both = {**self._pinned.get(model, {}), **self._configured.get(model, {})}
+        return {key: value for key, value in both.items() if key in RUNNER_OPTIONS}
 
 
 def adapt(
@@ -150,6 +159,5 @@ def can(model: Model | None, capabilities: frozenset[str] | None, capability: st
     return model is None or model.can(capability)
 
 
-def tools_of(request: ChatRequest) -> Sequence[Any]:
-    """The tools in the form a context is made of."""
-    return [plain(tool) for tool in request.tools]
+def _larger(one: Any, other: Any) -> bool:
+    return isinstance(one, int | float) and isinstance(other, int | float) and one > other

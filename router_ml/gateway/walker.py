@@ -124,16 +124,16 @@ class Walker:
     async def _call(
         self, job: Job, backend: Backend, timeout_s: float, sink: Sink | None
     ) -> ollama.ChatResponse | None:
-        permit = backend.breaker.acquire()
-        if permit is None:
-            self._failed(job, backend, _resting(backend))
-            return None
         capabilities = backend.capabilities(self._catalogue)
         model = self._catalogue.find(backend.model)
         arguments, adapted = adapt(
             job.request, model, capabilities, self._pins, backend.model, self._options.keep_alive
         )
         warm = backend.resident is True
+        permit = backend.breaker.acquire()
+        if permit is None:
+            self._failed(job, backend, _resting(backend))
+            return None
         call = Call(job, backend, arguments, timeout_s, self._options.idle_s, self._clock)
         try:
             response = await call.run(sink)
@@ -146,6 +146,7 @@ class Walker:
             self._failed(job, backend, failure, call, adapted)
             return None
         permit.succeeded()
+        self._pins.worked(backend.model, arguments.get("options"))
         self._learn(job, backend, response, call, warm)
         job.attempts.append(self._told_of(backend, None, call, adapted))
         return response

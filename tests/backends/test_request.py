@@ -42,11 +42,24 @@ def test_the_servers_word_on_capabilities_counts_more_than_the_catalogues() -> N
 
 def test_one_option_set_per_model() -> None:
     pins = OptionPins()
-    sent = [pins.fit("m", {"num_ctx": n, "temperature": t})[0] for n, t in ((4096, 0.1), (2048, 0.2), (8192, 0.3))]
+    sent = []
+    for size, temperature in ((4096, 0.1), (2048, 0.2), (8192, 0.3)):
+        sent.append(pins.fit("m", {"num_ctx": size, "temperature": temperature, "num_gpu": size // 1024})[0])
+        pins.worked("m", sent[-1])
     assert [s["num_ctx"] for s in sent] == [4096, 4096, 8192]
+    assert [s["num_gpu"] for s in sent] == [4, 4, 4]
     assert [s["temperature"] for s in sent] == [0.1, 0.2, 0.3]
-    assert pins.fit("m", {})[0] == {"num_ctx": 8192}
-    assert pins.of("m") == {"num_ctx": 8192}
+    assert pins.fit("m", {})[0] == pins.of("m") == {"num_ctx": 8192, "num_gpu": 4}
+
+
+@pytest.mark.parametrize("value", ["huge", -1, 10**9, None])
+def test_a_value_no_model_answered_with_harms_nobody_else(value: object) -> None:
+    pins = OptionPins()
+    pins.fit("m", {"num_ctx": value})
+    assert pins.fit("m", {})[0] == {}
+    pins.worked("m", {"num_ctx": 2048})
+    pins.fit("m", {"num_ctx": value})
+    assert pins.fit("m", {"num_ctx": 1024})[0] == {"num_ctx": 2048}
 
 
 def test_what_differs_from_the_callers_wish_is_told() -> None:
