@@ -25,6 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 REGISTERED = "router_ml"
+BUNDLE_LATER = "the bundle is saved all the same. To log it later: python -m training.tracking BUNDLE"
 FITS = "router_ml fits"
 
 
@@ -46,10 +47,15 @@ def _guarded(method: Callable[P, T]) -> Callable[P, T | None]:
 
 
 class Tracker:
-    """Logs one fit: a run, nested runs for what was tried, the bundle as an artifact and a registered model."""
+    """Logs one fit: a run, nested runs for what was tried, the bundle as an artifact and a registered model.
 
-    def __init__(self, experiment: str, name: str, note: str, *, root: Path | None = None) -> None:
+    `later` is what a warning says about the work that could not be logged."""
+
+    def __init__(
+        self, experiment: str, name: str, note: str, *, root: Path | None = None, later: str = BUNDLE_LATER
+    ) -> None:
         self.broken = ""
+        self._later = later
         self.run_id: str | None = None
         self._experiment, self._root = experiment, root
         self._open(name, note)
@@ -57,11 +63,7 @@ class Tracker:
     def give_up(self, error: Exception) -> None:
         """Remember that the store does not work."""
         self.broken = f"{type(error).__name__}: {error}".splitlines()[0]
-        log.warning(
-            "MLflow is not usable (%s); the bundle is saved all the same. "
-            "To log it later: python -m training.tracking BUNDLE",
-            self.broken,
-        )
+        log.warning("MLflow is not usable (%s); %s", self.broken, self._later)
 
     @_guarded
     def _open(self, name: str, note: str) -> None:
@@ -146,9 +148,11 @@ class Tracker:
 
 
 @contextmanager
-def tracked(experiment: str, name: str, note: str, root: Path | None = None) -> Iterator[Tracker]:
+def tracked(
+    experiment: str, name: str, note: str, root: Path | None = None, later: str = BUNDLE_LATER
+) -> Iterator[Tracker]:
     """A tracker whose run ends FAILED where an exception leaves the block."""
-    tracker = Tracker(experiment, name, note, root=root)
+    tracker = Tracker(experiment, name, note, root=root, later=later)
     try:
         yield tracker
     except BaseException:
