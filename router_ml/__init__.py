@@ -14,22 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from router_ml.catalogue import Catalogue, load_catalogue
+    from router_ml.coordinator import CoordinatorNode
     from router_ml.default import select_model
     from router_ml.errors import RouterError
+    from router_ml.gateway import Gateway
     from router_ml.router import Router
     from router_ml.schema import Candidate, Context, Decision, MachineState, ModelState
     from router_ml.selection.policy import Policy
+    from router_ml.wiring import build_gateway
 
 _HOMES = {
     "Candidate": "schema",
     "Catalogue": "catalogue",
     "Context": "schema",
+    "CoordinatorNode": "coordinator",
     "Decision": "schema",
+    "Gateway": "gateway",
     "MachineState": "schema",
     "ModelState": "schema",
     "Policy": "selection.policy",
     "Router": "router",
     "RouterError": "errors",
+    "build_gateway": "wiring",
     "load_catalogue": "catalogue",
     "select_model": "default",
 }
@@ -38,12 +44,15 @@ __all__ = [
     "Candidate",
     "Catalogue",
     "Context",
+    "CoordinatorNode",
     "Decision",
+    "Gateway",
     "MachineState",
     "ModelState",
     "Policy",
     "Router",
     "RouterError",
+    "build_gateway",
     "load_catalogue",
     "select_model",
 ]
