@@ -40,7 +40,7 @@ PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the mo
 TRUST = (1.0, 0.75, 0.5, 0.25)  # how far differences from the models' means are believed
 CAUTION = 1.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
 DOUBT = 0.5  # standard errors by which routing must beat the best single model before it is trusted at all
-NEAR, FAR = 0.90, 0.985  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
+NEAR, FAR = 0.80, 0.95  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
 LEVELS = (0.5, 0.9, 0.95)
 Log = Callable[[str, dict[str, float]], None]
 

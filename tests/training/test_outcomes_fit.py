@@ -1,0 +1,215 @@
+"""What the fit learns on made-up worlds whose truth is known, and that serving answers as the estimators do."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.linear_model import Ridge
+
+from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.features.extractor import TABLE_NAMES, Features
+from router_ml.predictors.forest import Forest
+from router_ml.predictors.outcomes import OutcomePredictor, Predictions
+from router_ml.schema import Outcome, Query
+from training.estimators import outcome as learner
+from training.estimators.forest import export_forest, fit_forest
+from training.estimators.linear import fit_ridge
+from training.estimators.outcome import FittedOutcomes, fit_outcomes
+
+N = 400
+EMPTY = Catalogue(())
+RNG = np.random.default_rng(7)
+
+
+def world(n: int = N, d: int = 12, seed: int = 0) -> tuple[list[Query], Features, np.ndarray, np.ndarray]:
+    """Queries of two kinds, which the first embedding column tells apart, and their label probabilities."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 2, n)
+    embedding = rng.normal(size=(n, d)) * 0.3
+    embedding[:, 0] += np.where(kind == 1, 1.0, -1.0)
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    table = rng.normal(size=(n, len(TABLE_NAMES)))
+    queries = [Query(id=f"q{i}", text=f"text {i}", group=f"g{i // 2}") for i in range(n)]
+    complexity = np.full((n, 4), 0.25, np.float32)
+    return queries, Features(embedding.astype(np.float32), table.astype(np.float32)), complexity, kind
+
+
+def specialists(queries: list[Query], kind: np.ndarray, seed: int = 1) -> list[Outcome]:
+    """Model a is good at kind 0, model b at kind 1; b takes four times as long, longer for kind 1."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for query, k in zip(queries, kind, strict=True):
+        for model, good in (("a", 0), ("b", 1)):
+            chance = 0.9 if k == good else 0.3
+            latency = (1.0 if model == "a" else 4.0) * (1 + k) * np.exp(0.2 * rng.normal())
+            rows.append(
+                Outcome(query.id, model, float(rng.random() < chance), float(latency), output_tokens=20 + 40 * int(k))
+            )
+    return rows
+
+
+def predict(
+    fitted: FittedOutcomes, features: Features, complexity: np.ndarray, catalogue: Catalogue = EMPTY
+) -> Predictions:
+    config = json.loads(json.dumps(fitted.config))  # as it comes from a bundle
+    predictor = OutcomePredictor.from_arrays(config, fitted.arrays, catalogue)
+    unknown = np.full(len(complexity), np.nan, np.float32)
+    return predictor(features.embedding, features.table, complexity, unknown)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FittedOutcomes:
+    queries, features, complexity, kind = world()
+    return fit_outcomes(queries, specialists(queries, kind), features, complexity, EMPTY, seed=0, tune=True)
+
+
+def test_each_kind_goes_to_its_specialist(fitted: FittedOutcomes) -> None:
+    _, features, complexity, kind = world(seed=5)
+    found = predict(fitted, features, complexity)
+    near = found.novelty < 0.1
+    chosen = found.p_success[near].argmax(axis=1)
+    assert (chosen == kind[near]).mean() > 0.95
+    assert found.p_success[near][kind[near] == 0, 0].mean() == pytest.approx(0.9, abs=0.06)
+    assert found.p_success[near][kind[near] == 0, 1].mean() == pytest.approx(0.3, abs=0.09)
+
+
+def test_latency_quantiles_are_ordered_and_cover(fitted: FittedOutcomes) -> None:
+    queries, features, complexity, kind = world(seed=6)
+    found = predict(fitted, features, complexity)
+    assert (np.diff(found.latency_s, axis=2) >= 0).all()
+    truth = {(o.query_id, o.model): o.latency_s for o in specialists(queries, kind, seed=9)}
+    for j, model in enumerate(found.models):
+        taken = np.array([truth[query.id, model] for query in queries], dtype=float)
+        assert (taken <= found.latency_s[:, j, 2]).mean() == pytest.approx(0.95, abs=0.04)
+        assert (taken <= found.latency_s[:, j, 0]).mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_output_tokens_are_expected(fitted: FittedOutcomes) -> None:
+    _, features, complexity, kind = world(seed=5)
+    found = predict(fitted, features, complexity)
+    assert found.output_tokens[kind == 0].mean() < 32 < 45 < found.output_tokens[kind == 1].mean()
+
+
+def test_the_choice_is_reported(fitted: FittedOutcomes) -> None:
+    assert fitted.report["learner"] in learner.LEARNERS
+    assert set(fitted.report["cross_validated"]) == {"prior", *learner.LEARNERS}
+    chosen, prior = (fitted.report["cross_validated"][name] for name in (fitted.report["learner"], "prior"))
+    assert chosen["accuracy"] > prior["accuracy"] + 0.2
+    json.dumps(fitted.report)
+
+
+def test_a_query_unlike_any_is_routed_by_the_means(fitted: FittedOutcomes) -> None:
+    _, features, complexity, _ = world(n=20, seed=8)
+    far = Features(features.embedding, features.table + 30.0)
+    found = predict(fitted, far, complexity)
+    assert (found.novelty == 1.0).all()
+    assert np.ptp(found.p_success, axis=0).max() < 0.2
+
+
+def test_one_row_and_many_answer_alike(fitted: FittedOutcomes) -> None:
+    _, features, complexity, _ = world(n=30, seed=3)
+    many = predict(fitted, features, complexity)
+    for i in range(30):
+        one = predict(fitted, features.rows(slice(i, i + 1)), complexity[i : i + 1])
+        assert one.p_success[0] == pytest.approx(many.p_success[i], abs=1e-5)
+        assert one.latency_s[0] == pytest.approx(many.latency_s[i], rel=1e-4)
+
+
+def test_noise_is_not_believed() -> None:
+    queries, features, complexity, _ = world()
+    rng = np.random.default_rng(3)
+    rows = [
+        Outcome(query.id, model, float(rng.random() < rate), None)
+        for query in queries
+        for model, rate in (("good", 0.8), ("bad", 0.5))
+    ]
+    found = predict(fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=True), features, complexity)
+    assert (found.p_success.argmax(axis=1) == found.models.index("good")).mean() > 0.98
+
+
+def test_few_rows_leave_the_priors_alone() -> None:
+    catalogue = load_catalogue()
+    queries, features, complexity, _ = world(n=16)
+    rows = [Outcome(q.id, name, 0.0, 1.0) for q in queries for name in catalogue.names]
+    fit = fit_outcomes(queries, rows, features, complexity, catalogue, seed=0, tune=True)
+    learned = predict(fit, features, complexity, catalogue)
+    prior = OutcomePredictor.from_arrays({}, {}, catalogue)
+    unlearned = prior(features.embedding, features.table, complexity, np.full(16, np.nan, np.float32))
+    assert fit.report["learner"] == "prior"
+    assert (learned.p_success == unlearned.p_success).all()
+
+
+def test_a_model_added_to_the_catalogue_rides_along(fitted: FittedOutcomes) -> None:
+    _, features, complexity, _ = world(n=5, seed=4)
+    found = predict(fitted, features, complexity, load_catalogue())
+    assert found.models == ("a", "b", *load_catalogue().names)
+    column = found.models.index("qwen3:8b")
+    assert found.p_success[0, column] == pytest.approx(load_catalogue()["qwen3:8b"].prior.success["simple"])
+
+
+def test_models_with_hardly_a_row_ride_on_their_profile() -> None:
+    queries, features, complexity, kind = world()
+    rows = [*specialists(queries, kind), Outcome("q0", "rare", 1.0, 2.0)]
+    fit = fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=False)
+    found = predict(fit, features, complexity)
+    assert "rare" not in fit.config["models"]
+    assert np.isfinite(found.p_success[:, found.models.index("rare")]).all()
+
+
+def test_equal_successes_are_a_constant() -> None:
+    queries, features, complexity, kind = world()
+    rows = [*specialists(queries, kind), *(Outcome(q.id, "always", 1.0, 1.0) for q in queries)]
+    fit = fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=False)
+    p = predict(fit, features, complexity).p_success[:, fit.config["models"].index("always")]
+    assert p.min() > 0.97
+
+
+def test_missing_cells_do_no_harm() -> None:
+    queries, features, complexity, kind = world()
+    rows = [row for i, row in enumerate(specialists(queries, kind)) if i % 3]
+    fit = fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=True)
+    found = predict(fit, features, complexity)
+    assert (found.p_success.argmax(axis=1) == kind).mean() > 0.9
+    assert np.isfinite(found.latency_s).all()
+
+
+def test_stored_neighbours_serve_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "LEARNERS", {"knn": learner.Blend(0.0, 0.0, 1.0)})
+    queries, features, complexity, kind = world()
+    fit = fit_outcomes(queries, specialists(queries, kind), features, complexity, EMPTY, seed=0, tune=False)
+    assert fit.config["neighbours"]["k"] == N // learner.ROWS_PER_NEIGHBOUR
+    found = predict(fit, features, complexity)
+    assert (found.p_success.argmax(axis=1) == kind).mean() > 0.95
+
+
+def test_ridge_is_scikit_learns_on_each_targets_rows() -> None:
+    x, y = RNG.normal(size=(30, 8)), RNG.normal(size=(30, 3))
+    y[:10, 1] = np.nan
+    ours = fit_ridge(x, y, 2.5)
+    for j in range(3):
+        known = ~np.isnan(y[:, j])
+        theirs = Ridge(alpha=2.5).fit(x[known], y[known, j])
+        assert ours.weights[:, j] == pytest.approx(theirs.coef_)
+        assert ours.bias[j] == pytest.approx(theirs.intercept_)
+
+
+def test_ridge_with_more_features_than_rows() -> None:
+    x, y = RNG.normal(size=(10, 25)), RNG.normal(size=(10, 1))
+    theirs = Ridge(alpha=0.7).fit(x, y[:, 0])
+    assert fit_ridge(x, y, 0.7).weights[:, 0] == pytest.approx(theirs.coef_.ravel())
+
+
+@pytest.mark.parametrize("targets", [1, 4])
+def test_exported_forest_answers_as_scikit_learn(targets: int) -> None:
+    x = RNG.normal(size=(300, 9)).astype(np.float32)
+    y = np.column_stack([np.sin(3 * x[:, j]) + x[:, 0] * x[:, j + 1] for j in range(targets)])
+    model = fit_forest(x, y, seed=1, trees=20)
+    assert isinstance(model, ExtraTreesRegressor)
+    served = Forest.from_arrays(export_forest(model))
+    unseen = RNG.normal(size=(500, 9)).astype(np.float32)
+    expected = model.predict(unseen).reshape(500, -1)
+    assert served(unseen) == pytest.approx(expected, abs=1e-5)
+    assert served(unseen[:1]) == pytest.approx(expected[:1], abs=1e-5)
