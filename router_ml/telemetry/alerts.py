@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from router_ml.errors import SettingsError
 from router_ml.telemetry.event import AlertEvent, AlertState, Event, NullRecorder, Recorder
 from router_ml.telemetry.rules import Rule, Signal, default_rules
 
@@ -55,9 +56,13 @@ class CallbackChannel:
 
 
 class WebhookChannel:
-    """Posts to an Alertmanager (`http://host:9093/api/v2/alerts`), or to anything that takes its form."""
+    """Posts to an Alertmanager (`http://host:9093/api/v2/alerts`), or to anything that takes its form.
+
+    Raises `SettingsError` where the URL is none of HTTP."""
 
     def __init__(self, url: str, *, timeout_s: float = _TIMEOUT_S, source: str = "") -> None:
+        if not url.startswith(("http://", "https://")):
+            raise SettingsError(f"the webhook of alerts must begin with http:// or https://, found {url!r}")
         self._url, self._timeout_s, self._source = url, timeout_s, source
         self._began: dict[tuple[str, str], float] = {}
 

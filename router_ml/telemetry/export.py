@@ -13,31 +13,41 @@ from router_ml.telemetry.event import AttemptEvent, FeedbackEvent, OutcomeEvent,
 from router_ml.telemetry.store import EventStore, Selection
 from router_ml.telemetry.summary import Judged, note_feedback, success_of
 
+# Kinds of failed attempts that tell of the machine or the request, not of what the model can do: nothing to learn from.
+_NOT_THE_MODEL = frozenset(
+    ("refused", "connection", "cold_timeout", "cut_short", "busy", "missing", "rejected", "invalid", "wrong_model",
+     "shed", "open", "absent", "cancelled")
+)  # fmt: skip
+
 
 def outcomes(store: EventStore, selection: Selection | None = None) -> Iterator[Outcome]:
     """One outcome per decision and model that was really called, oldest first.
 
     Success comes from people first (their last word counts), then from the event itself, then from what was inferred
-    (tool error, retry, rephrasing). A failed attempt of a model counts as an outcome of that model with success 0.
-    Answers from the cache are left out: no model gave them."""
+    (tool error, retry, rephrasing). An attempt that failed by the model's own fault (it timed out, or gave nothing of
+    use) counts as an outcome of that model with success 0. Answers from the cache are left out: no model gave them."""
     selection = selection or Selection()
     judged = _judged(store, selection)
     seen: set[tuple[str, str]] = set()
+    attempted: set[str] = set()
     kinds = Selection(("attempt", "outcome"), selection.after_seq, selection.since_s, selection.until_s)
     for _, event in store.read(kinds):
-        outcome = _outcome(event, judged)
-        if outcome is None or (outcome.query_id, outcome.model) in seen:
-            continue
-        seen.add((outcome.query_id, outcome.model))
-        yield outcome
+        if isinstance(event, AttemptEvent):
+            attempted.add(event.decision_id)
+            outcome = _failed_attempt(event)
+        elif isinstance(event, OutcomeEvent) and (event.ok or event.decision_id not in attempted):
+            outcome = None if event.cache_hit else outcome_of(event, success_of(event, judged))
+        else:
+            continue  # a request without an answer is told by its attempts
+        if outcome is not None and (outcome.query_id, outcome.model) not in seen:
+            seen.add((outcome.query_id, outcome.model))
+            yield outcome
 
 
-def _outcome(event: object, judged: Judged) -> Outcome | None:
-    if isinstance(event, OutcomeEvent):
-        return None if event.cache_hit else outcome_of(event, success_of(event, judged))
-    if isinstance(event, AttemptEvent) and not event.ok:
-        return Outcome(event.decision_id, event.model, 0.0, event.latency_s, error=event.error or "failed")
-    return None
+def _failed_attempt(event: AttemptEvent) -> Outcome | None:
+    if event.ok or event.error in _NOT_THE_MODEL:
+        return None
+    return Outcome(event.decision_id, event.model, 0.0, event.latency_s, error=event.error or "failed")
 
 
 def _judged(store: EventStore, selection: Selection) -> Judged:

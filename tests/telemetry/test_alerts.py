@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from router_ml.errors import SettingsError
 from router_ml.telemetry.alerts import Alerts, CallbackChannel, WebhookChannel
 from router_ml.telemetry.event import AlertEvent, AttemptEvent, DecisionEvent, Event, OutcomeEvent
 from router_ml.telemetry.rules import (
@@ -230,6 +231,12 @@ def test_what_fires_is_sent_again_so_that_an_alertmanager_does_not_forget_it(
     now[0] = 301.0
     alerts.check()
     assert [a["labels"]["alertname"] for a in handler.taken[1]] == ["wolf"]
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "host:9093"])
+def test_a_webhook_that_is_not_http_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="http"):
+        WebhookChannel(url)
 
 
 def test_a_shadow_decision_or_cached_answer_changes_no_rule() -> None:

@@ -149,12 +149,17 @@ def test_outcomes_are_exported_in_the_form_training_reads(opener: Opener, tmp_pa
             outcome("d4", cache_hit=True),
             AttemptEvent("d5", "big", 0, ok=False, latency_s=3.0, error="timeout"),
             outcome("d5", model="small", fallback=True),
+            AttemptEvent("d6", "big", 0, ok=False, latency_s=0.0, error="absent"),  # says nothing of what it can do
+            outcome("d6", model="small", fallback=True, success=None),
+            AttemptEvent("d7", "big", 0, ok=False, error="refused"),
+            outcome("d7", model="big", ok=False, success=0.0),
         ]
     )
     path = tmp_path / "outcomes.jsonl"
-    assert export_outcomes(store, path) == 5
+    assert export_outcomes(store, path) == 6
     rows = {(o.query_id, o.model): o.success for o in read_outcomes(path)}
-    assert rows == {("d1", "m"): 0.0, ("d2", "m"): 0.0, ("d3", "m"): 0.5, ("d5", "big"): 0.0, ("d5", "small"): 1.0}
+    assert rows == {("d1", "m"): 0.0, ("d2", "m"): 0.0, ("d3", "m"): 0.5, ("d5", "big"): 0.0, ("d5", "small"): 1.0,
+                    ("d6", "small"): None}  # fmt: skip
 
 
 def test_an_older_sqlite_store_is_migrated_and_keeps_its_events(tmp_path: Path) -> None:
