@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ContextLike = Context | Mapping[str, Any] | None
 MIN_SELF_CHECK_COSINE = 0.97  # of the encoder on this machine against the vectors stored when it was exported
 SHOWN_EVIDENCE = 12
+# What says nothing at either end of a query: white space, NUL, the byte order mark, marks without width.
+_BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\x00\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
 
 
@@ -287,7 +289,7 @@ def _clean(query: object) -> str:
     """The query as text an encoder can read. Raises `QueryError` where it is no text."""
     if not isinstance(query, str):
         raise QueryError(f"a query must be a string, found {type(query).__name__}; decode or convert it first")
-    text = query.strip().strip("\x00\ufeff")
+    text = query.strip(_BLANK)
     if not text.isascii() and any("\ud800" <= ch <= "\udfff" for ch in text):  # lone surrogates
         text = text.encode("utf-8", "replace").decode("utf-8")
     return text

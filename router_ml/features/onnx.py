@@ -47,6 +47,12 @@ class OnnxEmbedder:
         return self._dim
 
     def embed(self, texts: Sequence[str]) -> Floats:
+        try:
+            return self._embed(texts)
+        except (UnicodeEncodeError, TypeError):  # half of a character (a lone surrogate) in a history or a tool
+            return self._embed([text.encode("utf-8", "replace").decode("utf-8") for text in texts])
+
+    def _embed(self, texts: Sequence[str]) -> Floats:
         if len(texts) == 1:
             ids = self._tokenizer.encode(texts[0]).ids
             return self._run(np.array([ids], dtype=np.int64), None)
