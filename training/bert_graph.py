@@ -1,8 +1,9 @@
-"""Writes a BERT encoder as an ONNX graph of fused operators, pooling and normalising included.
+"""Writes a BERT encoder as an ONNX graph, pooling and normalising included, in float or with int8 weights.
 
-Tracing a PyTorch module leaves shape arithmetic between the operators that keeps onnxruntime from fusing attention;
-written directly, one layer is six nodes. The operators of the domain `com.microsoft` are documented in onnxruntime's
-ContribOperators.md.
+Tracing a PyTorch module leaves shape arithmetic between the operators; written directly, a layer is twelve nodes, each
+the fastest that onnxruntime has for its work on a processor (measured by `python -m training.speed --operators`). All
+rows of a batch have the same number of tokens: attention and pooling then need no mask, which is cheaper than padding.
+The operators of the domain `com.microsoft` are documented in onnxruntime's ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -17,25 +18,42 @@ from onnx import TensorProto, helper, numpy_helper
 
 Weights = Mapping[str, NDArray[np.float32]]
 OPSET, IR_VERSION = 17, 10
+LARGEST = {8: 127, 7: 64}  # of a weight of so many bits
 _MICROSOFT = "com.microsoft"
 
 
-class BertGraph:
-    """Collects the nodes and weights of one encoder."""
+def quantise(weights: NDArray[np.float32], bits: int, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8: whole numbers and the scales along `axis` that give the weights back as their product."""
+    scale = np.abs(weights).max(axis=axis, keepdims=True) / LARGEST[bits]
+    scale = np.where(scale == 0, 1.0, scale).astype(np.float32)
+    return np.round(weights / scale).astype(np.int8), scale
 
-    def __init__(self, weights: Weights, *, layers: int, heads: int, epsilon: float, pooling: tuple[str, ...]) -> None:
+
+class BertGraph:
+    """Collects the nodes and weights of one encoder. `bits` is None for float, 8 or 7 for int8 weights with
+    activations quantised as they come."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        layers: int,
+        heads: int,
+        epsilon: float,
+        pooling: tuple[str, ...],
+        bits: int | None = None,
+    ) -> None:
         self._weights, self._layers, self._heads = weights, layers, heads
-        self._epsilon, self._pooling = epsilon, pooling
+        self._epsilon, self._pooling, self._bits = epsilon, pooling, bits
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
 
     def build(self) -> onnx.ModelProto:
-        """The graph: `input_ids` (batch, tokens), padded with 0, to `embedding` (batch, dim) of length 1."""
-        mask = self._mask()
+        """The graph: `input_ids` (batch, tokens), without padding, to `embedding` (batch, dim) of length 1."""
         hidden = self._embed()
         for index in range(self._layers):
-            hidden = self._layer(hidden, mask, f"encoder.layer.{index}.", f"l{index}_")
-        dim = self._pool(hidden, mask)
+            hidden = self._layer(hidden, f"encoder.layer.{index}.", f"l{index}_")
+        dim = self._pool(hidden)
         graph = helper.make_graph(
             self._nodes,
             "sentence_encoder",
@@ -56,86 +74,71 @@ class BertGraph:
         self._initializers.append(numpy_helper.from_array(np.array(value, order="C"), name))
         return name
 
-    def _mask(self) -> str:
-        """1 for a real token, 0 for padding: token 0 is the padding of every BERT vocabulary."""
-        zero = self._tensor("zero", np.array(0, dtype=np.int64))
-        self._node("Equal", ["input_ids", zero], "is_padding")
-        self._node("Not", ["is_padding"], "is_token")
-        return self._node("Cast", ["is_token"], "mask", to=TensorProto.INT32)
-
     def _embed(self) -> str:
         weights = self._weights
-        self._node("Cast", ["input_ids"], "ids", to=TensorProto.INT32)
         types = weights["embeddings.token_type_embeddings.weight"][0]
-        positions = weights["embeddings.position_embeddings.weight"] + types
-        names = [
-            self._tensor("words", weights["embeddings.word_embeddings.weight"]),
-            self._tensor("positions", positions),
-            "",
-            self._tensor("embed_gamma", weights["embeddings.LayerNorm.weight"]),
-            self._tensor("embed_beta", weights["embeddings.LayerNorm.bias"]),
-        ]
-        node = helper.make_node(
-            "EmbedLayerNormalization",
-            ["ids", "", *names],
-            ["hidden", "embed_mask_index"],
-            name="embed",
-            domain=_MICROSOFT,
-            epsilon=self._epsilon,
-        )
-        self._nodes.append(node)
-        return "hidden"
+        positions = self._tensor("positions", weights["embeddings.position_embeddings.weight"] + types)
+        self._node("Shape", ["input_ids"], "n_tokens", start=1, end=2)
+        self._node("Slice", [positions, self._tensor("first", np.array([0], np.int64)), "n_tokens"], "places")
+        self._node("Sum", [self._words(weights["embeddings.word_embeddings.weight"]), "places"], "embedded")
+        return self._norm("embedded", "embeddings", "hidden")
 
-    def _layer(self, hidden: str, mask: str, source: str, name: str) -> str:
-        weights = self._weights
+    def _words(self, table: NDArray[np.float32]) -> str:
+        """The rows of the word table; in int8 each word has a scale of its own."""
+        if self._bits is None:
+            return self._node("Gather", [self._tensor("words", table), "input_ids"], "word")
+        values, scale = quantise(table, 8, axis=1)  # nothing is summed up here, so all bits are safe
+        self._node("Gather", [self._tensor("words", values), "input_ids"], "word_int8")
+        self._node("Gather", [self._tensor("word_scales", scale), "input_ids"], "word_scale")
+        self._node("Cast", ["word_int8"], "word_float", to=TensorProto.FLOAT)
+        return self._node("Mul", ["word_float", "word_scale"], "word")
 
-        def projection(part: str) -> NDArray[np.float32]:
-            return weights[f"{source}attention.self.{part}.weight"].T
-
-        qkv = np.concatenate([projection(part) for part in ("query", "key", "value")], axis=1)
-        bias = np.concatenate([weights[f"{source}attention.self.{part}.bias"] for part in ("query", "key", "value")])
-        attended = self._node(
-            "Attention",
-            [hidden, self._tensor(name + "qkv", qkv), self._tensor(name + "qkv_bias", bias), mask],
-            name + "attention",
-            _MICROSOFT,
-            num_heads=self._heads,
-        )
+    def _layer(self, hidden: str, source: str, name: str) -> str:
+        parts = ("query", "key", "value")
+        kernel = np.concatenate([self._weights[f"{source}attention.self.{part}.weight"].T for part in parts], axis=1)
+        bias = np.concatenate([self._weights[f"{source}attention.self.{part}.bias"] for part in parts])
+        qkv = self._product(hidden, kernel, bias, name + "qkv")
+        split = [name + part for part in parts]
+        self._nodes.append(helper.make_node("Split", [qkv], split, name=name + "split", axis=2))
+        attended = self._node("MultiHeadAttention", split, name + "attention", _MICROSOFT, num_heads=self._heads)
         mixed = self._dense(attended, f"{source}attention.output.dense", name + "mix")
-        normal = self._skip_norm(mixed, hidden, f"{source}attention.output", name + "normal")
+        normal = self._add_norm(mixed, hidden, f"{source}attention.output", name + "normal")
         wide = self._dense(normal, f"{source}intermediate.dense", name + "wide")
-        bias_name = self._tensor(name + "wide_bias", weights[f"{source}intermediate.dense.bias"])
-        active = self._node("BiasGelu", [wide, bias_name], name + "active", _MICROSOFT)
+        active = self._node("Gelu", [wide], name + "active", _MICROSOFT)
         narrow = self._dense(active, f"{source}output.dense", name + "narrow")
-        return self._skip_norm(narrow, normal, f"{source}output", name + "out")
+        return self._add_norm(narrow, normal, f"{source}output", name + "out")
 
     def _dense(self, value: str, source: str, name: str) -> str:
-        """The product alone; the bias is folded into the node that follows."""
-        weight = self._tensor(name + "_weight", self._weights[f"{source}.weight"].T)
-        return self._node("MatMul", [value, weight], name)
+        return self._product(value, self._weights[f"{source}.weight"].T, self._weights[f"{source}.bias"], name)
 
-    def _skip_norm(self, value: str, skip: str, source: str, name: str) -> str:
-        parts = {"gamma": "LayerNorm.weight", "beta": "LayerNorm.bias", "bias": "dense.bias"}
-        tensors = [self._tensor(f"{name}_{part}", self._weights[f"{source}.{key}"]) for part, key in parts.items()]
-        inputs = [value, skip, *tensors]
-        return self._node("SkipLayerNormalization", inputs, name, _MICROSOFT, epsilon=self._epsilon)
+    def _product(self, value: str, kernel: NDArray[np.float32], bias: NDArray[np.float32], name: str) -> str:
+        bias_name = self._tensor(name + "_bias", bias)
+        if self._bits is None:
+            self._node("MatMul", [value, self._tensor(name + "_weight", kernel)], name + "_product")
+            return self._node("Add", [name + "_product", bias_name], name)
+        values, scale = quantise(kernel, self._bits, axis=0)
+        weight = [self._tensor(name + "_weight", values), self._tensor(name + "_scale", scale.ravel())]
+        return self._node("DynamicQuantizeMatMul", [value, *weight, "", bias_name], name, _MICROSOFT)
 
-    def _pool(self, hidden: str, mask: str) -> int:
+    def _add_norm(self, value: str, skip: str, source: str, name: str) -> str:
+        """`Sum`, not `Add`: an addition before a normalisation is fused into SkipLayerNormalization, whose kernel takes
+        eight times as long as the two."""
+        return self._norm(self._node("Sum", [value, skip], name + "_sum"), source, name)
+
+    def _norm(self, value: str, source: str, name: str) -> str:
+        gamma = self._tensor(name + "_gamma", self._weights[f"{source}.LayerNorm.weight"])
+        beta = self._tensor(name + "_beta", self._weights[f"{source}.LayerNorm.bias"])
+        return self._node("LayerNormalization", [value, gamma, beta], name, axis=-1, epsilon=self._epsilon)
+
+    def _pool(self, hidden: str) -> int:
         """The chosen poolings side by side, normalised as a whole; returns their width."""
-        pooled = [self._cls(hidden) if kind == "cls" else self._mean(hidden, mask) for kind in self._pooling]
+        pooled = [self._cls(hidden) if kind == "cls" else self._mean(hidden) for kind in self._pooling]
         joined = self._node("Concat", pooled, "pooled", axis=1) if len(pooled) > 1 else pooled[0]
         self._node("LpNormalization", [joined], "embedding", axis=1, p=2)
         return len(pooled) * len(self._weights["embeddings.LayerNorm.weight"])
 
     def _cls(self, hidden: str) -> str:
-        return self._node("Gather", [hidden, "zero"], "cls", axis=1)
+        return self._node("Gather", [hidden, self._tensor("zero", np.array(0, dtype=np.int64))], "cls", axis=1)
 
-    def _mean(self, hidden: str, mask: str) -> str:
-        """The mean over real tokens, up to a factor where it is the only pooling: normalising removes it."""
-        last, middle = self._tensor("last", np.array([2], np.int64)), self._tensor("middle", np.array([1], np.int64))
-        self._node("Cast", [mask], "mask_float", to=TensorProto.FLOAT)
-        self._node("Unsqueeze", ["mask_float", last], "mask_column")
-        self._node("Mul", [hidden, "mask_column"], "kept")
-        self._node("ReduceSum", ["kept", middle], "sum", keepdims=0)
-        self._node("ReduceSum", ["mask_float", middle], "count", keepdims=1)
-        return self._node("Div", ["sum", "count"], "mean")
+    def _mean(self, hidden: str) -> str:
+        return self._node("ReduceMean", [hidden], "mean", axes=[1], keepdims=0)

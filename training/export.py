@@ -46,12 +46,12 @@ def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported
     reference = SentenceTransformerEmbedder("reference", model=encoder, max_tokens=MAX_TOKENS).embed(texts)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         float_path, int8_path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
-        onnx.save(_float_graph(encoder), float_path)
+        onnx.save(_graph(encoder), float_path)
         exact = _cosines(float_path, folder / TOKENIZER, texts, reference)
         if exact.min() < MIN_FLOAT_COSINE:
             raise EncoderError(f"the exported encoder disagrees with its model: cosine {exact.min():.4f} on one text")
-        for seven_bits in (True, False):
-            _quantise(float_path, int8_path, seven_bits)
+        for bits in (7, 8):
+            _quantise(encoder, float_path, int8_path, bits)
             rough = _cosines(int8_path, folder / TOKENIZER, texts, reference)
             quantised = bool(rough.mean() >= MIN_QUANTISED_MEAN_COSINE)
             if quantised:
@@ -75,19 +75,24 @@ def _write_tokenizer(encoder: Any, path: Path) -> None:
     backend.save(str(path))
 
 
-def _float_graph(encoder: Any) -> onnx.ModelProto:
+def _graph(encoder: Any, bits: int | None = None) -> onnx.ModelProto:
+    """The graph of our own for BERT encoders, else the model's modules traced (in float alone)."""
+    if not _is_plain_bert(encoder):
+        return _traced(encoder)
     body = encoder[0].auto_model
-    modes = _pooling_modes(encoder)
-    if body.config.model_type == "bert" and body.config.hidden_act == "gelu" and modes is not None:
-        weights = {name: value.detach().float().cpu().numpy() for name, value in body.state_dict().items()}
-        return BertGraph(
-            weights,
-            layers=body.config.num_hidden_layers,
-            heads=body.config.num_attention_heads,
-            epsilon=body.config.layer_norm_eps,
-            pooling=modes,
-        ).build()
-    return _traced(encoder)
+    return BertGraph(
+        {name: value.detach().float().cpu().numpy() for name, value in body.state_dict().items()},
+        layers=body.config.num_hidden_layers,
+        heads=body.config.num_attention_heads,
+        epsilon=body.config.layer_norm_eps,
+        pooling=_pooling_modes(encoder) or (),
+        bits=bits,
+    ).build()
+
+
+def _is_plain_bert(encoder: Any) -> bool:
+    config = encoder[0].auto_model.config
+    return config.model_type == "bert" and config.hidden_act == "gelu" and _pooling_modes(encoder) is not None
 
 
 def _pooling_modes(encoder: Any) -> tuple[str, ...] | None:
@@ -134,18 +139,20 @@ def _traced(encoder: Any) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def _quantise(source: Path, target: Path, seven_bits: bool) -> None:
-    """Dynamic int8: signed weights per channel. With weights of 7 bits, processors whose int8 products saturate (AVX2
-    and AVX-512 without VNNI) give the same answers."""
+def _quantise(encoder: Any, float_graph: Path, target: Path, bits: int) -> None:
+    """Int8 weights, signed, per channel; activations as they come. With weights of 7 bits, processors whose int8
+    products saturate (AVX2 and AVX-512 without VNNI) give the same answers."""
+    if _is_plain_bert(encoder):
+        onnx.save(_graph(encoder, bits), target)
+        return
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.getLogger().addFilter(_no_advice)
-
     quantize_dynamic(
-        str(source),
+        str(float_graph),
         str(target),
         per_channel=True,
-        reduce_range=seven_bits,
+        reduce_range=bits < 8,
         weight_type=QuantType.QInt8,
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )

@@ -1,8 +1,12 @@
-"""The serving encoder: onnxruntime and tokenizers, one session, no padding beyond the longest text of a batch."""
+"""The serving encoder: onnxruntime and tokenizers, one session, batches of equally long texts without any padding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +16,26 @@ from router_ml.errors import EncoderError
 from router_ml.features.embedder import Floats
 
 MAX_TOKENS = 256
-BATCH_SIZE = 16  # small, length-sorted batches: padding costs more than batching gains
+BATCH_TOKENS = 256  # of a batch: enough to read the weights once for many, small enough for the cache of a core
 
 
 class OnnxEmbedder:
-    """Runs an exported encoder whose graph pools and normalises.
+    """Runs an exported encoder whose graph pools and normalises. Thread-safe.
 
-    The session is thread-safe. With `threads=1` (the default) a busy machine does not stretch the tail of the
-    latency; raise it only for large offline batches. Raises `EncoderError` where the files cannot be loaded."""
+    One text runs on the calling thread. Many are shared out among `workers` threads, the caller's included (by default
+    one for each core this process may use). `threads` is how many the session itself uses within one run: with more
+    than one, a busy machine stretches the tail of the latency. Raises `EncoderError` where the files cannot be loaded.
+    """
 
-    def __init__(self, model: Path, tokenizer: Path, *, threads: int = 1, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(
+        self,
+        model: Path,
+        tokenizer: Path,
+        *,
+        threads: int = 1,
+        max_tokens: int = MAX_TOKENS,
+        workers: int | None = None,
+    ) -> None:
         import onnxruntime  # deferred: `import router_ml` alone must not pay for it
         from tokenizers import Tokenizer
 
@@ -31,12 +45,14 @@ class OnnxEmbedder:
             self._session: Any = onnxruntime.InferenceSession(
                 str(model), sess_options=_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
             )
-            self._dim = int(self._session.get_outputs()[0].shape[-1])
         except Exception as error:  # both libraries raise bare exceptions of many kinds
             raise EncoderError(f"cannot load the encoder {model}: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
-        self._inputs = tuple(i.name for i in self._session.get_inputs())
+        self._inputs = frozenset(i.name for i in self._session.get_inputs())
+        output = self._session.get_outputs()[0]
+        self._outputs, self._dim = [output.name], int(output.shape[-1])
+        self._workers = _Workers(workers or _cores())
 
     @property
     def name(self) -> str:
@@ -47,41 +63,78 @@ class OnnxEmbedder:
         return self._dim
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        try:
-            return self._embed(texts)
-        except (UnicodeEncodeError, TypeError):  # half of a character (a lone surrogate) in a history or a tool
-            return self._embed([text.encode("utf-8", "replace").decode("utf-8") for text in texts])
-
-    def _embed(self, texts: Sequence[str]) -> Floats:
         if len(texts) == 1:
-            ids = self._tokenizer.encode(texts[0]).ids
-            return self._run(np.array([ids], dtype=np.int64), None)
+            return self._run([self._tokenizer.encode(texts[0]).ids])
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = np.empty((len(rows), self._dim), dtype=np.float32)
-        for start in range(0, len(order), BATCH_SIZE):
-            chosen = order[start : start + BATCH_SIZE]
-            out[chosen] = self._run(*_pad([rows[i] for i in chosen]))
+
+        def embed_batch(batch: list[int]) -> None:
+            out[batch] = self._run([rows[i] for i in batch])
+
+        self._workers.share(embed_batch, _batches([len(row) for row in rows]))
         return out
 
-    def _run(self, ids: Any, mask: Any) -> Floats:
+    def _run(self, rows: list[list[int]]) -> Floats:
+        """Vectors of rows of the same number of tokens."""
+        ids = np.array(rows, dtype=np.int64)
         feed = {"input_ids": ids}
-        if "attention_mask" in self._inputs:
-            feed["attention_mask"] = np.ones_like(ids) if mask is None else mask
-        if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = np.zeros_like(ids)
-        result: Floats = self._session.run(None, feed)[0]
+        if len(self._inputs) > 1:  # graphs of other makers
+            feed |= {"attention_mask": np.ones_like(ids)} if "attention_mask" in self._inputs else {}
+            feed |= {"token_type_ids": np.zeros_like(ids)} if "token_type_ids" in self._inputs else {}
+        result: Floats = self._session.run(self._outputs, feed)[0]
         return result
 
 
-def _pad(rows: list[list[int]]) -> tuple[Any, Any]:
-    width = max(len(row) for row in rows)
-    ids = np.zeros((len(rows), width), dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return ids, mask
+def _batches(lengths: list[int]) -> list[list[int]]:
+    """Positions of equally long rows, BATCH_TOKENS at most together; the longest first, to end evenly."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    batches = []
+    for length, group in groupby(order, key=lengths.__getitem__):
+        alike, size = list(group), max(1, BATCH_TOKENS // max(length, 1))
+        batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return batches
+
+
+class _Workers:
+    """Threads that help the calling one. A helper that is still waiting for its turn when the work is done is called
+    off, so that nobody ever waits for a busy pool (nor, after a fork, for a dead one)."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def share(self, work: Any, batches: list[list[int]]) -> None:
+        """Run `work` on every batch; the first error is raised."""
+        todo = iter(batches)
+        n_helpers = min(self._n, len(batches)) - 1
+        if n_helpers < 1:
+            self._drain(work, todo)
+            return
+        helpers = [self._helpers().submit(self._drain, work, todo) for _ in range(n_helpers)]
+        try:
+            self._drain(work, todo)
+        finally:
+            started = [helper for helper in helpers if not helper.cancel()]
+        for helper in started:
+            helper.result()
+
+    def _drain(self, work: Any, todo: Iterator[list[int]]) -> None:
+        while (batch := next(todo, None)) is not None:  # a list's iterator hands out each item once
+            work(batch)
+
+    def _helpers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._n - 1, thread_name_prefix="router_ml-encoder")
+            return self._pool
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _options(onnxruntime: Any, threads: int) -> Any:
