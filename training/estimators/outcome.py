@@ -37,9 +37,10 @@ ROWS_PER_NEIGHBOUR = 8
 STORED_ROWS = 32_768  # a bundle stays small
 SUCCESS_TREES, QUANTITY_TREES = 64, 32
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' spread of quality over cost
-TRUST = (1.0, 0.75, 0.5, 0.25)  # how far differences from the models' means are believed
+TRUST = (1.0, 0.75, 0.5, 0.25, 0.1)  # how far differences from the models' means are believed
 CAUTION = 1.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
-DOUBT = 0.5  # standard errors by which routing must beat the best single model before it is trusted at all
+DOUBT = 0.5  # standard errors taken off a gain over the best single model before it counts
+TOLERANCE = 0.005  # success the most accurate choice may lose to the best single model
 NEAR, FAR = 0.80, 0.95  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
 LEVELS = (0.5, 0.9, 0.95)
 Log = Callable[[str, dict[str, float]], None]
@@ -375,6 +376,10 @@ class _Economy(NamedTuple):
             total += self.success[rows, chosen] - weight * self.cost[rows, chosen]
         return total / len(PRICES)
 
+    def gained(self, p: Matrix) -> Matrix:
+        """Success of the model likeliest to succeed, for each query."""
+        return np.asarray(self.success[np.arange(len(p)), choose(p, self.measured)])
+
 
 def _economy(data: _Data, quantities: Matrix) -> _Economy:
     name, cost = data.table.cost_axis
@@ -435,16 +440,23 @@ def _clearly_better(new: Matrix, old: Matrix) -> bool:
 
 
 def _trusted(p: Matrix, means: Matrix, economy: _Economy, fixed: Matrix) -> float:
-    """How far differences between queries are believed: wholly, or less where that clearly serves better.
+    """How far differences between queries are believed: as far as the most accurate choice stays safe.
 
-    Not at all where no trust gains surely over the best single model: with few outcomes the default stays."""
-    best, utilities = TRUST[0], economy.utilities(means + TRUST[0] * (p - means))
-    for trust in TRUST[1:]:
-        shrunk = economy.utilities(means + trust * (p - means))
-        if _clearly_better(shrunk, utilities):
-            best, utilities = trust, shrunk
-    gain = utilities - fixed
-    return best if gain.mean() > DOUBT * gain.std() / np.sqrt(len(gain)) else 0.0
+    Where time has no price, routing must not surely lose more than `TOLERANCE` to the best single model; with few rows
+    the doubt is large and only a little trust passes, enough to save time and too little to change the best choice.
+    None at all where routing does not gain over the best single model at any price."""
+    single = economy.gained(means)
+    for trust in TRUST:
+        shrunk = means + trust * (p - means)
+        loss = economy.gained(shrunk) - single
+        gain = economy.utilities(shrunk) - fixed
+        if _lower_bound(loss) >= -TOLERANCE and _lower_bound(gain) > 0:
+            return trust
+    return 0.0
+
+
+def _lower_bound(gain: Matrix) -> float:
+    return float(gain.mean() - DOUBT * gain.std() / np.sqrt(len(gain)))
 
 
 def _scores(p: Matrix, data: _Data, economy: _Economy, fixed: Matrix) -> dict[str, float]:
