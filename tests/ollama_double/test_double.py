@@ -162,7 +162,7 @@ def test_waiting_loads_beyond_the_limit_are_refused() -> None:
 
 def _outcome(url: str, stream: bool) -> str:
     try:
-        with httpx.Client(timeout=0.4) as client:
+        with httpx.Client(timeout=0.25) as client:
             answer = client.post(f"{url}/api/chat", json={"model": "qwen3:8b", "messages": HELLO, "stream": stream})
             lines = [json.loads(line) for line in answer.text.splitlines()]
             said = "".join(line.get("message", {}).get("content", "") for line in lines)
