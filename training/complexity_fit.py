@@ -188,11 +188,11 @@ def _tuned(
     }
     for name, values in scores.items():
         params = {"part": "complexity", "candidate": name}
-        tracker.tried(f"complexity: {name}", params, {f"val/{key}": value for key, value in values.items()})
+        tracker.tried(f"complexity: {name}", params, _sectioned("val", values))
     draw.learning_curve(_curves(trials, scores), plots / "learning_curve.png", "Macro-F1 while the encoder is tuned")
     frozen = scores["frozen encoder"]["macro_f1"] > scores["tuned encoder"]["macro_f1"]
     chosen = scores["frozen encoder" if frozen else "tuned encoder"]
-    tracker.metrics({f"val/{key}": value for key, value in chosen.items()})
+    tracker.metrics(_sectioned("val", chosen))
     if frozen:
         return _frozen(train, test, workshop, seed)
     held_mask = np.array([is_test(f"sharpness:{group}", SHARPNESS_SHARE) for group in train.groups])
@@ -260,7 +260,7 @@ def _curves(trials: list[Trial], scores: Mapping[str, Mapping[str, float]]) -> d
 def _metrics(served: Array, learned: Learned, test: Labelled) -> dict[str, float]:
     """Figures of the test groups: served int8 encoder and head, rules beside them, and what int8 gives up."""
     exact, files = learned.exact, learned.files
-    metrics = {f"test/{key}": value for key, value in complexity_scores(served, test.labels).items()}
+    metrics = _sectioned("test", complexity_scores(served, test.labels))
     metrics["test/heuristic_macro_f1"] = _heuristic_scores(test)["macro_f1"]
     metrics["encoder/accuracy_lost_to_int8"] = float(
         (exact.argmax(1) == test.labels).mean() - (served.argmax(1) == test.labels).mean()
@@ -268,8 +268,15 @@ def _metrics(served: Array, learned: Learned, test: Labelled) -> dict[str, float
     metrics["encoder/int8_cosine_mean"] = files.exported.quantised_cosine_mean
     metrics["encoder/float_cosine_min"] = files.exported.float_cosine_min
     metrics["fit/encoder_seconds"] = files.seconds
-    metrics["test/rows"] = float(len(test.labels))
     return metrics
+
+
+def _sectioned(split: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Metric names whose first segment is the section of MLflow's page: the split, and apart from it F1 per label."""
+    return {
+        f"{split}_f1/{name.removeprefix('f1_')}" if name.startswith("f1_") else f"{split}/{name}": value
+        for name, value in scores.items()
+    }
 
 
 def _pictures(served: Array, test: Labelled, plots: Path) -> None:

@@ -58,6 +58,7 @@ class Tracker:
         self._later = later
         self.run_id: str | None = None
         self._experiment, self._root = experiment, root
+        self._experiment_id: str | None = None
         self._open(name, note)
 
     def give_up(self, error: Exception) -> None:
@@ -75,9 +76,9 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # it advises on requirements at every model
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        experiment = ensure_experiment(self._experiment, self._root, uri)
+        self._experiment_id = ensure_experiment(self._experiment, self._root, uri)
         tags = {"mlflow.note.content": note, "git_commit": git_commit()}
-        self.run_id = mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags).info.run_id
+        self.run_id = mlflow.start_run(experiment_id=self._experiment_id, run_name=name, tags=tags).info.run_id
 
     @_guarded
     def params(self, values: Mapping[str, Any]) -> None:
@@ -105,7 +106,7 @@ class Tracker:
         """A nested run for one alternative of the choice."""
         import mlflow
 
-        with mlflow.start_run(run_name=name, nested=True):
+        with mlflow.start_run(run_name=name, nested=True, experiment_id=self._experiment_id):
             mlflow.log_params(dict(params))
             mlflow.log_metrics({key: float(value) for key, value in metrics.items() if value == value})
 
