@@ -9,7 +9,7 @@ from router_ml.selection.policy import Policy
 
 def unable(model: Model, context: Context, policy: Policy, machine: MachineState | None) -> str | None:
     """Why a model cannot serve a request, or None."""
-    if policy.models is not None and model.name not in policy.models:
+    if policy.models is not None and not any(name in policy.models for name in (model.name, *model.aliases)):
         return "not among the policy's models"
     if context.n_tools and not model.can("tools"):
         return "cannot call tools"

@@ -34,7 +34,7 @@ class Policy:
     clarify_at: float = 0.5  # probability of "ambiguous" from which to ask back
     default_margin: float = 0.05  # utility by which a query unlike the training data must favour leaving the default
     exploration: float = 0.0  # share of requests sent to a random admissible model, so that outcomes teach us
-    models: tuple[str, ...] | None = None  # only these; None: the whole catalogue
+    models: tuple[str, ...] | None = None  # only these, by name or alias; None: the whole catalogue
 
     def __post_init__(self) -> None:
         for limit in ("success_weight", "latency_weight_per_s", "cost_weight_per_usd", "default_margin"):
@@ -46,6 +46,14 @@ class Policy:
                 _check(self.name, optional, value, 0.0, math.inf)
         if self.on_ambiguous not in ("answer", "clarify"):
             raise PolicyError(f"policy {self.name!r}: on_ambiguous must be 'answer' or 'clarify'")
+        if not isinstance(self.name, str):
+            raise PolicyError(f"policy {self.name!r}: name must be a string")
+        if self.models is not None and not _are_names(self.models):
+            raise PolicyError(f"policy {self.name!r}: models must be a list of model names, found {self.models!r:.60}")
+
+
+def _are_names(models: Any) -> bool:
+    return isinstance(models, tuple) and bool(models) and all(isinstance(name, str) for name in models)
 
 
 def _check(name: str, field: str, value: Any, low: float, high: float) -> None:
@@ -97,7 +105,7 @@ def policy_from(data: Mapping[str, Any], name: str) -> Policy:
     Raises `PolicyError` for an unknown key or value."""
     values = dict(data)
     preset = values.pop("preset", "balanced")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise PolicyError(f"policy {name!r}: unknown preset {preset!r}; use {', '.join(PRESETS)}")
     known = {field.name for field in fields(Policy)}
     unknown = sorted(set(values) - known)

@@ -6,6 +6,7 @@ from router_ml.schema import ModelState, Quantiles
 from router_ml.selection.policy import Policy
 
 LIVE_STRENGTH = 20.0  # calls after which the live success rate weighs as much as the prediction
+USUAL_SPREAD = (1.9, 2.28)  # p90 and p95 over p50 of a log-normal with a standard deviation of 0.5 in the log
 
 
 def utility(policy: Policy, p_success: float, latency_s: float, cost_usd: float) -> float:
@@ -34,7 +35,7 @@ def live_latency(
     """Latency on this machine now: queue, load where the model is not resident, then the answer itself.
 
     Where the decode rate is known the answer takes prompt tokens / prompt rate + output tokens / decode rate, spread
-    like the predicted quantiles; else the predicted quantiles stand."""
+    like the predicted quantiles (or as usual, where none are known); else the predicted quantiles stand."""
     wait = state.queue_s
     if state.resident is False and state.load_s is not None:
         wait += state.load_s
@@ -43,8 +44,8 @@ def live_latency(
         p50 = output_tokens / state.decode_tokens_per_s
         if prompt_tokens and state.prompt_tokens_per_s:
             p50 += prompt_tokens / state.prompt_tokens_per_s
-        spread = predicted.p50 if predicted.p50 > 0 else 1.0
-        service = Quantiles(p50, p50 * predicted.p90 / spread, p50 * predicted.p95 / spread)
+        spread = (predicted.p90 / predicted.p50, predicted.p95 / predicted.p50) if predicted.p50 > 0 else USUAL_SPREAD
+        service = Quantiles(p50, p50 * spread[0], p50 * spread[1])
     if not wait:
         return service
     return Quantiles(service.p50 + wait, service.p90 + wait, service.p95 + wait)
