@@ -11,7 +11,7 @@ from pathlib import Path
 from router_ml.cli.events import duration_s, event_store
 from router_ml.config import load_settings
 from router_ml.errors import StoreError
-from router_ml.telemetry.mlflow_sink import WINDOW_S, MlflowSync
+from router_ml.telemetry.mlflow_sink import WINDOW_S, MlflowSync, SyncReport
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,3 +39,14 @@ def _sync(options: argparse.Namespace) -> int:
         if options.every is None:
             return 0
         time.sleep(options.every)
+
+
+def _show(report: SyncReport) -> None:
+    """Where to look at it."""
+    if not report.pages:
+        return
+    if report.uri.startswith("sqlite:"):
+        print(f"To look: mlflow server --backend-store-uri {report.uri} --host 127.0.0.1 --workers 1, then")
+    base = report.uri if report.uri.startswith("http") else "http://127.0.0.1:5000"
+    for page in report.pages:
+        print(f"  {base.rstrip('/')}/{page}")

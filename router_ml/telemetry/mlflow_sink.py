@@ -62,6 +62,8 @@ class SyncReport:
     experiments: int
     windows: int
     metrics: int
+    uri: str = ""  # of the tracking store
+    pages: tuple[str, ...] = ()  # fragments of the comparison's address in MLflow's pages, one an experiment
 
 
 class MlflowSync:
@@ -102,16 +104,18 @@ class MlflowSync:
         client: Any = MlflowClient(tracking_uri=uri)
         store = self._open_store()
         windows = metrics = 0
+        pages: dict[str, str] = {}
         try:
             lives = _lives(store)
             for life in lives:
                 if life.key in self._settled:
                     continue
                 done = self._sync_one(client, uri, store, life)
+                pages[life.name] = _page(client, life.name)
                 windows, metrics = windows + done[0], metrics + done[1]
         finally:
             store.close()
-        return SyncReport(len(lives), windows, metrics)
+        return SyncReport(len(lives), windows, metrics, uri, tuple(pages.values()))
 
     def _sync_one(self, client: Any, uri: str, store: EventStore, life: _Life) -> tuple[int, int]:
         experiment_id = ensure_experiment(f"ab/{life.name}", self._root, uri)
@@ -301,6 +305,11 @@ def _params(definition: Mapping[str, Any], arm: str) -> dict[str, str]:
     shared |= {name: limits.get(name) for name in ("failure_margin", "latency_margin_ratio", "slo_s", "planned_units")}
     own = {name: variant.get(name) or "as today" for name in ("policy", "bundle", "model")}
     return {key: str(value) for key, value in {**own, **shared}.items()}
+
+
+def _page(client: Any, name: str) -> str:
+    found = client.get_experiment_by_name(f"ab/{name}")
+    return f"#/experiments/{found.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 
 def _note(client: Any, experiment_id: str, life: _Life, window_s: float) -> None:

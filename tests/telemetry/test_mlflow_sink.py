@@ -99,6 +99,7 @@ def place(tmp_path: Path, mlflow_template: Path) -> Place:
 def test_windows_become_metrics_that_agree_with_the_events(place: Place) -> None:
     report = place.sync().sync()
     assert (report.experiments, report.windows) == (1, WINDOWS)
+    assert report.pages == ("#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART",)
     found = {(arm, key, step): value for arm, key, step, value in place.metrics()}
     assert len(found) == len(place.metrics()) == report.metrics
     for arm in ("control", "challenger"):
