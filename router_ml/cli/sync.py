@@ -32,6 +32,8 @@ def _sync(options: argparse.Namespace) -> int:
             print(
                 f"{report.experiments} experiments, {report.windows} new windows, {report.metrics} metrics", flush=True
             )
+            if options.every is None:
+                _show(report)
         except StoreError as error:
             if options.every is None:
                 raise
