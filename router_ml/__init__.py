@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from router_ml.catalogue import Catalogue, load_catalogue
     from router_ml.coordinator import CoordinatorNode
-    from router_ml.default import select_model
+    from router_ml.default import aselect_model, select_model, select_models
     from router_ml.errors import RouterError
     from router_ml.gateway import Gateway
     from router_ml.router import Router
@@ -35,9 +35,11 @@ _HOMES = {
     "Policy": "selection.policy",
     "Router": "router",
     "RouterError": "errors",
+    "aselect_model": "default",
     "build_gateway": "wiring",
     "load_catalogue": "catalogue",
     "select_model": "default",
+    "select_models": "default",
 }
 
 __all__ = [
@@ -52,9 +54,11 @@ __all__ = [
     "Policy",
     "Router",
     "RouterError",
+    "aselect_model",
     "build_gateway",
     "load_catalogue",
     "select_model",
+    "select_models",
 ]
 
 

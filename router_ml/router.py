@@ -68,7 +68,7 @@ class Router:
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
         self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model)
-        self._new_id = new_id or _random_id
+        self.new_id = new_id or _random_id
         self._draw = draw
         self.catalogue = catalogue
         self.name = name
@@ -248,7 +248,7 @@ class Router:
             ranked=choice.ranked,
             action="clarify" if clarify else "answer",
             reason=f"ask back, what is meant is open; {reason}" if clarify else reason,
-            decision_id=self._new_id(),
+            decision_id=self.new_id(),
             policy=policy.name,
             bundle=self.name,
             propensity=choice.propensity,

@@ -23,7 +23,7 @@ class OnnxEmbedder:
     """Runs an exported encoder whose graph pools and normalises. Thread-safe.
 
     One text runs on the calling thread. Many are shared out among `workers` threads, the caller's included (by default
-    one for each core this process may use). `threads` is how many the session itself uses within one run: with more
+    as many as the cores allow). `threads` is how many the session itself uses within one run: with more
     than one, a busy machine stretches the tail of the latency. Raises `EncoderError` where the files cannot be loaded.
     """
 
@@ -52,7 +52,7 @@ class OnnxEmbedder:
         self._inputs = frozenset(i.name for i in self._session.get_inputs())
         output = self._session.get_outputs()[0]
         self._outputs, self._dim = [output.name], int(output.shape[-1])
-        self._workers = _Workers(workers or _cores())
+        self._workers = _Workers(workers or max(1, _cores() // threads))
 
     @property
     def name(self) -> str:
