@@ -2,20 +2,25 @@
 
     python -m tests.gateway.overhead --requests 1000
 
-Bare and routed requests alternate, so that both meet the same machine. The decision itself is subtracted.
+Bare and routed requests alternate, so that both meet the same machine. The decision itself is subtracted. With
+`--wired` the gateway is the whole one of `build_gateway`: real router, event store, experiments.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ollama
 
-from router_ml.gateway import Gateway, GatewayOptions
+from router_ml.config import Settings
+from router_ml.gateway import Gateway
+from router_ml.wiring import build_gateway
 from tests.gateway.deciders import FixedDecider, catalogue_of
 from tests.ollama_double import DoubleProcess, default_models
 
@@ -52,17 +57,20 @@ class Overhead:
         return statistics.median(r - b for b, r in zip(self.bare_first_ms, self.routed_first_ms, strict=True))
 
 
-def measure(requests: int) -> Overhead:
+def measure(requests: int, wired: bool = False) -> Overhead:
     """Alternates bare and routed requests, whole and streamed."""
     names = [model.name for model in default_models()]
-    with DoubleProcess() as double:
+    with DoubleProcess() as double, tempfile.TemporaryDirectory() as folder:
         client = ollama.Client(host=double.url)
-        options = GatewayOptions(residency_ttl_s=3.0)
-        with Gateway(FixedDecider(*names), catalogue_of(*names), default_host=double.url, options=options) as gateway:
+        if wired:
+            gateway = build_gateway(Settings(ollama_host=double.url, state_dir=Path(folder)))
+        else:
+            gateway = Gateway(FixedDecider(*names), catalogue_of(*names), default_host=double.url)
+        with gateway:
             for _ in range(20):
                 client.chat(names[0], HELLO)
-                gateway.chat(HELLO)
-            rows = [(*_whole(client, gateway, names[0]), *_first(client, gateway, names[0])) for _ in range(requests)]
+                model = gateway.chat(HELLO).model
+            rows = [(*_whole(client, gateway, model), *_first(client, gateway, model)) for _ in range(requests)]
     return Overhead(*(tuple(column) for column in zip(*rows, strict=True)))
 
 
@@ -101,7 +109,9 @@ def _quantiles(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.gateway.overhead", description=__doc__)
     parser.add_argument("--requests", type=int, default=1000)
-    result = measure(parser.parse_args().requests)
+    parser.add_argument("--wired", action="store_true")
+    arguments = parser.parse_args()
+    result = measure(arguments.requests, arguments.wired)
     print(f"bare client        {_quantiles(result.bare_ms)}")
     print(f"gateway            {_quantiles(result.routed_ms)}   adds {result.added_ms:.2f} ms (median of pairs)")
     print(f"bare first part    {_quantiles(result.bare_first_ms)}")
