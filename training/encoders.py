@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from training.finetune import Progress, Recipe, finetune
 from training.scores import complexity_scores
 
 Array = NDArray[np.float32]
+TRAINING_CODE = ("finetune.py",)
+EXPORT_CODE = ("export.py", "bert_graph.py")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Workshop:
         store = memory(cache)
         self._try = store.cache(_trial, ignore=["seconds", "progress"])
         self._make = store.cache(_files, ignore=["seconds", "progress"])
+        self._trained_by, self._exported_by = _digest(TRAINING_CODE), _digest(TRAINING_CODE + EXPORT_CODE)
 
     def trial(
         self,
@@ -97,10 +101,17 @@ class Workshop:
     ) -> EncoderFiles:
         """Tune on some texts and export the encoder; `n_check` texts hold the export to its reference."""
         with _bar(self._progress, what) as progress:
+            how = (recipe, self._source, self._seed, self._exported_by)
             result: EncoderFiles = self._make(
-                tuple(texts), _tuple(labels), tuple(held), recipe, self._source, self._seed, n_check, seconds, progress
+                tuple(texts), _tuple(labels), tuple(held), *how, n_check, seconds, progress
             )
         return result
+
+
+def _digest(files: Sequence[str]) -> str:
+    """What stands for the code in a cache's key: other code, another encoder."""
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / name).read_bytes() for name in files)).hexdigest()
 
 
 def _tuple(labels: Any) -> tuple[int, ...]:
@@ -115,6 +126,7 @@ def _trial(
     recipe: Recipe,
     source: str,
     seed: int,
+    code: str,
     seconds: float,
     progress: Progress,
 ) -> Trial:
@@ -139,6 +151,7 @@ def _files(
     recipe: Recipe,
     source: str,
     seed: int,
+    code: str,
     n_check: int,
     seconds: float,
     progress: Progress,
