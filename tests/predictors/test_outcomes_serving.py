@@ -45,9 +45,9 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_forest_of_one_stump() -> None:
-    values = np.zeros((1, 32, 2), np.float32)
+    values = np.zeros((1, 64, 2), np.float32)
     values[0, 0], values[0, 1] = (1.0, 2.0), (3.0, 4.0)
-    keeps = np.array([[int(ALL) & ~1]], np.uint32)  # a failed test rules out the left leaf
+    keeps = np.array([[int(ALL) & ~1]], np.uint64)  # a failed test rules out the left leaf
     arrays = {"feature": np.array([[1]]), "threshold": np.array([[0.5]]), "keeps": keeps, "values": values}
     stump = Forest.from_arrays(arrays)
     found = stump(np.array([[9.0, 0.5], [9.0, 0.6]], np.float32))
