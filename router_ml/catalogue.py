@@ -17,6 +17,7 @@ from router_ml.schema import LABELS, ROLES, Label, Role
 FORMAT = 1
 CAPABILITIES = ("tools", "thinking", "vision")
 DEFAULT_STRENGTH = 20.0
+MAX_NUMBER = 1e15  # no price, size or time of a model is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,8 @@ def _parse(text: str, source: str) -> Catalogue:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise CatalogueError(f"{source} is not valid TOML: {error}") from error
-    if data.get("format", FORMAT) > FORMAT:
-        raise CatalogueError(f"{source} has format {data['format']}; this version reads up to {FORMAT}")
+    if not isinstance(data.get("format", FORMAT), int) or data.get("format", FORMAT) > FORMAT:
+        raise CatalogueError(f"{source} has format {data['format']!r}; this version reads up to {FORMAT}")
     entries = data.get("model")
     if not isinstance(entries, list) or not entries:
         raise CatalogueError(f"{source}: at least one [[model]] is needed")
@@ -143,7 +144,7 @@ def model_from(entry: Mapping[str, Any], where: str) -> Model:
     role = entry.get("role")
     if role is not None and role not in ROLES:
         raise CatalogueError(f"{where}: field 'role' must be one of {', '.join(get_args(Role))}, found {role!r}")
-    capabilities = entry.get("capabilities")
+    capabilities = None if entry.get("capabilities") is None else _names(entry, "capabilities", where)
     unknown = set(capabilities or ()) - set(CAPABILITIES)
     if unknown:
         raise CatalogueError(f"{where}: field 'capabilities' knows {', '.join(CAPABILITIES)}, found {sorted(unknown)}")
@@ -157,9 +158,16 @@ def model_from(entry: Mapping[str, Any], where: str) -> Model:
         capabilities=None if capabilities is None else frozenset(capabilities),
         price_input_usd_per_mtok=_number(entry, "price_input_usd_per_mtok", where) or 0.0,
         price_output_usd_per_mtok=_number(entry, "price_output_usd_per_mtok", where) or 0.0,
-        aliases=tuple(entry.get("aliases", ())),
-        hosts=tuple(entry.get("hosts", ())),
+        aliases=_names(entry, "aliases", where),
+        hosts=_names(entry, "hosts", where),
     )
+
+
+def _names(entry: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = entry.get(key, ())
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise CatalogueError(f"{where}: field {key!r} must be a list of strings, found {value!r:.60}")
+    return tuple(value)
 
 
 def _window(entry: Mapping[str, Any], where: str) -> int | None:
@@ -171,12 +179,14 @@ def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
     value = entry.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise CatalogueError(f"{where}: field {key!r} must be a number, 0 or more, found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_NUMBER:
+        raise CatalogueError(f"{where}: field {key!r} must be a number, 0 or more, found {value!r:.60}")
     return float(value)
 
 
 def _prior(entry: Mapping[str, Any], where: str) -> Prior:
+    if not isinstance(entry, Mapping):
+        raise CatalogueError(f"{where}: field 'prior' must be a table with 'latency_s' and 'success'")
     latency = _per_label(entry, "latency_s", where, math.inf)
     success = _per_label(entry, "success", where, 1.0)
     if latency is None or success is None:

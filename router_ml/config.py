@@ -97,6 +97,6 @@ def _whole(env: Mapping[str, str], name: str, default: int, low: int) -> int:
     value = env.get(name)
     if not value:
         return default
-    if not value.isdigit() or int(value) < low:
+    if not (value.isascii() and value.isdigit() and len(value) < 10) or int(value) < low:
         raise SettingsError(f"{name} must be a whole number, {low} or more, found {value!r}")
     return int(value)

@@ -147,9 +147,7 @@ class Decision:
             "model": self.model,
             "complexity": self.complexity,
             "complexity_probabilities": dict(self.complexity_probabilities),
-            "ranked": [
-                {**c._asdict(), "latency_s": c.latency_s._asdict(), "reasons": list(c.reasons)} for c in self.ranked
-            ],
+            "ranked": [_candidate_dict(candidate) for candidate in self.ranked],
             "action": self.action,
             "reason": self.reason,
             "decision_id": self.decision_id,
@@ -161,6 +159,13 @@ class Decision:
             "excluded": dict(self.excluded),
             "degraded": self.degraded,
         }
+
+
+def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
+    """JSON knows no NaN: what is unknown is null."""
+    values = {k: None if v != v else v for k, v in candidate._asdict().items()}
+    latency = {k: None if v != v else v for k, v in candidate.latency_s._asdict().items()}
+    return {**values, "latency_s": latency, "reasons": list(candidate.reasons)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,17 @@ def read_pointer(models_dir: Path) -> Pointer | None:
         return None
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Pointer(str(data["active"]), data.get("previous"), data.get("shadow"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        pointer = Pointer(data["active"], data.get("previous"), data.get("shadow"))
+        others = [name for name in (pointer.previous, pointer.shadow) if name is not None]
+        if not all(map(_is_folder_name, [pointer.active, *others])):
+            raise ValueError("a bundle is the name of a folder")
+        return pointer
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleCorrupt(f"{path} cannot be read ({error}); run 'python -m training.promote BUNDLE'") from error
+
+
+def _is_folder_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
 def write_pointer(models_dir: Path, pointer: Pointer) -> None:

@@ -1,0 +1,125 @@
+"""The catalogue: what a file may say, and the field that an error names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router_ml.catalogue import Catalogue, load_catalogue, model_entry, model_from
+from router_ml.errors import CatalogueError
+from router_ml.schema import LABELS
+
+PRIOR = {"latency_s": 1.0, "success": 0.9}
+MODEL = '[[model]]\nname = "m"\nprior = { latency_s = 1, success = 0.5 }\n'
+
+
+def test_the_packaged_catalogue_has_the_three_roles() -> None:
+    catalogue = load_catalogue()
+    assert [(m.name, m.role) for m in catalogue] == [
+        ("llama3.2:3b-instruct", "fast"),
+        ("qwen2.5:3b-instruct", "balanced"),
+        ("qwen3:8b", "accurate"),
+    ]
+    for model in catalogue:
+        assert model.price_input_usd_per_mtok == model.price_output_usd_per_mtok == 0.0
+        assert model.can("tools")
+        assert set(model.prior.success) == set(LABELS)
+    assert catalogue.by_role("accurate") is catalogue["qwen3"]
+    assert catalogue["llama3.2:latest"].name == "llama3.2:3b-instruct"
+    assert catalogue.find("gpt-17") is None
+
+
+def test_an_unknown_model_names_those_there_are() -> None:
+    with pytest.raises(CatalogueError, match=r"'gpt-17'.*qwen3:8b"):
+        load_catalogue()["gpt-17"]
+
+
+def test_one_number_stands_for_all_labels() -> None:
+    model = model_from({"name": "m", "prior": PRIOR}, "here")
+    assert model.prior.latency_s == dict.fromkeys(LABELS, 1.0)
+    assert model.capabilities is None
+    assert model.can("vision")  # unknown counts as able
+
+
+@pytest.mark.parametrize("name", load_catalogue().names)
+def test_entries_survive_a_round_trip(name: str) -> None:
+    model = load_catalogue()[name]
+    assert model_from(model_entry(model), "again") == model
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": 5}, "name"),
+        ({"role": "quick"}, "role"),
+        ({"role": ["fast"]}, "role"),
+        ({"capabilities": "tools"}, "capabilities"),
+        ({"capabilities": 5}, "capabilities"),
+        ({"capabilities": [["tools"]]}, "capabilities"),
+        ({"capabilities": ["flight"]}, "capabilities"),
+        ({"aliases": "mm"}, "aliases"),
+        ({"hosts": "http://h:1"}, "hosts"),
+        ({"hosts": [1]}, "hosts"),
+        ({"parameters_b": -1}, "parameters_b"),
+        ({"context_window_tokens": "32k"}, "context_window_tokens"),
+        ({"context_window_tokens": float("nan")}, "context_window_tokens"),
+        ({"price_input_usd_per_mtok": 10**400}, "price_input_usd_per_mtok"),
+        ({"price_output_usd_per_mtok": True}, "price_output_usd_per_mtok"),
+        ({"prior": 5}, "prior"),
+        ({"prior": {}}, "prior"),
+        ({"prior": {**PRIOR, "success": 1.2}}, "prior.success"),
+        ({"prior": {**PRIOR, "success": {"simple": 1}}}, "prior.success"),
+        ({"prior": {**PRIOR, "latency_s": "slow"}}, "prior.latency_s"),
+        ({"prior": {**PRIOR, "latency_log_sd": float("inf")}}, "latency_log_sd"),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(CatalogueError) as caught:
+        model_from({"name": "m", "prior": PRIOR, **change}, "mine.toml: model 1")
+    assert f"'{field}'" in str(caught.value)
+    assert str(caught.value).startswith("mine.toml: model 1")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"model = 5",
+        b"model = []",
+        b"model = [1]",
+        b"[[model]]",
+        b"x = ",
+        b"\xff\xfe",
+        b"format = 2\n",
+        b'format = "1"',
+    ],
+)
+def test_a_file_that_is_no_catalogue_names_itself(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(text + (MODEL.encode() if text.startswith(b"format") else b""))
+    with pytest.raises(CatalogueError, match="mine"):
+        load_catalogue(path)
+    with pytest.raises(CatalogueError, match="absent"):
+        load_catalogue(tmp_path / "absent.toml")
+
+
+def test_two_models_may_not_share_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(MODEL + MODEL)
+    with pytest.raises(CatalogueError, match="'m' is used by two models"):
+        load_catalogue(path)
+
+
+def test_extending_leaves_known_models_alone() -> None:
+    new = model_from({"name": "new", "prior": PRIOR}, "t")
+    known = model_from({"name": "qwen3", "prior": PRIOR}, "t")  # an alias already
+    extended = load_catalogue().extended([new, known])
+    assert extended.names[-1] == "new"
+    assert len(extended) == 4
+    assert "qwen3" in extended
+    assert Catalogue(()).names == ()
