@@ -111,7 +111,7 @@ class FailureRate:
         "take it out of the catalogue until it is well. Roll back what was changed last."
     )
 
-    def __init__(self, *, threshold: float = 9.5, odds_ratio: float = 2.5, minimum: int = 60) -> None:
+    def __init__(self, *, threshold: float = 10.5, odds_ratio: float = 2.5, minimum: int = 60) -> None:
         self._threshold, self._log_ratio, self._minimum = threshold, math.log(odds_ratio), minimum
         self._states: dict[str, _FailureState] = {}
 
@@ -148,6 +148,9 @@ class FailureRate:
         return Signal(subject, state.firing, short, near, words)
 
 
+_DOUBT = 50.0
+
+
 class _Regression:
     """Log latency given tokens, learned as it goes: recursive least squares with slow forgetting."""
 
@@ -160,6 +163,12 @@ class _Regression:
 
     def residual(self, x: np.ndarray, y: float) -> float:
         return y - float(self._weights @ x)
+
+    def score(self, x: np.ndarray, y: float) -> float:
+        """The residual in standard deviations; a request unlike those learned from counts for less, because a line
+        need not hold where it was never seen."""
+        strangeness = float(x @ self._inverse @ x)
+        return self.residual(x, y) / math.sqrt(self.variance * (1 + _DOUBT * strangeness))
 
     def learn(self, x: np.ndarray, y: float) -> None:
         error = self.residual(x, y)
@@ -193,7 +202,7 @@ class LatencyDrift:
         "('ollama ps', column PROCESSOR), or a driver update. Deciding goes on with live rates meanwhile."
     )
 
-    def __init__(self, *, threshold: float = 32.0, slack: float = 0.6, warm_up: int = 60) -> None:
+    def __init__(self, *, threshold: float = 52.0, slack: float = 0.6, warm_up: int = 100) -> None:
         self._threshold, self._slack, self._warm_up = threshold, slack, warm_up
         self._models: dict[str, _Regression] = {}
         self._states: dict[str, _DriftState] = {}
@@ -208,7 +217,7 @@ class LatencyDrift:
         x = np.array([1.0, math.log1p(event.output_tokens), math.log1p(event.prompt_tokens or 0)])
         y = math.log(worked_s)
         line = self._models.setdefault(event.model, _Regression(len(x)))
-        score = line.residual(x, y) / math.sqrt(line.variance)
+        score = line.score(x, y)
         warm = line.seen >= self._warm_up
         if not any(self._firing(subject) for subject in (ALL, event.model)):
             line.learn(x, y)
