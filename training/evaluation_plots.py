@@ -43,10 +43,18 @@ def quality_against_cost(found: dict[str, Any], path: Path) -> None:
             line = hull(Curve(cost, quality), float(cost.min()), max(r["mean_cost"] for r in singles.values()))
             style = "-" if name == "router" else "--"
             axes.plot(line.cost, line.quality, style, color=_COLOURS.get(name, "tab:orange"), label=name)
+    middle = float(np.mean([row["mean_cost"] for row in singles.values()]))
     for name, row in singles.items():
+        left = row["mean_cost"] > middle  # the name stays inside the picture
         axes.plot(row["mean_cost"], row["accuracy"], "s", color="black")
-        axes.annotate(name.removeprefix("always "), (row["mean_cost"], row["accuracy"]), fontsize=8, xytext=(4, -10),
-                      textcoords="offset points")  # fmt: skip
+        axes.annotate(
+            name.removeprefix("always "),
+            (row["mean_cost"], row["accuracy"]),
+            fontsize=8,
+            xytext=(-4 if left else 4, -10),
+            textcoords="offset points",
+            ha="right" if left else "left",
+        )
     for name in ("random", "heuristic rules"):
         if name in rows:
             axes.plot(rows[name]["mean_cost"], rows[name]["accuracy"], "x", label=name)
