@@ -1,0 +1,394 @@
+"""A whole run against a double of the server: rows, timings, faults, kills, judging, MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ollama
+import pytest
+
+from router_ml.rows import read_outcomes
+from router_ml.schema import Outcome
+from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
+from training import benchmark
+from training.benchmarking import run as run_module
+
+ROOT = Path(__file__).resolve().parents[2]
+WEATHER = {
+    "name": "weather",
+    "description": "Forecast",
+    "parameters": {"type": "dict", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+MAIL = {
+    "name": "mail",
+    "description": "Sends mail",
+    "parameters": {"type": "object", "properties": {"to": {"type": "string"}, "text": {"type": "string"}}},
+}
+ROWS: list[dict[str, Any]] = [
+    {
+        "id": "weather",
+        "text": "weather in Paris",
+        "label": "simple",
+        "context": {"tools": [WEATHER], "now": "Monday 2026-03-09 08:00"},
+        "expected_calls": [{"name": "weather", "arguments": {"city": "paris"}}],
+    },
+    {
+        "id": "umbrella",
+        "text": "if it rains in Paris, mail Bo",
+        "label": "complex",
+        "context": {"tools": [WEATHER, MAIL]},
+        "expected_calls": [
+            {"name": "weather", "arguments": {"city": "Paris"}},
+            {"name": "mail", "arguments": {"to": "Bo"}, "optional": ["text"]},
+        ],
+        "tool_results": [{"name": "weather", "arguments": {"city": "Paris"}, "result": {"sky": "rain"}}],
+        "expected": {"contains": "mailed"},
+    },
+    {"id": "send", "text": "send it", "label": "ambiguous", "expected_calls": [], "expected": {"asks": True}},
+    {"id": "free", "text": "say something", "label": None},
+]
+
+
+def call(name: str, **arguments: str) -> Reply:
+    return Reply(tool_calls=({"name": name, "arguments": arguments},))
+
+
+def clever(body: Mapping[str, Any]) -> Reply | str:
+    """Does all of ROWS right."""
+    text = next((m["content"] for m in reversed(body["messages"]) if m["role"] == "user"), "")
+    if text.startswith("weather"):
+        return call("weather", city="Paris")
+    if text.startswith("if it rains"):
+        given = [m for m in body["messages"] if m["role"] == "tool"]
+        if not given:
+            return call("weather", city="Paris")
+        if len(given) == 1 and json.loads(given[0]["content"]) == {"sky": "rain"}:
+            return call("mail", to="Bo")
+        return "It rains, so I mailed Bo."
+    return "Which one?" if text == "send it" else "Something."
+
+
+def hasty(body: Mapping[str, Any]) -> Reply | str:
+    """Calls the first tool with nothing, else claims success."""
+    if body.get("tools") and body["messages"][-1]["role"] == "user":
+        return Reply(tool_calls=({"name": body["tools"][0]["function"]["name"], "arguments": {}},))
+    return "Done."
+
+
+@pytest.fixture
+def double() -> Iterator[OllamaDouble]:
+    models = [
+        DoubleModel("clever:8b", reply=clever, decode_tokens_per_s=2000.0, load_s=0.2),
+        DoubleModel("hasty:3b", reply=hasty, decode_tokens_per_s=8000.0),
+    ]
+    with OllamaDouble(models) as double:
+        yield double
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "_WAITS_S", (0.0, 0.0))
+
+
+class Bench:
+    """The command with a queries file, an out file and a host."""
+
+    def __init__(self, folder: Path, url: str, rows: list[dict[str, Any]]) -> None:
+        self.out = folder / "out.jsonl"
+        self.queries = folder / "queries.jsonl"
+        self.url = url
+        self.write(rows)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        self.queries.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def arguments(self, *extra: str, models: tuple[str, ...] = ("clever:8b", "hasty:3b")) -> list[str]:
+        files = ["--queries", str(self.queries), "--out", str(self.out), "--host", self.url]
+        return ["--models", *models, *files, "--no-mlflow", "--quiet", *extra]
+
+    def __call__(self, *extra: str, models: tuple[str, ...] = ("clever:8b", "hasty:3b")) -> int:
+        return benchmark.main(self.arguments(*extra, models=models))
+
+    def outcomes(self) -> dict[tuple[str, str], Outcome]:
+        return {(o.query_id, o.model): o for o in read_outcomes(self.out)}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, double: OllamaDouble) -> Bench:
+    return Bench(tmp_path, double.url, ROWS)
+
+
+def test_a_run_scores_and_times_every_query_of_every_model(
+    bench: Bench, double: OllamaDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--json") == 0
+    found = bench.outcomes()
+    assert {key: o.success for key, o in found.items()} == {
+        ("weather", "clever:8b"): 1.0,
+        ("umbrella", "clever:8b"): 1.0,
+        ("send", "clever:8b"): 1.0,
+        ("free", "clever:8b"): None,
+        ("weather", "hasty:3b"): 0.0,
+        ("umbrella", "hasty:3b"): 0.0,
+        ("send", "hasty:3b"): 0.0,
+        ("free", "hasty:3b"): None,
+    }
+    one = found["weather", "clever:8b"]
+    assert one.latency_s is not None and one.eval_s is not None and one.output_tokens is not None
+    assert one.output_tokens / one.eval_s == pytest.approx(2000, rel=0.01)  # the double's speed
+    assert one.eval_s < one.latency_s < 5
+    three_turns = found["umbrella", "clever:8b"]
+    assert three_turns.extra["turns"] == 3
+    assert three_turns.prompt_tokens is not None and one.prompt_tokens is not None
+    assert three_turns.prompt_tokens > 2 * one.prompt_tokens
+    assert found["umbrella", "hasty:3b"].extra["call_names"] == 0.5
+    printed = capsys.readouterr().out.splitlines()
+    figures = json.loads(printed[-1])["models"]
+    assert figures["clever:8b"]["success"] == 1.0
+    assert figures["hasty:3b"]["labels"]["ambiguous"]["success"] == 0.0
+    assert figures["clever:8b"]["tokens_per_s"] == pytest.approx(2000, rel=0.01)
+    assert figures["clever:8b"]["warm_up_s"] >= 0.2
+    assert any(line.startswith("clever:8b  all") and "100.0%" in line for line in printed)
+
+
+def test_the_warm_up_pays_for_loading_and_is_no_row(bench: Bench) -> None:
+    assert bench(models=("clever:8b",)) == 0
+    assert len(bench.outcomes()) == len(ROWS)
+    assert all(o.resident is True and (o.load_s or 0) < 0.1 for o in bench.outcomes().values())
+
+
+def test_without_a_warm_up_the_first_row_pays(bench: Bench) -> None:
+    assert bench("--no-warm-up", models=("clever:8b",)) == 0
+    first, *others = bench.outcomes().values()
+    assert first.resident is False
+    assert first.load_s == pytest.approx(0.2, abs=0.15)
+    assert all(o.resident for o in others)
+
+
+def test_the_server_gets_json_schema_types_the_time_and_one_set_of_options(bench: Bench, double: OllamaDouble) -> None:
+    assert bench("--num-ctx", "2048", models=("clever:8b",)) == 0
+    bodies = [seen.body for seen in double.generations]
+    asked = next(b for b in bodies if b["messages"][-1]["content"] == "weather in Paris")
+    assert asked["tools"][0]["function"]["parameters"]["type"] == "object"
+    assert asked["messages"][0]["role"] == "system"
+    assert "Monday 2026-03-09 08:00" in asked["messages"][0]["content"]
+    assert {b["options"]["num_ctx"] for b in bodies} == {2048}
+    assert double.scheduler.loads == ["clever:8b"]  # never loaded anew
+
+
+def test_going_on_asks_nothing_twice(bench: Bench, double: OllamaDouble) -> None:
+    assert bench() == 0
+    before, n = bench.out.read_bytes(), len(double.generations)
+    assert bench() == 2  # rows are there and nobody said --resume
+    assert bench("--resume") == 0
+    assert bench.out.read_bytes() == before
+    assert len(double.generations) == n
+
+
+def test_going_on_takes_in_new_queries_and_models(bench: Bench) -> None:
+    bench.write(ROWS[:2])
+    assert bench(models=("hasty:3b",)) == 0
+    bench.write(ROWS)
+    assert bench("--resume") == 0
+    assert len(bench.outcomes()) == 2 * len(ROWS)
+
+
+def test_figures_measured_in_another_way_are_not_mixed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench() == 0
+    before = bench.out.read_bytes()
+    assert bench("--resume", "--temperature", "1") == 2
+    assert "options" in capsys.readouterr().err
+    bench.write([{**ROWS[0], "text": "weather in Rome"}, *ROWS[1:]])
+    assert bench("--resume") == 2
+    assert "query 'weather'" in capsys.readouterr().err
+    assert bench.out.read_bytes() == before
+
+
+def test_answers_are_scored_again_without_asking_again(bench: Bench, double: OllamaDouble) -> None:
+    assert bench(models=("clever:8b",)) == 0
+    n = len(double.generations)
+    bench.write([{**ROWS[0], "expected_calls": []}, *ROWS[1:3], {**ROWS[3], "expected": {"exact": "something"}}])
+    assert bench("--rescore", models=("clever:8b",)) == 0
+    found = bench.outcomes()
+    assert found["weather", "clever:8b"].success == 0.0
+    assert found["free", "clever:8b"].success == 1.0
+    assert len(double.generations) == n
+
+
+def test_a_failing_model_is_a_row_and_may_be_asked_again(bench: Bench, double: OllamaDouble) -> None:
+    double.faults.set("hasty:3b", Fault.ERROR_500)
+    assert bench() == 0
+    failed = bench.outcomes()["weather", "hasty:3b"]
+    assert (failed.success, failed.latency_s) == (0.0, None)
+    assert failed.error is not None and failed.error.startswith("server_error")
+    double.faults.clear()
+    assert bench("--retry-errors") == 0
+    assert all(o.error is None for o in bench.outcomes().values())
+    assert len(bench.outcomes()) == 2 * len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault.MALFORMED_JSON, "malformed"),
+        (Fault.WRONG_MODEL, "wrong_model"),
+        (Fault.EMPTY_ANSWER, "empty"),
+        (Fault.QUEUE_FULL_503, "busy"),
+        (Fault.RESET_BEFORE_HEADERS, "connection"),
+        (Fault.MISSING_404, "missing"),
+    ],
+)
+def test_each_fault_is_named(bench: Bench, double: OllamaDouble, fault: Fault, kind: str) -> None:
+    double.faults.set("*", fault)
+    bench.write(ROWS[:1])
+    assert bench("--no-warm-up", models=("hasty:3b",)) == 0
+    (row,) = bench.outcomes().values()
+    assert row.error is not None and row.error.startswith(kind + ":")
+
+
+def test_a_hanging_model_costs_its_time_limit(bench: Bench, double: OllamaDouble) -> None:
+    double.faults.set("*", Fault.HANG_BEFORE_HEADERS)
+    bench.write(ROWS[:1])
+    assert bench("--no-warm-up", "--timeout", "0.3", models=("hasty:3b",)) == 0
+    (row,) = bench.outcomes().values()
+    assert row.error == "cold_timeout: no answer in time"
+    assert row.latency_s == pytest.approx(0.3, abs=0.25)
+
+
+def test_a_host_that_goes_away_ends_the_run_without_false_rows(
+    bench: Bench, double: OllamaDouble, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Leaving(ollama.Client):
+        asked = 0
+
+        def chat(self, *arguments: Any, **others: Any) -> Any:
+            Leaving.asked += 1
+            if Leaving.asked == 4:  # after the warm-up's and two rows of one turn each
+                double.refuse()
+            return super().chat(*arguments, **others)
+
+    bench.write([ROWS[0], ROWS[2], ROWS[3]])
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark.ollama, "Client", Leaving)
+        assert bench() == 1
+    assert "go on with --resume" in capsys.readouterr().err
+    assert [(o.query_id, o.error) for o in bench.outcomes().values()] == [("weather", None), ("send", None)]
+    double.accept()
+    assert bench("--resume") == 0
+    assert len(bench.outcomes()) == 6
+    assert all(o.error is None for o in bench.outcomes().values())
+
+
+def test_no_host_and_no_model_say_what_to_do(
+    bench: Bench, double: OllamaDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(models=("clever:8b", "gone:1b")) == 1
+    assert "ollama pull gone:1b" in capsys.readouterr().err
+    bench.url = "http://127.0.0.1:9"
+    assert bench() == 1
+    assert "start Ollama" in capsys.readouterr().err
+    assert not bench.out.exists()
+
+
+@pytest.mark.parametrize(
+    "extra", [{"expected_calls": [{"nome": "x"}]}, {"expected": {"regex": "("}}, {"context": {"tools": 5}}]
+)
+def test_a_bad_row_is_refused_before_anything_is_asked(
+    bench: Bench, double: OllamaDouble, extra: dict[str, Any]
+) -> None:
+    bench.write([{**ROWS[0], **extra}])
+    assert bench() == 2
+    assert not double.generations
+
+
+def test_a_judge_decides_after_all_models_are_measured(bench: Bench, double: OllamaDouble) -> None:
+    def judge(body: Mapping[str, Any]) -> str:
+        said = body["messages"][-1]["content"].split("<<ANSWER>>\n")[1].split("\n<<CRITERION>>")[0]
+        return json.dumps({"reason": "short", "pass": said == "Something."})
+
+    double.models["judge:70b"] = DoubleModel("judge:70b", reply=judge)
+    bench.write([{**ROWS[3], "expected": {"judge": "says something"}}])
+    assert bench() == 0
+    assert {o.success for o in bench.outcomes().values()} == {None}
+    assert bench("--rescore", "--judge", "judge:70b") == 0
+    assert bench.outcomes()["free", "clever:8b"].success == 1.0
+    assert bench.outcomes()["free", "hasty:3b"].success == 0.0
+    assert [s.model for s in double.generations][-2:] == ["judge:70b"] * 2
+
+
+def test_killed_at_any_moment_a_run_ends_with_each_row_once(tmp_path: Path) -> None:
+    """SIGKILL, twelve times, at moments spread over the whole run; then each query was answered to the end once,
+    but for the one that was on its way."""
+    slow = [DoubleModel(name, reply=clever, prompt_tokens_per_s=3e4) for name in ("clever:8b", "hasty:3b")]
+    rows = [{**ROWS[i % 4], "id": f"q{i}", "text": f"{ROWS[i % 4]['text']}"} for i in range(40)]
+    with OllamaDouble(slow) as double:
+        bench = Bench(tmp_path, double.url, rows)
+        command = [sys.executable, "-m", "training.benchmark", *bench.arguments("--resume")]
+        kills = 0
+        for kill in range(40):
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            _wait_for_row(bench.out, before=_size(bench.out), process=process)
+            time.sleep(0.003 * (kill % 12))  # somewhere within the next rows
+            if process.poll() is None and kills < 12:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+            _, said = process.communicate(timeout=60)
+            if process.returncode == 0:
+                break
+            assert process.returncode == -signal.SIGKILL, said.decode()
+        found = read_outcomes(bench.out)  # refuses a repeated or a torn row
+        assert len(found) == 80
+        assert {(o.query_id, o.model) for o in found} == {
+            (row["id"], model) for row in rows for model in ("clever:8b", "hasty:3b")
+        }
+        assert kills >= 3
+        asked = Counter(seen.model for seen in double.generations if seen.body["options"].get("num_predict") != 1)
+        needed = sum(3 if row["text"].startswith("if") else 1 for row in rows)
+        assert 2 * needed <= sum(asked.values()) <= 2 * needed + 3 * kills
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _wait_for_row(path: Path, before: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 60
+    while _size(path) == before and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+
+
+def test_every_model_is_a_run_of_mlflow(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    arguments = [argument for argument in bench.arguments() if argument != "--no-mlflow"]
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main(arguments) == 0
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("router_ml benchmarks")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"clever:8b", "hasty:3b"}
+    assert runs["clever:8b"].data.metrics["test/success"] == 1.0
+    assert runs["hasty:3b"].data.metrics["success/ambiguous"] == 0.0
+    assert runs["hasty:3b"].data.params["model"] == "hasty:3b"
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def test_mlflow_down_is_a_warning(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    arguments = [argument for argument in bench.arguments() if argument != "--no-mlflow"]
+    assert benchmark.main(arguments) == 0
+    assert "the rows are saved all the same" in caplog.text
+    assert len(bench.outcomes()) == 2 * len(ROWS)
