@@ -132,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         queries = read_queries(options.file)
+        if not queries:
+            raise InputError(f"{options.file} holds no row")
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

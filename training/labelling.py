@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,15 +51,29 @@ def read_agreement(path: Path) -> Agreement:
     counts = np.zeros((len(LABELS), len(LABELS)), dtype=np.int64)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, 1):
-        row = json.loads(line)
+        if not line.strip():
+            continue
+        row = _row(path, number, line)
         for field in ("first", "second"):
             if row.get(field) not in LABELS:
                 raise RowError(str(path), number, field, f"must be one of {', '.join(LABELS)}")
         counts[LABELS.index(row["first"]), LABELS.index(row["second"])] += 1
+    if not counts.any():
+        raise InputError(f"{path} holds no row; give rows with 'first' and 'second'")
     return Agreement(counts)
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RowError(str(path), number, None, f"is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise RowError(str(path), number, None, "must be an object")
+    return row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
