@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import hashlib
 import tempfile
 from collections.abc import Sequence
@@ -141,7 +144,10 @@ def _trial(
     tuned = finetune(
         texts, np.array(labels), recipe, source=source, seed=seed, seconds=seconds, progress=progress, checkpoint=judge
     )
-    return Trial(last[0], tuple(curve), tuned.seconds, tuned.examples)
+    trial = Trial(last[0], tuple(curve), tuned.seconds, tuned.examples)
+    del tuned
+    _release_memory()
+    return trial
 
 
 def _files(
@@ -177,7 +183,17 @@ def _files(
         exported = export_encoder(tuned.encoder, folder, texts[:n_check])
         model, tokenizer = (folder / ENCODER).read_bytes(), (folder / TOKENIZER).read_bytes()
     logits = last[0] if last else np.zeros((len(held), 4), dtype=np.float32)
-    return EncoderFiles(model, tokenizer, tuned.weights, tuned.bias, exported, logits, tuned.seconds, tuned.examples)
+    files = EncoderFiles(model, tokenizer, tuned.weights, tuned.bias, exported, logits, tuned.seconds, tuned.examples)
+    del tuned
+    _release_memory()
+    return files
+
+
+def _release_memory() -> None:
+    """Hand freed pages back: the C library keeps them, and those of several trainings in one process would add up."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _bar:
