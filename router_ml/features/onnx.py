@@ -62,6 +62,10 @@ class OnnxEmbedder:
     def dim(self) -> int:
         return self._dim
 
+    def count_tokens(self, text: str) -> int:
+        """How many tokens the encoder reads, its own marks included."""
+        return len(self._tokenizer.encode(text).ids)
+
     def embed(self, texts: Sequence[str]) -> Floats:
         if len(texts) == 1:
             return self._run([self._tokenizer.encode(texts[0]).ids])
