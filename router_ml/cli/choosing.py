@@ -46,7 +46,7 @@ def chosen_context(options: argparse.Namespace) -> Mapping[str, Any] | None:
             raise ContextError(f"cannot read the context file {text[1:]}: {error}") from error
     try:
         context = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ContextError(f"--context is not JSON ({error}); give an object such as '{{\"n_tools\": 3}}'") from error
     if not isinstance(context, dict):
         raise ContextError("--context must be a JSON object")
@@ -60,8 +60,11 @@ def given_queries(words: list[str]) -> list[tuple[str, Any]]:
         return [(word, None) for word in words]
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError('no query; write: router-ml route "check email", or pipe one query a line')
-    raw = sys.stdin.buffer.read().decode("utf-8", "replace")
-    return [_line(line, number) for number, line in enumerate(raw.splitlines(), 1) if line.strip()]
+    raw = sys.stdin.buffer.read().decode("utf-8", "replace").removeprefix("\ufeff")
+    lines = [_line(line.rstrip("\r"), number) for number, line in enumerate(raw.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError("standard input is empty; pipe one query a line")
+    return lines
 
 
 def _line(line: str, number: int) -> tuple[str, Any]:
@@ -69,7 +72,7 @@ def _line(line: str, number: int) -> tuple[str, Any]:
         return line, None
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line, None
     if not isinstance(row.get("text"), str):
         raise InputError(f"standard input, line {number}: field 'text' must be a string")

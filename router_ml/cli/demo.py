@@ -11,7 +11,12 @@ from router_ml.table import SAMPLES, decision_table, savings
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("demo", help="decisions for a few sample queries, and what they save")
+    verb = subparsers.add_parser(
+        "demo",
+        help="decisions for a few sample queries, and what they save",
+        description="Routes a few sample queries and prints, for each, the model, the complexity, the chance of success, "
+        "the latency quantiles and the reason; then what that saves against always using the most accurate model.",
+    )
     verb.set_defaults(func=_demo)
 
 

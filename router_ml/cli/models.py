@@ -13,7 +13,11 @@ from router_ml.schema import LABELS
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("models", help="the models to choose among, with their priors")
+    verb = subparsers.add_parser(
+        "models",
+        help="the models to choose among, with their priors",
+        description="Lists the models to choose among, with what is expected of each for the four labels.",
+    )
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(func=_models)
 

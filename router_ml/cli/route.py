@@ -28,7 +28,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _route(options: argparse.Namespace) -> int:
     settings = load_settings()
     shared = chosen_context(options)
-    pairs = [(query, context or shared) for query, context in given_queries(options.query)]
+    pairs = [(query, shared if context is None else context) for query, context in given_queries(options.query)]
     router, policy = chosen_router(options, settings), chosen_policy(options, settings)
     decisions = []
     for start in range(0, len(pairs), BATCH):

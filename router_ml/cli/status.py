@@ -17,7 +17,11 @@ SHOWN = ("test/macro_f1", "test/accuracy", "test/ece", "test/heuristic_macro_f1"
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("status", help="the bundle in use, how good it is, and whether Ollama answers")
+    verb = subparsers.add_parser(
+        "status",
+        help="the bundle in use, how good it is, and whether Ollama answers",
+        description="Says which bundle is in use, how good it was on its test rows, and whether Ollama answers.",
+    )
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(func=_status)
 
