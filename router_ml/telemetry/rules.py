@@ -231,7 +231,7 @@ class LatencyDrift:
     def _follow(self, subject: str, score: float, residual: float) -> Signal:
         state = self._states.setdefault(subject, _DriftState())
         state.recent.append(residual)
-        state.total = min(max(0.0, state.total + score - self._slack), 2 * self._threshold)
+        state.total = min(max(0.0, state.total + score - self._slack), 1.25 * self._threshold)
         state.firing = state.total > 0 if state.firing else state.total >= self._threshold
         times = math.exp(float(np.median(state.recent)))
         words = f"answers take {times:.1f} times what their tokens explain"
