@@ -122,12 +122,19 @@ def _manner(options: argparse.Namespace) -> Manner:
         "num_ctx": options.num_ctx,
     }
     return Manner(
-        system=options.system.read_text(encoding="utf-8").strip() if options.system else SYSTEM,
+        system=_system(options.system),
         options={key: value for key, value in values.items() if value is not None},
         think=None if options.think is None else options.think == "on",
         keep_alive=options.keep_alive,
         max_turns=options.max_turns,
     )
+
+
+def _system(path: Path | None) -> str:
+    try:
+        return SYSTEM if path is None else path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the system prompt {path}: {error}") from error
 
 
 def run(plan: Plan, *, timeout_s: float, quiet: bool = False) -> Comparison:

@@ -143,12 +143,15 @@ def test_a_run_scores_and_times_every_query_of_every_model(
         ("free", "hasty:3b"): None,
     }
     one = found["weather", "clever:8b"]
-    assert one.latency_s is not None and one.eval_s is not None and one.output_tokens is not None
+    assert one.latency_s is not None
+    assert one.eval_s is not None
+    assert one.output_tokens is not None
     assert one.output_tokens / one.eval_s == pytest.approx(2000, rel=0.01)  # the double's speed
     assert one.eval_s < one.latency_s < 5
     three_turns = found["umbrella", "clever:8b"]
     assert three_turns.extra["turns"] == 3
-    assert three_turns.prompt_tokens is not None and one.prompt_tokens is not None
+    assert three_turns.prompt_tokens is not None
+    assert one.prompt_tokens is not None
     assert three_turns.prompt_tokens > 2 * one.prompt_tokens
     assert found["umbrella", "hasty:3b"].extra["call_names"] == 0.5
     printed = capsys.readouterr().out.splitlines()
@@ -229,7 +232,8 @@ def test_a_failing_model_is_a_row_and_may_be_asked_again(bench: Bench, double: O
     assert bench() == 0
     failed = bench.outcomes()["weather", "hasty:3b"]
     assert (failed.success, failed.latency_s) == (0.0, None)
-    assert failed.error is not None and failed.error.startswith("server_error")
+    assert failed.error is not None
+    assert failed.error.startswith("server_error")
     double.faults.clear()
     assert bench("--retry-errors") == 0
     assert all(o.error is None for o in bench.outcomes().values())
@@ -252,7 +256,8 @@ def test_each_fault_is_named(bench: Bench, double: OllamaDouble, fault: Fault, k
     bench.write(ROWS[:1])
     assert bench("--no-warm-up", models=("hasty:3b",)) == 0
     (row,) = bench.outcomes().values()
-    assert row.error is not None and row.error.startswith(kind + ":")
+    assert row.error is not None
+    assert row.error.startswith(kind + ":")
 
 
 def test_a_hanging_model_costs_its_time_limit(bench: Bench, double: OllamaDouble) -> None:
@@ -322,11 +327,13 @@ def test_a_judge_decides_after_all_models_are_measured(bench: Bench, double: Oll
     assert bench("--rescore", "--judge", "judge:70b") == 0
     assert bench.outcomes()["free", "clever:8b"].success == 1.0
     assert bench.outcomes()["free", "hasty:3b"].success == 0.0
+    double.models["other:70b"] = DoubleModel("other:70b", reply=judge)
+    assert bench("--resume", "--judge", "other:70b") == 2  # verdicts of two judges are not mixed
     assert [s.model for s in double.generations][-2:] == ["judge:70b"] * 2
 
 
 def test_killed_at_any_moment_a_run_ends_with_each_row_once(tmp_path: Path) -> None:
-    """SIGKILL, twelve times, at moments spread over the whole run; then each query was answered to the end once,
+    """SIGKILL, up to six times, at moments spread over the whole run; then each query was answered to the end once,
     but for the one that was on its way."""
     slow = [DoubleModel(name, reply=clever, prompt_tokens_per_s=3e4) for name in ("clever:8b", "hasty:3b")]
     rows = [{**ROWS[i % 4], "id": f"q{i}", "text": f"{ROWS[i % 4]['text']}"} for i in range(40)]
@@ -337,8 +344,8 @@ def test_killed_at_any_moment_a_run_ends_with_each_row_once(tmp_path: Path) -> N
         for kill in range(40):
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             _wait_for_row(bench.out, before=_size(bench.out), process=process)
-            time.sleep(0.003 * (kill % 12))  # somewhere within the next rows
-            if process.poll() is None and kills < 12:
+            time.sleep(0.003 * (4 * kill % 13))  # somewhere within the next rows
+            if process.poll() is None and kills < 6:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
             _, said = process.communicate(timeout=60)
@@ -364,6 +371,20 @@ def _wait_for_row(path: Path, before: int, process: subprocess.Popen[bytes]) -> 
     until = time.monotonic() + 60
     while _size(path) == before and process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
+
+
+def test_paths_that_cannot_be_used_are_said(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--system", str(tmp_path / "none.txt")) == 2
+    bench.out = tmp_path / "queries.jsonl" / "out.jsonl"  # below a file
+    assert bench() == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_the_suite_may_be_asked_beside_own_queries(bench: Bench, tmp_path: Path) -> None:
+    assert bench("--suite", "--limit", "6", models=("hasty:3b",)) == 0
+    asked = [json.loads(line)["id"] for line in (tmp_path / "out.queries.jsonl").read_text("utf-8").splitlines()]
+    assert asked == ["weather", "umbrella", "send", "free", "tc001", "tc002"]
+    assert {query for query, _ in bench.outcomes()} == set(asked)
 
 
 def test_every_model_is_a_run_of_mlflow(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

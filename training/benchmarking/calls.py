@@ -23,7 +23,7 @@ class CallScore:
 
     success: bool  # every expected call made once with the right arguments, and no other that was not allowed
     names: float  # share of the expected and the superfluous calls whose names pair up, 0..1
-    arguments: float  # of the expected arguments of the calls paired by name, the share that agrees, 0..1
+    arguments: float | None  # share of the arguments that agree, over calls paired by name; None: there are none
     problems: tuple[str, ...] = ()
 
 
@@ -92,10 +92,10 @@ def _best_by_name(
 
 def _argument_share(
     expected: Sequence[ExpectedCall], made: Sequence[Call], exact: Mapping[int, int], by_name: Mapping[int, int]
-) -> float:
+) -> float | None:
     right = total = 0
     for j, i in (*exact.items(), *by_name.items()):
         wrong = 0 if j in exact else len(differences(expected[i], made[j]))
         n = max(len(expected[i].arguments), wrong)
         right, total = right + n - wrong, total + n
-    return right / total if total else 1.0
+    return right / total if total else None

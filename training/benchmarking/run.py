@@ -94,9 +94,9 @@ class Benchmark:
         Raises `NoModelAvailable` where the host or a model is not there, and `InputError` where an earlier part of
         the run was measured in another way."""
         digests = self._preflight()
+        self._run_file.agree(self._plan.queries, digests, self._plan.judge, self._plan.rescore)
         prepare_files(self._plan)
         with Journal(self._plan.out) as rows, Journal(self._plan.answers) as answers:
-            self._run_file.agree(self._plan.queries, digests)
             todo = self._todo(rows, answers)
             done = len(self._plan.models) * len(self._plan.queries) - sum(map(len, todo.values()))
             with Progress({model: len(queries) for model, queries in todo.items()}, done, quiet=self._quiet) as bar:

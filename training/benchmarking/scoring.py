@@ -43,7 +43,9 @@ def outcome(answer: Answer, expected: Expectation, model: Model | None, verdict:
     scored = score(answer, expected)
     extra: dict[str, Any] = {"turns": answer.turns}
     if scored.calls is not None and answer.error is None:
-        extra |= {"call_names": round(scored.calls.names, 4), "call_arguments": round(scored.calls.arguments, 4)}
+        extra["call_names"] = round(scored.calls.names, 4)
+        if scored.calls.arguments is not None:
+            extra["call_arguments"] = round(scored.calls.arguments, 4)
     if scored.problems and answer.error is None:
         extra["problems"] = list(scored.problems[:_MAX_PROBLEMS])
     if answer.truncated:

@@ -20,10 +20,18 @@ class RunFile:
 
     def __init__(self, path: Path, host: str, manner: Manner) -> None:
         self.path = path
-        self._now: dict[str, Any] = {"host": host, "manner": asdict(manner), "models": {}, "queries": {}, "warm_up": {}}
+        self._now: dict[str, Any] = {
+            "host": host,
+            "manner": asdict(manner),
+            "models": {},
+            "queries": {},
+            "warm_up": {},
+            "judge": None,
+        }
 
-    def agree(self, queries: Sequence[Query], digests: Mapping[str, str]) -> None:
-        """Check against an earlier part of the run and take in what is new.
+    def agree(self, queries: Sequence[Query], digests: Mapping[str, str], judge: str | None, rescored: bool) -> None:
+        """Check against an earlier part of the run and take in what is new. Another judge may decide only where all
+        rows are scored again.
 
         Raises `InputError` naming the first difference."""
         before = self._read()
@@ -39,7 +47,10 @@ class RunFile:
                 if before.get(part, {}).get(name, digest) != digest:
                     raise self._differs(f"another version of {part[:-1].replace('querie', 'query')} {name!r}")
             now[part] = before.get(part, {}) | now[part]
-        self._now = now | {"warm_up": before.get("warm_up", {})}
+        earlier = before.get("judge")
+        if judge and earlier and judge != earlier and not rescored:
+            raise self._differs(f"judge {earlier}, not {judge} (--rescore judges all of them again)")
+        self._now = now | {"warm_up": before.get("warm_up", {}), "judge": judge or earlier}
         self._write()
 
     def warmed(self, model: str, load_s: float) -> None:
@@ -67,8 +78,12 @@ class RunFile:
 
     def _write(self) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(self._now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(self._now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.replace(self.path)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}; choose another --out") from error
 
 
 def _digest(query: Query) -> str:
