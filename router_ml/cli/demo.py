@@ -14,7 +14,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = subparsers.add_parser(
         "demo",
         help="decisions for a few sample queries, and what they save",
-        description="Routes a few sample queries and prints, for each, the model, the complexity, the chance of success, "
+        description="Routes a few sample queries and prints for each the model, the complexity, the chance of success, "
         "the latency quantiles and the reason; then what that saves against always using the most accurate model.",
     )
     verb.set_defaults(func=_demo)
