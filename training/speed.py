@@ -19,6 +19,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -64,9 +66,9 @@ class Samples:
 
     def add(self, call: Call) -> None:
         """Run once, on the clock."""
-        wall, cpu = time.perf_counter(), time.thread_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         call()
-        self.cpu_s.append(time.thread_time() - cpu)
+        self.cpu_s.append(time.process_time() - cpu)
         self.wall_s.append(time.perf_counter() - wall)
 
     def row(self) -> Row:
@@ -121,10 +123,10 @@ def latency(bundle: Path, rounds: int) -> Iterator[Row]:
     """One warm decision at several lengths, each contender doing the whole of its work."""
     router = Router.load(bundle)
     embedder = OnnxEmbedder(bundle / "encoder.onnx", bundle / "tokenizer.json")
-    contenders = {"router_ml": lambda text: router.decide(text), **_baselines()}
+    contenders = {"router_ml": router.decide, **_baselines()}
     for length in LENGTHS:
         text = _text_of(length, embedder)
-        calls = {name: _bound(decide, text) for name, decide in contenders.items()}
+        calls: dict[str, Call] = {name: partial(decide, text) for name, decide in contenders.items()}
         rows = interleaved(calls, rounds)
         for name, row in rows.items():
             yield {
@@ -141,7 +143,7 @@ def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
     for n_models in MODELS:
         predictor = OutcomePredictor.from_arrays(*_heads(n_models), Catalogue(tuple(_models(n_models))))
         router = _without_encoder(bundle, predictor)
-        yield {"what": f"heads and selection, {n_models} models", **_alone(lambda r=router: r.decide("x"), rounds * 20)}
+        yield {"what": f"heads and selection, {n_models} models", **_alone(partial(router.decide, "x"), rounds * 20)}
     os.environ["ROUTER_ML_BUNDLE"] = str(bundle)
     default.DEFAULT.reset()
     default.select_model("check email")
@@ -151,7 +153,7 @@ def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
         keys = _clustered(rng, n_rows)
         stored = Neighbours(keys, rng.random((n_rows, 3), np.float32), 100)
         query = keys[:1] + np.float32(0.01)
-        yield {"what": f"kNN head, {n_rows} rows", **_alone(lambda s=stored, q=query: s(q), rounds * 2)}
+        yield {"what": f"kNN head, {n_rows} rows", **_alone(partial(stored, query), rounds * 2)}
 
 
 def throughput(bundle: Path, rounds: int) -> Iterator[Row]:
@@ -174,7 +176,7 @@ def throughput(bundle: Path, rounds: int) -> Iterator[Row]:
             walls[name].add(call)
         for n in CALLERS:
             waits: list[float] = []
-            callers[n].add(lambda n=n, waits=waits: asyncio.run(_crowd(router, texts, n, waits)))  # type: ignore[misc]
+            callers[n].add(partial(_run_crowd, router, texts, n, waits))
             slowest[n].append(max(waits) / median(waits))
     torch.set_num_threads(1)
     ours = median(walls["router_ml select_models"].wall_s)
@@ -199,7 +201,7 @@ def limit(bundle: Path, rounds: int) -> Iterator[Row]:
     embedder = OnnxEmbedder(bundle / "encoder.onnx", bundle / "tokenizer.json")
     for length in LENGTHS:
         text = _text_of(length, embedder)
-        row = _alone(lambda text=text: embedder.embed([text]), rounds)  # type: ignore[misc]
+        row = _alone(partial(embedder.embed, [text]), rounds)
         floor_us = per_token * length / peak * 1e6
         yield {
             "what": f"{length} tokens, {per_token * length / 1e6:.0f} Mop, {stored_bytes / 1e6:.1f} MB of weights",
@@ -251,10 +253,10 @@ def _semantic_router(encoder: Any) -> Callable[[str], Any] | None:
     if find_spec("semantic_router") is None:
         print("semantic-router is not installed and is left out: pip install semantic-router", file=sys.stderr)
         return None
-    import semantic_router
-    from semantic_router.encoders.base import DenseEncoder
+    semantic_router: Any = import_module("semantic_router")
+    encoders: Any = import_module("semantic_router.encoders.base")
 
-    class Encoder(DenseEncoder):  # type: ignore[misc]
+    class Encoder(encoders.DenseEncoder):  # type: ignore[misc]
         def __call__(self, docs: list[Any]) -> list[list[float]]:
             vectors: list[list[float]] = encoder.encode(docs).tolist()
             return vectors
@@ -270,9 +272,8 @@ def _semantic_router(encoder: Any) -> Callable[[str], Any] | None:
     kind = getattr(semantic_router, "IndexedRouter", None)
     if kind is not None:
         return kind(encoder=Encoder(name="same"), routes=routes)  # type: ignore[no-any-return]
-    from semantic_router.routers import SemanticRouter
-
-    return SemanticRouter(encoder=Encoder(name="same"), routes=routes, auto_sync="local")  # type: ignore[no-any-return]
+    kind = import_module("semantic_router.routers").SemanticRouter  # before version 1.0
+    return kind(encoder=Encoder(name="same"), routes=routes, auto_sync="local")  # type: ignore[no-any-return]
 
 
 def _xlm_roberta() -> Callable[[str], Any]:
@@ -294,10 +295,6 @@ def _xlm_roberta() -> Callable[[str], Any]:
 
 
 # helpers of the sections --------------------------------------------------------------------------------------------
-
-
-def _bound(decide: Callable[[str], Any], text: str) -> Call:
-    return lambda: decide(text)
 
 
 def _alone(call: Call, rounds: int) -> Row:
@@ -326,19 +323,23 @@ def _outside(router: Router, text: str, rounds: int) -> float:
 
     class Timed:
         def run(self, *args: Any) -> Any:
-            start = time.thread_time()
+            start = time.process_time()
             result = session.run(*args)
-            inside[0] = time.thread_time() - start
+            inside[0] = time.process_time() - start
             return result
 
     embedder._session = Timed()
     outside = []
     for _ in range(rounds):
-        start = time.thread_time()
+        start = time.process_time()
         router.decide(text)
-        outside.append(time.thread_time() - start - inside[0])
+        outside.append(time.process_time() - start - inside[0])
     embedder._session = session
     return median(outside) * 1e6
+
+
+def _run_crowd(router: Router, texts: Sequence[str], n_callers: int, waits: list[float]) -> None:
+    asyncio.run(_crowd(router, texts, n_callers, waits))
 
 
 async def _crowd(router: Router, texts: Sequence[str], n_callers: int, waits: list[float]) -> None:

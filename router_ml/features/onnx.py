@@ -14,6 +14,7 @@ import numpy as np
 
 from router_ml.errors import EncoderError
 from router_ml.features.embedder import Floats
+from router_ml.features.wordpiece import WordPieces
 
 MAX_TOKENS = 256
 BATCH_TOKENS = 256  # of a batch: enough to read the weights once for many, small enough for the cache of a core
@@ -41,14 +42,12 @@ class OnnxEmbedder:
 
         self._name = str(model)
         try:
-            self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
+            self._tokens = WordPieces(Tokenizer.from_file(str(tokenizer)), max_tokens)
             self._session: Any = onnxruntime.InferenceSession(
                 str(model), sess_options=_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # both libraries raise bare exceptions of many kinds
             raise EncoderError(f"cannot load the encoder {model}: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
         self._inputs = frozenset(i.name for i in self._session.get_inputs())
         output = self._session.get_outputs()[0]
         self._outputs, self._dim = [output.name], int(output.shape[-1])
@@ -64,12 +63,12 @@ class OnnxEmbedder:
 
     def count_tokens(self, text: str) -> int:
         """How many tokens the encoder reads, its own marks included."""
-        return len(self._tokenizer.encode(text).ids)
+        return len(self._tokens(text))
 
     def embed(self, texts: Sequence[str]) -> Floats:
         if len(texts) == 1:
-            return self._run([self._tokenizer.encode(texts[0]).ids])
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+            return self._run([self._tokens(texts[0])])
+        rows = [self._tokens(text) for text in texts]
         out = np.empty((len(rows), self._dim), dtype=np.float32)
 
         def embed_batch(batch: list[int]) -> None:
