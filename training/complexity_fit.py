@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 Array = NDArray[np.float32]
 
 MIN_LABELS = 40
+MIN_CALIBRATION = 60  # rows kept from the training run to teach the calibrated head
 FIXED = Recipe(epochs=2.0)
 TRIAL_SECONDS = 110.0  # bound on each training run of the cross-validation
 FINAL_SECONDS = 140.0
@@ -150,8 +151,15 @@ def learn_complexity(
     data = labelled_arrays(queries)
     test_mask = np.array([is_test(group) for group in data.groups])
     train, test = data.rows(np.flatnonzero(~test_mask)), data.rows(np.flatnonzero(test_mask))
+    if len(set(train.labels.tolist())) < 2 or not len(test.labels):
+        raise InputError(
+            f"the {len(set(data.groups))} groups of labelled queries are too few to keep a tenth of them for the test; "
+            "give more queries, or leave --alone out to add the shipped corpus"
+        )
     workshop = Workshop(source, seed, cache=cache, progress=progress)
-    learned = _tuned(train, test, workshop, source, seed, tracker, plots) if tune else _fixed(train, test, workshop)
+    learned = (
+        _tuned(train, test, workshop, source, seed, tracker, plots) if tune else _fixed(train, test, workshop, seed)
+    )
     learned.files.write(folder)
     vectors = CachedEmbedder(folder, enabled=cache).embed(test.texts)
     served = LearnedComplexity(learned.head)(vectors, test.table)
@@ -162,10 +170,12 @@ def learn_complexity(
     return ComplexityBundle(learned.head, config, _metrics(served, learned, test), encoder)
 
 
-def _fixed(train: Labelled, test: Labelled, workshop: Workshop) -> Learned:
+def _fixed(train: Labelled, test: Labelled, workshop: Workshop, seed: int) -> Learned:
     """One training run bounded in time; a tenth of the groups is kept from it to teach the calibrated head."""
     held_mask = np.array([is_test(f"calibration:{group}") for group in train.groups])
     seen, held = train.rows(np.flatnonzero(~held_mask)), train.rows(np.flatnonzero(held_mask))
+    if len(held.labels) < MIN_CALIBRATION or set(held.labels.tolist()) != set(train.labels.tolist()):
+        return _frozen(train, test, workshop, seed)  # too few to keep some apart, and too few to tune on
     recipe = replace(FIXED, name="fixed", epochs=1.0)
     eyes = held.texts + test.texts
     files = workshop.files(seen.texts, seen.labels, eyes, recipe, 100, FIXED_SECONDS, "tuning the encoder")

@@ -222,16 +222,19 @@ def prepare(options: argparse.Namespace) -> Job:
         )
     together = options.queries is not None and 0 < n_labels < FEW_LABELS and not options.alone
     corpus = read_queries(shipped) if together and Path(options.queries).resolve() != shipped.resolve() else []
+    catalogue = _catalogue(options.catalogue, outcomes)
     digest = data_sha256([*corpus, *queries], options.outcomes, options.catalogue)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = options.name or f"{stamp}-{digest[:6]}-{os.getpid()}"
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name {name!r} must be the plain name of a folder; --models-dir says where it stands")
     models_dir = options.models_dir or load_settings().models_dir or default_models_dir()
     if (models_dir / name).exists() and not options.force:
         raise InputError(f"{models_dir / name} exists; choose another --name, or --force to replace it")
     return Job(
         queries=tuple(queries),
         outcomes=tuple(outcomes),
-        catalogue=_catalogue(options.catalogue, outcomes),
+        catalogue=catalogue,
         models_dir=models_dir,
         name=name,
         data_sha256=digest,
@@ -300,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    except RouterError as error:
+    except (RouterError, OSError) as error:  # a full disk, a folder that may not be written
         print(error, file=sys.stderr)
         return 1
     print(f"bundle: {target}")

@@ -145,7 +145,11 @@ class Tracker:
             return
         import mlflow
 
-        mlflow.end_run("FAILED" if failed else "FINISHED")
+        try:
+            mlflow.end_run("FAILED" if failed else "FINISHED")
+        except Exception as error:  # the store went away in the meantime; said once is enough
+            if not self.broken:
+                self.give_up(error)
 
 
 @contextmanager

@@ -70,6 +70,9 @@ def held_out_probabilities(
     inputs = _inputs(block, StandardScaler().fit_transform(table))
     out = np.zeros((len(labels), len(LABELS)), dtype=np.float32)
     for train, held in grouped_folds(groups, 4, seed):
+        if len(held) == 0 or len(np.unique(labels[train])) < 2:  # few groups: nothing to learn from, or to judge
+            out[held] = np.bincount(labels, minlength=len(LABELS)) / len(labels)
+            continue
         estimator = _estimator(strength).fit(inputs[train], labels[train])
         out[held[:, None], estimator.classes_] = estimator.predict_proba(inputs[held])
     return out
@@ -101,11 +104,13 @@ def _estimator(strength: float) -> LogisticRegression:
 def _loss(inputs: Array, labels: NDArray[np.int64], groups: list[str], strength: float, seed: int) -> float:
     losses = []
     for train, held in grouped_folds(groups, 3, seed):
+        if len(held) == 0 or len(np.unique(labels[train])) < 2:
+            continue
         estimator = _estimator(strength).fit(inputs[train], labels[train])
         probabilities = np.full((len(held), len(LABELS)), 1e-6)
         probabilities[:, estimator.classes_] = estimator.predict_proba(inputs[held])
         losses.append(log_loss(labels[held], probabilities / probabilities.sum(1, keepdims=True), labels=range(4)))
-    return float(np.mean(losses))
+    return float(np.mean(losses)) if losses else float("inf")
 
 
 def _all_classes(estimator: LogisticRegression) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
