@@ -87,6 +87,7 @@ class Workshop:
                 recipe,
                 self._source,
                 self._seed,
+                self._trained_by,
                 seconds,
                 progress,
             )
