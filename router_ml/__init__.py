@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from router_ml.router import Router
     from router_ml.schema import Candidate, Context, Decision, MachineState, ModelState
     from router_ml.selection.policy import Policy
+    from router_ml.watch import open_watch
     from router_ml.wiring import build_gateway
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "aselect_model": "default",
     "build_gateway": "wiring",
     "load_catalogue": "catalogue",
+    "open_watch": "watch",
     "select_model": "default",
     "select_models": "default",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "aselect_model",
     "build_gateway",
     "load_catalogue",
+    "open_watch",
     "select_model",
     "select_models",
 ]

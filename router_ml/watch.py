@@ -48,19 +48,24 @@ def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch
     """The parts as the settings describe them; nothing runs before `start`, and a store that is away is no error.
 
     Alerts go to the log, to the webhook of the settings, and to further `channels`."""
+    read_store = functools.partial(_readable, settings)
+    writer = open_writer(settings)
+    webhook = (WebhookChannel(settings.alert_webhook),) if settings.alert_webhook else ()
+    alerts = Alerts(channels=(LogChannel(), *webhook, *channels), recorder=writer)
+    rollout = open_rollout(settings.state_dir, recorder=writer, read_store=read_store)
+    metrics = LiveMetrics()
+    return Watch(Recorders((writer, metrics, alerts, rollout)), writer, metrics, alerts, rollout)
+
+
+def open_writer(settings: Settings) -> EventWriter:
+    """The background writer into the event store of the settings."""
     opener = functools.partial(
         open_store,
         settings.events or settings.state_dir,
         key_dir=settings.state_dir,
         keep_text=settings.keep_text,
     )
-    read_store = functools.partial(_readable, settings)
-    writer = EventWriter(opener, retention=Retention())
-    webhook = (WebhookChannel(settings.alert_webhook),) if settings.alert_webhook else ()
-    alerts = Alerts(channels=(LogChannel(), *webhook, *channels), recorder=writer)
-    rollout = open_rollout(settings.state_dir, recorder=writer, read_store=read_store)
-    metrics = LiveMetrics()
-    return Watch(Recorders((writer, metrics, alerts, rollout)), writer, metrics, alerts, rollout)
+    return EventWriter(opener, retention=Retention())
 
 
 def _readable(settings: Settings) -> EventStore:

@@ -16,11 +16,9 @@ from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.config import Settings, load_settings
 from router_ml.coordinator import CoordinatorNode
 from router_ml.gateway import Decider, Gateway
-from router_ml.rollout import Rollout, open_rollout
 from router_ml.router import Router
-from router_ml.telemetry.event import Recorder, Recorders
-from router_ml.telemetry.store import EventStore, open_store
-from router_ml.telemetry.writer import EventWriter
+from router_ml.telemetry.event import Recorder
+from router_ml.watch import Watch, open_watch, open_writer
 
 
 def build_gateway(
@@ -29,14 +27,16 @@ def build_gateway(
     decider: Decider | None = None,
     catalogue: Catalogue | None = None,
     recorder: Recorder | None = None,
+    watch: Watch | None = None,
     options: GatewayOptions | None = None,
     **overrides: Any,
 ) -> Gateway:
     """A gateway as the settings describe it: the active bundle's router (or the rules), the catalogue's models at
-    their hosts, events into the store of the state folder, experiments as its board has them.
+    their hosts, events into the event store, live metrics and alerts, experiments as their board has them.
 
-    What is given replaces what would be built; `overrides` go to `Gateway` as they are. With a `recorder` of your own
-    there are no experiments unless you give an `assigner`, too.
+    What is given replaces what would be built; `overrides` go to `Gateway` as they are. `watch=open_watch(settings)` lets
+    you keep hold of live metrics and alerts. With a `recorder` of your own there are neither, nor experiments unless
+    you give an `assigner`, too.
 
     Raises `SettingsError` and `CatalogueError`; a missing bundle or store is no error."""
     settings = settings or load_settings()
@@ -48,10 +48,10 @@ def build_gateway(
     closers: list[Callable[[], object]] = []
     assigner = None
     if recorder is None:
-        writer = EventWriter(store_opener(settings))
-        rollout = open_experiments(settings, writer)
-        recorder, assigner = Recorders((writer, rollout)), rollout.assign
-        closers += [rollout.close, writer.close]
+        watch = watch or open_watch(settings)
+        watch.start()
+        recorder, assigner = watch.recorder, watch.rollout.assign
+        closers.append(watch.close)
     arguments: dict[str, Any] = {
         "default_host": settings.ollama_host,
         "policy": settings.policy,
@@ -80,7 +80,7 @@ def build_node(settings: Settings | None = None, **overrides: Any) -> Coordinato
     `overrides` go to `CoordinatorNode` as they are; give `machine=gateway.machine` where a gateway runs."""
     settings = settings or load_settings()
     if "recorder" not in overrides:
-        writer = EventWriter(store_opener(settings))
+        writer = open_writer(settings)
         atexit.register(writer.close)
         overrides["recorder"] = writer
     decider = overrides.pop("decider", None) or Router.load_or_heuristic(settings=settings)
@@ -101,22 +101,6 @@ def gateway_options(settings: Settings) -> GatewayOptions:
 def answer_cache(settings: Settings) -> ExactCache[Answer] | None:
     """The cache of answers, or None where it is off, as it is by default."""
     return ExactCache(max_entries=settings.answer_cache_size) if settings.answer_cache_size else None
-
-
-def store_opener(settings: Settings) -> Callable[[], EventStore]:
-    """Opens the event store of the state folder."""
-    return functools.partial(open_store, settings.state_dir)
-
-
-def open_experiments(settings: Settings, recorder: Recorder) -> Rollout:
-    """The rollout that assigns, watches and ends experiments, at work."""
-    rollout = open_rollout(
-        settings.state_dir.expanduser(),
-        recorder=recorder,
-        read_store=functools.partial(open_store, settings.state_dir, read_only=True),
-    )
-    rollout.start()
-    return rollout
 
 
 def bundle_routers(settings: Settings) -> Callable[[str], Router]:
