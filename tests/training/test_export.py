@@ -1,0 +1,126 @@
+"""The exported encoder agrees with sentence-transformers, and padding or batches never change a vector."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from router_ml.context import parse_context
+from router_ml.errors import EncoderError
+from router_ml.features.composition import compose
+from router_ml.features.onnx import OnnxEmbedder
+from router_ml.predictors.bundle import ENCODER, TOKENIZER
+from router_ml.rows import read_queries
+from training import export
+from training.corpus import corpus_path
+
+N_TEXTS = 500
+
+
+def _texts() -> list[str]:
+    """Texts of the corpus as the encoder reads them: every other language, the longest, and some of all the rest."""
+    queries = read_queries(corpus_path())
+    foreign = [q for q in queries if q.extra.get("language") != "en"][:150]
+    longest = sorted(queries, key=lambda q: -len(compose(q.text, q.context)))[:40]
+    rest = queries[:: len(queries) // 400]
+    texts = list(dict.fromkeys(compose(q.text, q.context) for q in [*foreign, *longest, *rest]))[: N_TEXTS - 6]
+    crowded = parse_context({"history": ["word " * 200] * 4, "tools": ["tool" * 12] * 8, "attachment": "f" * 99})
+    return [*texts, "", "?", "👀", "x" * 900, "a b " * 300, compose("word " * 400, crowded)]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The default encoder with the pooling that is served: reference vectors, the float graph and the int8 one."""
+    from router_ml.features.sentence_transformer import SentenceTransformerEmbedder
+    from training.finetune import pooled_encoder
+
+    folder = tmp_path_factory.mktemp("export")
+    texts = _texts()
+    encoder = pooled_encoder("all-MiniLM-L6-v2", 256)
+    reference = SentenceTransformerEmbedder("reference", model=encoder).embed(texts)
+    kept: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        quantise = export._quantise
+
+        def keep(encoder: Any, source: Path, target: Path, bits: int) -> None:
+            kept.append(Path(shutil.copy(source, folder / "float.onnx")))
+            quantise(encoder, source, target, bits)
+
+        patch.setattr(export, "_quantise", keep)
+        report = export.export_encoder(encoder, folder / "int8", texts[:16])
+    return SimpleNamespace(
+        texts=texts,
+        reference=reference,
+        report=report,
+        encoder=encoder,
+        exact=OnnxEmbedder(kept[0], folder / "int8" / TOKENIZER),
+        small=OnnxEmbedder(folder / "int8" / ENCODER, folder / "int8" / TOKENIZER),
+        folder=folder,
+    )
+
+
+def test_the_float_graph_agrees_on_every_text(exported: SimpleNamespace) -> None:
+    assert len(exported.texts) == N_TEXTS
+    cosines = (exported.exact.embed(exported.texts) * exported.reference).sum(axis=1)
+    assert cosines.min() >= 0.999
+
+
+def test_the_quantised_graph_agrees_on_average(exported: SimpleNamespace) -> None:
+    vectors = exported.small.embed(exported.texts)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(N_TEXTS), abs=1e-5)
+    assert (vectors * exported.reference).sum(axis=1).mean() >= 0.99
+    assert exported.report.quantised
+    assert exported.report.quantised_cosine_mean >= 0.99
+    assert exported.report.float_cosine_min >= 0.999
+    assert exported.report.bytes == (exported.folder / "int8" / ENCODER).stat().st_size < 30e6
+    assert sorted(path.name for path in (exported.folder / "int8").iterdir()) == [ENCODER, TOKENIZER]
+
+
+def test_padding_and_batches_change_no_vector(exported: SimpleNamespace) -> None:
+    texts = exported.texts[:24] + exported.texts[-6:]
+    alone = np.concatenate([exported.exact.embed([text]) for text in texts])
+    assert exported.exact.embed(texts) == pytest.approx(alone, abs=2e-5)
+    assert exported.exact.embed(texts[::-1])[::-1] == pytest.approx(alone, abs=2e-5)
+
+
+def test_batches_change_quantised_vectors_hardly(exported: SimpleNamespace) -> None:
+    """Dynamic quantisation picks its scale per batch, so vectors move a little, never far."""
+    texts = exported.texts[:24] + exported.texts[-6:]
+    alone = np.concatenate([exported.small.embed([text]) for text in texts])
+    assert (exported.small.embed(texts) * alone).sum(axis=1).min() > 0.98
+
+
+def test_the_tokenizer_neither_pads_nor_cuts_as_shipped(exported: SimpleNamespace) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(exported.folder / "int8" / TOKENIZER))
+    assert (tokenizer.padding, tokenizer.truncation) == (None, None)
+    assert len(tokenizer.encode("check email").ids) == 4  # [CLS] check email [SEP]
+    first = exported.exact.embed(["word " * 254])  # with [CLS] and [SEP] these are 256 tokens
+    assert exported.exact.embed(["word " * 5000]) == pytest.approx(first, abs=1e-5)
+    assert exported.exact.embed(["word " * 253]) != pytest.approx(first, abs=1e-5)
+
+
+def test_no_texts_give_no_vectors(exported: SimpleNamespace) -> None:
+    assert exported.small.embed([]).shape == (0, exported.small.dim)
+
+
+def test_an_export_that_disagrees_is_refused(
+    exported: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.bert_graph import BertGraph
+
+    class Spoilt(BertGraph):
+        def __init__(self, weights: dict, **kwargs: object) -> None:  # type: ignore[type-arg]
+            name = "encoder.layer.0.attention.self.query.weight"
+            super().__init__({**weights, name: weights[name] * -3}, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(export, "BertGraph", Spoilt)
+    with pytest.raises(EncoderError, match="disagrees"):
+        export.export_encoder(exported.encoder, tmp_path, exported.texts[:4])
+    assert not (tmp_path / ENCODER).exists()

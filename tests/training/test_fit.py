@@ -1,0 +1,352 @@
+"""A fit from end to end on an encoder of one layer: the bundle, the MLflow run, and what goes wrong politely."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from router_ml.catalogue import load_catalogue
+from router_ml.errors import BundleError, InputError
+from router_ml.predictors.bundle import load_bundle
+from router_ml.router import Router
+from router_ml.rows import write_rows
+from router_ml.schema import LABELS
+from router_ml.shelf import read_pointer
+from training import fit as fitting
+from training import promote as promoting
+
+WORDS = {
+    "simple": "check read open show mute",
+    "moderate": "schedule draft order record book",
+    "complex": "compare coordinate unless arrange after",
+    "ambiguous": "that it something stuff thing",
+}
+
+
+def _rows(n: int, labelled: bool = True) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(n)
+    rows = []
+    for i in range(n):
+        label = LABELS[i % 4]
+        words = [str(rng.choice(WORDS[label].split())) for _ in range(2 + 2 * (i % 4))]
+        rows.append({"id": f"q{i}", "text": f"{' '.join(words)} {i}", "label": label if labelled else None})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of its own with an encoder of one random layer; the environment points into it."""
+    folder = tmp_path_factory.mktemp("fit")
+    _write_encoder(folder / "encoder")
+    write_rows(folder / "labelled.jsonl", _rows(120))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("ROUTER_ML_", "MLFLOW_TRACKING"))]:
+            patch.delenv(name)
+        patch.setenv("ROUTER_ML_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("ROUTER_ML_MODELS_DIR", str(folder / "models"))
+        patch.setattr("router_ml.telemetry.mlflow_store.CHECKOUT", folder / "nowhere")
+        patch.chdir(folder)  # the store is made here, not in the checkout
+        yield folder
+
+
+def _write_encoder(folder: Path) -> None:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    source = folder.with_name("bert")
+    source.mkdir()
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'-"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    (source / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(vocab_file=str(source / "vocab.txt")).save_pretrained(source)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(source)
+    body = Transformer(str(source))
+    SentenceTransformer(modules=[body, Pooling(32, pooling_mode="mean")], device="cpu").save(str(folder))
+
+
+def _fit(place: Path, *arguments: str, queries: str = "labelled.jsonl") -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = fitting.main(
+            ["--queries", str(place / queries), "--alone", "--encoder", str(place / "encoder"), "--quiet", *arguments]
+        )
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def fitted(place: Path) -> SimpleNamespace:
+    code, out, _ = _fit(place, "--no-tune", "--json", "--name", "first")
+    assert code == 0
+    return SimpleNamespace(out=out, answer=json.loads(out.splitlines()[-1]))
+
+
+def test_the_last_line_is_json_and_names_a_bundle_that_loads(place: Path, fitted: SimpleNamespace) -> None:
+    assert fitted.answer["bundle"] == str(place / "models" / "first")
+    assert 0 <= fitted.answer["metrics"]["test/macro_f1"] <= 1
+    json.dumps(fitted.answer, allow_nan=False)
+    decision = Router.load(fitted.answer["bundle"]).decide("check read")
+    assert not decision.degraded
+    assert decision.bundle.startswith("first@")
+    assert "p50/p90/p95" in fitted.out  # the table of samples
+
+
+def test_the_bundle_says_what_it_was_made_from(place: Path, fitted: SimpleNamespace) -> None:
+    from router_ml.rows import read_queries
+    from training.corpus import data_sha256
+
+    bundle = load_bundle(fitted.answer["bundle"])
+    assert bundle.manifest["data_sha256"] == data_sha256(read_queries(place / "labelled.jsonl"))
+    assert bundle.manifest["given"] == {"queries": 120, "labels": 120, "outcomes": 0, "seed": 0, "tune": False}
+    assert [model["name"] for model in bundle.models] == list(load_catalogue().names)
+    json.dumps(dict(bundle.manifest), allow_nan=False)
+    assert not [path.name for path in (place / "models").iterdir() if path.name.startswith(".partial")]
+
+
+def test_the_served_head_learned_something(fitted: SimpleNamespace) -> None:
+    router = Router.load(fitted.answer["bundle"])
+    rows = _rows(400)[120:]
+    right = [router.decide(row["text"]).complexity == row["label"] for row in rows]
+    assert np.mean(right) > 0.5  # chance is a quarter
+
+
+def test_the_run_stands_in_mlflow_with_its_artifacts_and_a_model(place: Path, fitted: SimpleNamespace) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri, registry_uri=uri)
+    experiment = client.get_experiment_by_name("router_ml fits")
+    (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'first'")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["data_sha256"] == load_bundle(fitted.answer["bundle"]).manifest["data_sha256"]
+    assert run.data.metrics["test/macro_f1"] == pytest.approx(fitted.answer["metrics"]["test/macro_f1"])
+    assert "macro-F1" in run.data.tags["mlflow.note.content"]
+    names = {item.path for item in client.list_artifacts(run.info.run_id, "plots")}
+    assert {"plots/confusion.png", "plots/reliability.png"} <= names
+    assert "bundle/manifest.json" in {item.path for item in client.list_artifacts(run.info.run_id, "bundle")}
+    assert str(place / "mlruns" / "artifacts") in run.info.artifact_uri
+    assert client.get_model_version_by_alias("router_ml", "champion").run_id == run.info.run_id
+
+
+def test_the_registered_model_loads_without_unpickling(
+    place: Path, fitted: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cloudpickle
+    import mlflow
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("something was unpickled")
+
+    uri = f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    for module in (pickle, cloudpickle):
+        for name in ("load", "loads"):
+            monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(pickle, "Unpickler", refuse)
+    monkeypatch.setenv("ROUTER_ML_POLICY", "fast")
+    model = mlflow.pyfunc.load_model("models:/router_ml@champion")
+    decisions = [json.loads(answer) for answer in model.predict(["check read", "compare unless"])]
+    assert [decision["policy"] for decision in decisions] == ["fast", "fast"]
+    assert decisions[0]["bundle"].startswith("first@")
+    stored = [path for path in (place / "mlruns" / "artifacts").rglob("*") if path.suffix in (".pkl", ".pickle")]
+    assert not stored
+
+
+def test_a_fit_with_tuning_tries_the_alternatives(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    from training import complexity_fit
+
+    monkeypatch.setattr(complexity_fit, "TRIAL_SECONDS", 2.0)
+    monkeypatch.setattr(complexity_fit, "FINAL_SECONDS", 2.0)
+    code, out, err = _fit(place, "--json", "--name", "tuned")
+    assert code == 0, err
+    bundle = json.loads(out.splitlines()[-1])["bundle"]
+    assert not Router.load(bundle).decide("check read").degraded
+    uri = f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri)
+    names = {
+        run.info.run_name for run in client.search_runs([client.get_experiment_by_name("router_ml fits").experiment_id])
+    }
+    assert {"complexity: tuned encoder", "complexity: frozen encoder", "complexity: heuristic rules"} <= names
+
+
+def test_mlflow_that_is_broken_costs_a_warning_only(
+    place: Path, fitted: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (place / "a-file").write_text("in the way")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'a-file' / 'mlflow.db'}")
+    code, out, _ = _fit(place, "--no-tune", "--json", "--name", "no-mlflow")
+    assert code == 0
+    assert load_bundle(json.loads(out.splitlines()[-1])["bundle"]).name.startswith("no-mlflow@")
+    assert "MLflow is not usable" in caplog.text
+    assert "python -m training.tracking" in caplog.text
+
+
+def test_mlflow_that_breaks_midway_costs_a_warning_only(
+    place: Path, fitted: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.tracking.client import MlflowClient
+
+    def gone(*_: Any, **__: Any) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    for name in ("log_batch", "log_artifacts", "set_terminated", "log_metric"):
+        monkeypatch.setattr(MlflowClient, name, gone)
+    code, out, _ = _fit(place, "--no-tune", "--json", "--name", "midway")
+    assert code == 0
+    assert load_bundle(json.loads(out.splitlines()[-1])["bundle"])
+    assert caplog.text.count("MLflow is not usable") == 1
+
+
+def test_mlflow_that_is_missing_costs_a_warning_only(
+    place: Path, fitted: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import sys
+
+    for name in [name for name in sys.modules if name == "mlflow" or name.startswith("mlflow.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    code, out, _ = _fit(place, "--no-tune", "--json", "--name", "without")
+    assert code == 0
+    assert load_bundle(json.loads(out.splitlines()[-1])["bundle"])
+    assert "MLflow is not usable" in caplog.text
+
+
+def test_a_bundle_is_replaced_only_by_force(place: Path, fitted: SimpleNamespace) -> None:
+    before = load_bundle(fitted.answer["bundle"]).digest
+    code, _, err = _fit(place, "--no-tune", "--name", "first")
+    assert code == 2
+    assert "choose another --name, or --force" in err
+    assert load_bundle(fitted.answer["bundle"]).digest == before
+
+
+WRONG_NAMES = ["../out", "a/b", "", ".", "..", ".hidden"]
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG_NAMES if name])
+def test_a_name_is_a_plain_folder_name(place: Path, name: str) -> None:
+    code, _, err = _fit(place, "--no-tune", "--name", name)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "--name" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "nothing to learn"),
+        (b'{"id": "a", "text": "x"}\n', "nothing to learn"),
+        (b'{"id": "a", "text": "x", "label": "hard"}\n', "field 'label'"),
+        (b"no json\n", "is not JSON"),
+        (b'{"id": "a", "text": "x", "label": "simple"}\n', "at least 40"),
+    ],
+)
+def test_bad_queries_are_one_line_and_exit_code_2(place: Path, content: bytes, said: str) -> None:
+    (place / "bad.jsonl").write_bytes(content)
+    code, out, err = _fit(place, "--no-tune", queries="bad.jsonl")
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def test_one_group_or_one_label_alone_cannot_be_learned(place: Path) -> None:
+    one_group = [{**row, "group": "g"} for row in _rows(60)]
+    one_label = [{**row, "label": "simple"} for row in _rows(60)]
+    for rows in (one_group, one_label):
+        write_rows(place / "bad.jsonl", rows)
+        code, _, err = _fit(place, "--no-tune", queries="bad.jsonl")
+        assert code == 2
+        assert "--alone" in err
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--queries", "/nowhere.jsonl"], 2, "/nowhere.jsonl"),
+        (["--outcomes", "/nowhere.jsonl"], 2, "/nowhere.jsonl"),
+        (["--catalogue", "/nowhere.toml"], 2, "/nowhere.toml"),
+        (["--encoder", "/nowhere/encoder"], 1, "/nowhere/encoder"),
+        (["--models-dir", "labelled.jsonl"], 1, "labelled.jsonl"),
+    ],
+)
+def test_files_that_are_not_there_are_one_line(
+    place: Path, arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'other.db'}")
+    got, _, err = _fit(place, "--no-tune", "--no-cache", *arguments)
+    assert got == code
+    lines = [line for line in err.splitlines() if not line.startswith(("WARNING", "INFO"))]
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+@pytest.mark.slow
+def test_two_fits_at_once_leave_two_bundles_and_a_sound_store(place: Path, fitted: SimpleNamespace) -> None:
+    import subprocess
+    import sys
+
+    from router_ml.config import CHECKOUT
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "training.fit",
+            "--queries",
+            "labelled.jsonl",
+            "--alone",
+            "--no-tune",
+            "--quiet",
+        ]
+        return subprocess.run(
+            [*command, "--encoder", "encoder", "--name", name, "--json"],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "MLFLOW_TRACKING_URI": f"sqlite:///{place}/both.db"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(run, ["left", "right"]):
+            assert done.returncode == 0, done.stderr
+            assert load_bundle(json.loads(done.stdout.splitlines()[-1])["bundle"])
+
+
+def test_promoting_and_rolling_back(place: Path, fitted: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    models = place / "models"
+    bundle = str(models / "first")
+    assert promoting.main([bundle]) == 0
+    assert read_pointer(models).active == "first"  # type: ignore[union-attr]
+    assert promoting.main(["--models-dir", str(models)]) == 0
+    assert "first" in capsys.readouterr().out
+    with pytest.raises(BundleError):
+        promoting.promote(models, "absent")
+    assert promoting.main(["--models-dir", str(models), "absent"]) == 2
+    assert read_pointer(models).active == "first"  # type: ignore[union-attr]
+    assert promoting.main(["--models-dir", str(models), "--rollback"]) == 2  # no default bundle here to go back to
+    assert read_pointer(models).active == "first"  # type: ignore[union-attr]
+    with pytest.raises(InputError):
+        promoting.roll_back(place / "empty")
