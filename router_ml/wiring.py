@@ -34,8 +34,8 @@ def build_gateway(
     """A gateway as the settings describe it: the active bundle's router (or the rules), the catalogue's models at
     their hosts, events into the event store, live metrics and alerts, experiments as their board has them.
 
-    What is given replaces what would be built; `overrides` go to `Gateway` as they are. `watch=open_watch(settings)` lets
-    you keep hold of live metrics and alerts. With a `recorder` of your own there are neither, nor experiments unless
+    What is given replaces what would be built; `overrides` go to `Gateway` as they are. Give `watch=open_watch(...)` to
+    keep hold of live metrics and alerts. With a `recorder` of your own there are neither, nor experiments unless
     you give an `assigner`, too.
 
     Raises `SettingsError` and `CatalogueError`; a missing bundle or store is no error."""
