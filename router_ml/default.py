@@ -40,12 +40,13 @@ class DefaultRouter:
 
     def desk(self) -> _Desk:
         """The router with its settings and its cache."""
-        if self._desk is None:
+        desk = self._desk  # read once: another thread may reset it meanwhile
+        if desk is None:
             with self._lock:
-                if self._desk is None:
-                    self._desk = _open_desk()
-                return self._desk
-        return self._desk
+                desk = self._desk
+                if desk is None:
+                    desk = self._desk = _open_desk()
+        return desk
 
     @property
     def loaded(self) -> bool:

@@ -46,11 +46,11 @@ class OnnxEmbedder:
             self._session: Any = onnxruntime.InferenceSession(
                 str(model), sess_options=_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
             )
+            self._inputs = frozenset(i.name for i in self._session.get_inputs())
+            output = self._session.get_outputs()[0]
+            self._outputs, self._dim = [output.name], int(output.shape[-1])
         except Exception as error:  # both libraries raise bare exceptions of many kinds
             raise EncoderError(f"cannot load the encoder {model}: {error}") from error
-        self._inputs = frozenset(i.name for i in self._session.get_inputs())
-        output = self._session.get_outputs()[0]
-        self._outputs, self._dim = [output.name], int(output.shape[-1])
         self._workers = _Workers(workers or max(1, _cores() // threads))
 
     @property

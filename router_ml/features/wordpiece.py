@@ -31,7 +31,7 @@ class WordPieces:
     def __call__(self, text: str) -> list[int]:
         """The numbers the encoder reads."""
         if not self._simple or not text.isascii() or _ODD.search(text) is not None:
-            ids: list[int] = self._tokenizer.encode(text).ids
+            ids: list[int] = self._encode(text)
             return ids
         found: list[int] = []
         kept = self._pieces
@@ -42,6 +42,13 @@ class WordPieces:
                 found += kept.get(word) or self._learn(word)
         del found[self._limit :]
         return [self._first, *found, self._last]
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._tokenizer.encode(text).ids
+        except (UnicodeEncodeError, TypeError):  # half of a character (a lone surrogate) in a history or a tool
+            ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
+        return ids
 
     def _learn(self, word: str) -> list[int]:
         pieces: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
