@@ -28,7 +28,7 @@ MIN_ROWS = 10
 MIN_LATENCY_S = 1e-3
 MIN_COST_USD = 1e-9
 UNKNOWN_LATENCY_S = 1.0  # the prior of models for which no latency was ever measured
-_LABEL_PULL = 40.0  # rows the model's own mean counts for in each label's prior
+_LABEL_PULL = 200.0  # rows the model's own mean counts for in each label's prior
 _SHOWN = 3
 
 

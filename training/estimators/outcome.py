@@ -39,7 +39,8 @@ SUCCESS_TREES, QUANTITY_TREES = 64, 32
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' spread of quality over cost
 TRUST = (1.0, 0.75, 0.5, 0.25, 0.1)  # how far differences from the models' means are believed
 CAUTION = 1.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
-LOSS_DOUBT = 2.0  # standard errors by which a loss against the best single model may be worse than it looks
+LOSS_DOUBT = 1.0  # standard errors by which a loss against the best single model may be worse than it looks,
+SCARCE = 100.0  # and this over the number of queries more: the choice among learners flatters most where rows are few
 GAIN_DOUBT = 0.5  # standard errors by which a gain over it may be smaller
 TOLERANCE = 0.005  # success the most accurate choice may lose to the best single model
 NEAR, FAR = 0.80, 0.95  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
@@ -447,11 +448,12 @@ def _trusted(p: Matrix, means: Matrix, economy: _Economy, fixed: Matrix) -> floa
     the doubt is large and only a little trust passes, enough to save time and too little to change the best choice.
     None at all where routing does not gain over the best single model at any price."""
     single = economy.gained(means)
+    doubt = LOSS_DOUBT + SCARCE / len(p)
     for trust in TRUST:
         shrunk = means + trust * (p - means)
         loss = economy.gained(shrunk) - single
         gain = economy.utilities(shrunk) - fixed
-        if _lower_bound(loss, LOSS_DOUBT) >= -TOLERANCE and _lower_bound(gain, GAIN_DOUBT) > 0:
+        if _lower_bound(loss, doubt) >= -TOLERANCE and _lower_bound(gain, GAIN_DOUBT) > 0:
             return trust
     return 0.0
 
