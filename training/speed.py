@@ -54,6 +54,7 @@ CALLERS = (1, 2, 8, 32)
 MODELS = (3, 10, 100)
 STORED = (1_000, 10_000, 100_000)
 TREES = 96
+IN_A_ROW = 5  # calls of one contender before the next has its turn
 BASIS, CENTROIDS = 32, 48
 
 
@@ -79,12 +80,13 @@ class Samples:
 
 
 def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, Row]:
-    """Every contender once per round, each warmed up by one call of its own."""
+    """Every contender in turn, a few calls in a row; the first, its caches full of its rivals, does not count."""
     samples = {name: Samples() for name in calls}
-    for _ in range(rounds):
+    for _ in range(max(1, rounds // IN_A_ROW)):
         for name, call in calls.items():
             call()
-            samples[name].add(call)
+            for _ in range(IN_A_ROW):
+                samples[name].add(call)
     return {name: sample.row() for name, sample in samples.items()}
 
 
@@ -102,7 +104,7 @@ def cold(bundle: Path, rounds: int) -> Iterator[Row]:
     programs = {"router_ml": ours, "sentence-transformers": theirs, "bare interpreter": "pass"}
     wall: dict[str, list[float]] = {name: [] for name in programs}
     peak: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
+    for _ in range(max(3, rounds // 20)):
         for name, program in programs.items():
             start = time.perf_counter()
             command = [sys.executable, "-c", program + memory]
@@ -158,35 +160,32 @@ def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
 
 def throughput(bundle: Path, rounds: int) -> Iterator[Row]:
     """Many queries of mixed length on all cores, and concurrent callers that each wait for their answer."""
-    import torch
-
-    torch.set_num_threads(_cores())
     router = Router.load(bundle)
     texts = _mixed(N_BATCH)
+    many = partial(default.select_models, texts, router=router)
     encoder, head = _sentence_encoder(), _sklearn_head()
-    calls: dict[str, Call] = {
-        "router_ml select_models": lambda: default.select_models(texts, router=router),
-        "sentence-transformers + scikit-learn": lambda: head.predict_proba(encoder.encode(texts)),
+    walls = {
+        name: Samples() for name in ("router_ml", *(f"sentence-transformers, {n} threads" for n in _thread_counts()))
     }
-    walls = {name: Samples() for name in calls}
     callers = {n: Samples() for n in CALLERS}
     slowest: dict[int, list[float]] = {n: [] for n in CALLERS}
     for _ in range(max(3, rounds // 10)):
-        for name, call in calls.items():
-            walls[name].add(call)
+        walls["router_ml"].add(many)
+        for n in _thread_counts():
+            walls[f"sentence-transformers, {n} threads"].add(partial(_encode_and_judge, encoder, head, texts, n))
         for n in CALLERS:
             waits: list[float] = []
             callers[n].add(partial(_run_crowd, router, texts, n, waits))
             slowest[n].append(max(waits) / median(waits))
-    torch.set_num_threads(1)
-    ours = median(walls["router_ml select_models"].wall_s)
+    ours = walls["router_ml"].row()
     for name, sample in walls.items():
-        took = median(sample.wall_s)
-        yield {"what": f"{N_BATCH} mixed, {_cores()} cores, {name}", "per_s": N_BATCH / took, "ratio": took / ours}
+        row = sample.row()
+        yield {"what": f"{N_BATCH} mixed queries, {_cores()} cores, {name}", **_rate(row, ours)}
     for n, sample in callers.items():
-        took = median(sample.wall_s)
-        row = {"per_s": N_BATCH / took, "of_batch": ours / took, "slowest_to_median": median(slowest[n])}
-        yield {"what": f"{n} concurrent async callers", **row}
+        row = sample.row()
+        rate = {"per_s": N_BATCH / row["p50_us"] * 1e6, "of_batch": ours["p50_us"] / row["p50_us"]}
+        cpu = {"cpu_of_batch": ours["cpu_p50_us"] / row["cpu_p50_us"], "slowest_to_median": median(slowest[n])}
+        yield {"what": f"{n} concurrent async callers", **rate, **cpu}
 
 
 def limit(bundle: Path, rounds: int) -> Iterator[Row]:
@@ -212,7 +211,7 @@ def limit(bundle: Path, rounds: int) -> Iterator[Row]:
 
 
 SECTIONS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
-    "cold": lambda bundle, rounds: cold(bundle, max(3, rounds // 20)),
+    "cold": cold,
     "latency": latency,
     "overhead": overhead,
     "throughput": throughput,
@@ -336,6 +335,26 @@ def _outside(router: Router, text: str, rounds: int) -> float:
         outside.append(time.process_time() - start - inside[0])
     embedder._session = session
     return median(outside) * 1e6
+
+
+def _thread_counts() -> list[int]:
+    return sorted({1, _cores()})
+
+
+def _encode_and_judge(encoder: Any, head: Any, texts: Sequence[str], n_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(n_threads)
+    head.predict_proba(encoder.encode(texts))
+    torch.set_num_threads(1)
+
+
+def _rate(row: Row, ours: Row) -> Row:
+    return {
+        "per_s": N_BATCH / row["p50_us"] * 1e6,
+        "ratio": row["p50_us"] / ours["p50_us"],
+        "cpu_ratio": row["cpu_p50_us"] / ours["cpu_p50_us"],
+    }
 
 
 def _run_crowd(router: Router, texts: Sequence[str], n_callers: int, waits: list[float]) -> None:
