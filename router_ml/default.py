@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router_ml.cache.decisions import DecisionCache, decision_key, renewed
 from router_ml.config import Settings, load_settings
 from router_ml.errors import QueryError
-from router_ml.microbatch import MicroBatcher
 from router_ml.router import ContextLike, Router
 from router_ml.schema import Decision
 from router_ml.selection.policy import Policy, resolve_policy
+
+if TYPE_CHECKING:
+    from router_ml.microbatch import MicroBatcher
 
 PolicyLike = Policy | str | None
 
@@ -56,6 +58,8 @@ class DefaultRouter:
     @property
     def batcher(self) -> MicroBatcher:
         """What serves concurrent callers."""
+        from router_ml.microbatch import MicroBatcher  # deferred: asyncio is a tenth of a cold start
+
         with self._lock:
             if self._batcher is None:
                 self._batcher = MicroBatcher()
