@@ -39,7 +39,10 @@ def parse_context(raw: Context | Mapping[str, Any] | None) -> Context:
     if not raw:
         return EMPTY_CONTEXT
     tools = tuple(_tool(item) for item in _sequence(raw, "tools"))
-    attachment, kind = _attachment(raw.get("attachment"))
+    try:
+        attachment, kind = _attachment(raw.get("attachment"))
+    except RecursionError as error:
+        raise ContextError("attachment is a list that contains itself", "attachment") from error
     return Context(
         tools=tools,
         n_tools=max(len(tools), _count(raw, "n_tools") or 0),

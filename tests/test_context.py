@@ -119,6 +119,14 @@ def test_a_schema_that_contains_itself_is_no_crash() -> None:
     assert caught.value.field == "tools"
 
 
+def test_an_attachment_that_contains_itself_is_no_crash() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(ContextError) as caught:
+        parse_context({"attachment": loop})
+    assert caught.value.field == "attachment"
+
+
 def test_a_schema_with_odd_keys_is_no_crash() -> None:
     assert parse_context({"tools": [{"name": "x", ("a", 1): 2}]}).tools[0].name == "x"
 

@@ -111,14 +111,20 @@ class _NoVectors:
         return np.zeros((len(texts), 1), dtype=np.float32)
 
 
-def labelled_arrays(queries: Sequence[Query]) -> Labelled:
-    """Arrays of labelled queries. Raises `InputError` where there are too few, or one label alone."""
-    labels = np.array([LABELS.index(query.label) for query in queries if query.label is not None], dtype=np.int64)
-    if len(labels) < MIN_LABELS or len(set(labels.tolist())) < 2:
+def refuse_few_labels(queries: Sequence[Query]) -> None:
+    """Raises `InputError` where there are too few labelled queries to learn from, or one label alone."""
+    labels = [query.label for query in queries if query.label is not None]
+    if len(labels) < MIN_LABELS or len(set(labels)) < 2:
         raise InputError(
-            f"{len(labels)} labelled queries with {len(set(labels.tolist()))} different labels; at least {MIN_LABELS} "
+            f"{len(labels)} labelled queries with {len(set(labels))} different labels; at least {MIN_LABELS} "
             "queries and two labels are needed to learn complexity alone; leave --alone out to add the shipped corpus"
         )
+
+
+def labelled_arrays(queries: Sequence[Query]) -> Labelled:
+    """Arrays of labelled queries. Raises `InputError` where there are too few, or one label alone."""
+    refuse_few_labels(queries)
+    labels = np.array([LABELS.index(query.label) for query in queries if query.label is not None], dtype=np.int64)
     table = Extractor(_NoVectors()).extract([q.text for q in queries], [q.context for q in queries]).table
     texts = [compose(query.text, query.context) for query in queries]
     return Labelled(list(queries), texts, labels, [group_of(query) for query in queries], table)

@@ -38,10 +38,11 @@ from router_ml.rows import read_outcomes, read_queries
 from router_ml.schema import LABELS, Outcome, Query
 from router_ml.shelf import active_bundle, default_models_dir
 from router_ml.table import SAMPLES, decision_table, savings
-from training.complexity_fit import ComplexityBundle, borrow_complexity, learn_complexity
+from training.complexity_fit import ComplexityBundle, borrow_complexity, learn_complexity, refuse_few_labels
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
 from training.export import self_check_vectors
+from training.outcomes import refuse_strangers
 from training.tracking import FITS, Tracker, tracked
 
 log = logging.getLogger(__name__)
@@ -220,8 +221,11 @@ def prepare(options: argparse.Namespace) -> Job:
         raise InputError(
             f"{options.queries}: no row has a label and no --outcomes are given; there is nothing to learn"
         )
+    refuse_strangers(queries, outcomes)  # now, not after minutes of tuning
     together = options.queries is not None and 0 < n_labels < FEW_LABELS and not options.alone
     corpus = read_queries(shipped) if together and Path(options.queries).resolve() != shipped.resolve() else []
+    if n_labels:
+        refuse_few_labels([*corpus, *queries])
     catalogue = _catalogue(options.catalogue, outcomes)
     digest = data_sha256([*corpus, *queries], options.outcomes, options.catalogue)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")

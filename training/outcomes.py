@@ -87,17 +87,21 @@ class OutcomeTable:
 _MATRICES = ("success", "latency_s", "prompt_tokens", "output_tokens", "cost_usd")
 
 
-def outcome_table(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> OutcomeTable:
-    """The table of all queries that have an outcome, in their order, and of all models, sorted by name.
-
-    Raises `InputError` for outcomes of unknown queries, repeated ones, and values outside their range."""
-    known = {query.id for query in queries}
-    strangers = sorted({outcome.query_id for outcome in outcomes} - known)
+def refuse_strangers(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> None:
+    """Raises `InputError` for outcomes of queries that are not there."""
+    strangers = sorted({outcome.query_id for outcome in outcomes} - {query.id for query in queries})
     if strangers:
         shown = ", ".join(repr(name) for name in strangers[:_SHOWN])
         raise InputError(
             f"{len(strangers)} outcomes' query_id is not among the queries ({shown}); give both files of one set"
         )
+
+
+def outcome_table(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> OutcomeTable:
+    """The table of all queries that have an outcome, in their order, and of all models, sorted by name.
+
+    Raises `InputError` for outcomes of unknown queries, repeated ones, and values outside their range."""
+    refuse_strangers(queries, outcomes)
     measured = {outcome.query_id for outcome in outcomes}
     kept = tuple(query for query in queries if query.id in measured)
     row = {query.id: i for i, query in enumerate(kept)}
