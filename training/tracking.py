@@ -71,6 +71,7 @@ class Tracker:
         uri = open_tracking(self._root)
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is down: seconds, not minutes
         import mlflow
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # it advises on requirements at every model

@@ -26,6 +26,7 @@ from router_ml.schema import LABELS
 from router_ml.shelf import read_pointer
 from training import fit as fitting
 from training import promote as promoting
+from training.tracking import Tracker
 
 WORDS = {
     "simple": "check read open show mute",
@@ -199,6 +200,17 @@ def test_mlflow_that_is_broken_costs_a_warning_only(
     assert load_bundle(json.loads(out.splitlines()[-1])["bundle"]).name.startswith("no-mlflow@")
     assert "MLflow is not usable" in caplog.text
     assert "python -m training.tracking" in caplog.text
+
+
+def test_a_tracking_server_that_is_down_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    started = time.monotonic()
+    tracker = Tracker("router_ml fits", "down", "nobody listens")
+    assert tracker.broken
+    tracker.close()
+    assert time.monotonic() - started < 20
 
 
 def test_mlflow_that_breaks_midway_costs_a_warning_only(

@@ -1,0 +1,87 @@
+"""Planning of a training run: how much is affordable, which rows go together; and vectors that are remembered."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_ml.predictors.bundle import ENCODER
+from training import embeddings
+from training.embeddings import CachedEmbedder, cache_dir
+from training.finetune import OPTIMISER_SHARE, Arithmetic, Recipe, _batches, _parts, _planned_examples
+
+SLOW = Arithmetic(threads=1, bfloat16=False, seconds_per_batch=1.0)
+
+
+def test_a_run_without_a_bound_sees_all_epochs() -> None:
+    assert _planned_examples(1000, Recipe(epochs=2.0), SLOW, None) == 2000
+    assert _planned_examples(1000, Recipe(epochs=0.5), SLOW, None) == 500
+
+
+def test_a_bound_in_seconds_shortens_the_schedule_before_it_begins() -> None:
+    """32 rows a second, a quarter more for the optimiser: 50 s are 40 batches."""
+    assert OPTIMISER_SHARE == 1.25
+    assert _planned_examples(1000, Recipe(epochs=2.0), SLOW, 50.0) == 40 * 32
+    assert _planned_examples(1000, Recipe(epochs=2.0), SLOW, 1e6) == 2000
+    assert _planned_examples(1000, Recipe(epochs=2.0), SLOW, 0.001) == 32  # one batch at least
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 32), st.floats(0.1, 3))
+def test_batches_see_every_row_before_any_row_again(lengths: list[int], size: int, epochs: float) -> None:
+    rows = [[7] * length for length in lengths]
+    planned = max(1, round(len(rows) * epochs))
+    seen: collections.Counter[int] = collections.Counter()
+    for batch in _batches(rows, size, planned, np.random.default_rng(0)):
+        assert 0 < len(batch) <= size
+        seen.update(int(i) for i in batch)
+    assert sum(seen.values()) == planned
+    times = [seen[i] for i in range(len(rows))]
+    assert max(times) - min(times) <= 1
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=64))
+def test_parts_cover_a_batch_in_order(lengths: list[int]) -> None:
+    rows = [[0] * length for length in lengths]
+    covered = [row for part in _parts(rows) for row in rows[part]]
+    assert covered == rows
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ROUTER_ML_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_vectors_are_computed_once(tiny_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_dir() == cache
+    texts = [f"text number {i}" for i in range(70)]
+    first = CachedEmbedder(tiny_bundle).embed(texts)
+    again = CachedEmbedder(tiny_bundle)
+    monkeypatch.setattr(again, "_embedder", None)  # nothing left that could compute
+    assert again.embed(texts).tolist() == first.tolist()
+    assert first.shape == (70, 32)
+
+
+def test_another_encoder_is_never_served_from_the_cache(tiny_bundle: Path, cache: Path, tmp_path: Path) -> None:
+    import shutil
+
+    texts = [f"text number {i}" for i in range(70)]
+    CachedEmbedder(tiny_bundle).embed(texts)
+    other = Path(shutil.copytree(tiny_bundle, tmp_path / "other"))
+    data = bytearray((other / ENCODER).read_bytes())
+    position = data.find(np.float32(1.0).tobytes() * 16)  # the scale of a layer's normalisation
+    data[position : position + 64] = np.linspace(0.5, 2, 16).astype(np.float32).tobytes()
+    (other / ENCODER).write_bytes(bytes(data))
+    assert CachedEmbedder(other).embed(texts) != pytest.approx(CachedEmbedder(tiny_bundle).embed(texts), abs=1e-4)
+
+
+def test_few_texts_and_a_cache_switched_off_write_nothing(tiny_bundle: Path, cache: Path) -> None:
+    CachedEmbedder(tiny_bundle, enabled=False).embed(["x"] * 70)
+    CachedEmbedder(tiny_bundle).embed(["x"] * 10)
+    assert not list(cache.rglob("*.pkl"))
+    assert embeddings.memory(False).location is None
