@@ -1,7 +1,7 @@
 """Writes a BERT encoder as an ONNX graph, pooling and normalising included, in float or with int8 weights.
 
 Tracing a PyTorch module leaves shape arithmetic between the operators; written directly, a layer is twelve nodes, each
-the fastest that onnxruntime has for its work on a processor (measured by `python -m training.speed --operators`). All
+the fastest that onnxruntime has for its work on a processor (`python -m training.speed --only operators`). All
 rows of a batch have the same number of tokens: attention and pooling then need no mask, which is cheaper than padding.
 The operators of the domain `com.microsoft` are documented in onnxruntime's ContribOperators.md.
 """
