@@ -30,7 +30,7 @@ def memory(enabled: bool = True) -> Memory:
 class CachedEmbedder:
     """An exported encoder whose vectors are remembered per batch of texts, by the hash of the encoder's file."""
 
-    def __init__(self, folder: Path, *, threads: int = 2, enabled: bool = True) -> None:
+    def __init__(self, folder: Path, *, threads: int = 1, enabled: bool = True) -> None:
         self._embedder = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER, threads=threads)
         self._digest = file_sha256(folder / ENCODER)
         self._compute = memory(enabled).cache(_embed, ignore=["embedder"])
@@ -74,4 +74,4 @@ def _frozen(texts: tuple[str, ...], source: str) -> NDArray[np.float32]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         export_encoder(load_sentence_transformer(source, device="cpu"), folder, texts[:32])
-        return OnnxEmbedder(folder / ENCODER, folder / TOKENIZER, threads=2).embed(texts)
+        return OnnxEmbedder(folder / ENCODER, folder / TOKENIZER, threads=1).embed(texts)
