@@ -131,7 +131,8 @@ def select_models(
         return router.decide_many(queries, contexts, policy or "balanced")
     desk = DEFAULT.desk()
     resolved = resolve_policy(policy or desk.settings.policy)
-    if desk.cache is None or isinstance(queries, str) or (contexts is not None and len(contexts) != len(queries)):
+    listed = isinstance(queries, Sequence) and not isinstance(queries, str)
+    if desk.cache is None or not listed or (contexts is not None and len(contexts) != len(queries)):
         return desk.router.decide_many(queries, contexts, resolved)
     given = contexts or [None] * len(queries)
     keys = [_key(desk, query, context, resolved) for query, context in zip(queries, given, strict=True)]

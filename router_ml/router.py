@@ -176,8 +176,8 @@ class Router:
         machine: MachineState | None = None,
     ) -> list[Decision]:
         """Choose a model for each of many queries in small batches; same answers and errors as `decide`."""
-        if isinstance(queries, str):
-            raise QueryError("decide_many takes a list of queries, found one string; use decide")
+        if isinstance(queries, str) or not isinstance(queries, Sequence):
+            raise QueryError(f"decide_many takes a list of queries, found {type(queries).__name__}; use decide for one")
         if contexts is not None and len(contexts) != len(queries):
             raise QueryError(
                 f"{len(queries)} queries but {len(contexts)} contexts; give one for each, None where absent"

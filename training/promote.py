@@ -17,6 +17,7 @@ from router_ml.errors import BundleError, InputError, RouterError
 from router_ml.predictors.bundle import MANIFEST, load_bundle, read_manifest
 from router_ml.router import Router
 from router_ml.shelf import Pointer, default_models_dir, read_pointer, write_pointer
+from training.tracking import CHAMPION, REGISTERED, crown
 
 DEFAULT = "default"
 
@@ -77,15 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     models_dir = options.models_dir or shelf or load_settings().models_dir or default_models_dir()
     try:
         if options.rollback:
-            print(f"active: {roll_back(models_dir).active}")
+            _announce(roll_back(models_dir))
         elif folder is not None:
-            print(f"active: {promote(models_dir, folder.name).active}")
+            _announce(promote(models_dir, folder.name))
         else:
             print(listing(models_dir))
     except (BundleError, RouterError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _announce(pointer: Pointer) -> None:
+    """Say which bundle serves now, and crown its registered version in MLflow where that is known."""
+    version = crown(pointer.active)
+    registered = f" (MLflow: {REGISTERED} version {version} is {CHAMPION})" if version else ""
+    print(f"active: {pointer.active}{registered}; running processes load it when they start again")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 REGISTERED = "router_ml"
 BUNDLE_LATER = "the bundle is saved all the same. To log it later: python -m training.tracking BUNDLE"
+CHAMPION = "champion"
+BUNDLE_TAG = "bundle"
 FITS = "router_ml fits"
 
 
@@ -134,10 +136,10 @@ class Tracker:
             )
         version = str(logged.registered_model_version)
         client = mlflow.MlflowClient()
+        client.set_model_version_tag(REGISTERED, version, BUNDLE_TAG, bundle.name)
         aliases = client.get_registered_model(REGISTERED).aliases
-        client.set_registered_model_alias(
-            REGISTERED, "champion" if champion or "champion" not in aliases else "challenger", version
-        )
+        alias = CHAMPION if champion or CHAMPION not in aliases else "challenger"
+        client.set_registered_model_alias(REGISTERED, alias, version)
         return version
 
     def close(self, failed: bool = False) -> None:
@@ -176,6 +178,27 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def crown(bundle: str, root: Path | None = None) -> str | None:
+    """Point the alias `champion` at the newest registered version of a bundle; returns that version.
+
+    None where MLflow is missing or down, or never heard of the bundle: a promotion does not depend on it."""
+    try:
+        uri = open_tracking(root)
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        found = client.search_model_versions(f"name='{REGISTERED}'")
+        known = [version for version in found if version.tags.get(BUNDLE_TAG) == bundle]
+        if not known:
+            return None
+        newest = str(max(int(version.version) for version in known))
+        client.set_registered_model_alias(REGISTERED, CHAMPION, newest)
+    except Exception as error:
+        log.info("the champion's alias in MLflow stays where it is: %s", error)
+        return None
+    return newest
 
 
 def log_bundle(folder: Path, experiment: str) -> bool:

@@ -1,0 +1,81 @@
+"""Promotion: verified first, undone in one step, and followed by the champion's alias."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from router_ml.errors import BundleCorrupt, BundleMissing, InputError
+from router_ml.shelf import Pointer, read_pointer
+from training import promote as promoting
+from training.promote import listing, main, promote, roll_back
+
+
+@pytest.fixture
+def shelf(tiny_bundle: Path, tmp_path: Path) -> Path:
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in tiny_bundle.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promoting, "crown", lambda bundle: None)
+
+
+def test_a_promoted_bundle_is_active_and_the_one_before_is_remembered(shelf: Path) -> None:
+    promote(shelf, "first")
+    assert promote(shelf, "second") == Pointer("second", "first")
+    assert read_pointer(shelf) == Pointer("second", "first")
+
+
+def test_a_rollback_brings_back_the_one_before_and_can_itself_be_undone(shelf: Path) -> None:
+    promote(shelf, "first")
+    promote(shelf, "second")
+    assert roll_back(shelf).active == "first"
+    assert roll_back(shelf).active == "second"
+
+
+def test_promoting_twice_does_not_forget_the_one_before(shelf: Path) -> None:
+    promote(shelf, "first")
+    promote(shelf, "second")
+    assert promote(shelf, "second").previous == "first"
+
+
+def test_a_damaged_bundle_is_not_promoted(shelf: Path) -> None:
+    promote(shelf, "first")
+    encoder = shelf / "second" / "encoder.onnx"
+    encoder.write_bytes(encoder.read_bytes()[:-1] + b"?")
+    with pytest.raises(BundleCorrupt, match="SHA-256"):
+        promote(shelf, "second")
+    assert read_pointer(shelf) == Pointer("first", "default")
+
+
+def test_a_bundle_that_is_not_there_is_named(shelf: Path) -> None:
+    with pytest.raises(BundleMissing, match="third"):
+        promote(shelf, "third")
+
+
+def test_nothing_to_roll_back_to_is_said(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="nothing was promoted"):
+        roll_back(shelf)
+    assert main(["--rollback", "--models-dir", str(shelf)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_listing_shows_states(shelf: Path) -> None:
+    promote(shelf, "first")
+    promote(shelf, "second")
+    states = {line.split()[0]: line.split()[1] for line in listing(shelf).splitlines()[1:]}
+    assert states == {"first": "retired", "second": "active"}
+
+
+def test_the_command_takes_a_folder_and_points_at_it(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(shelf / "second")]) == 0
+    assert "active: second" in capsys.readouterr().out
+    assert json.loads((shelf / "active.json").read_text())["active"] == "second"
