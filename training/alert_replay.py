@@ -3,7 +3,13 @@
     python -m training.alert_replay [--requests 300000] [--trials 100]
 
 The traffic is hard on purpose: three models, prompts whose kind, length and difficulty shift every few hundred
-requests, heavy tails, and a predicted success that is only roughly calibrated.
+requests, heavy tails, and a predicted success that is only roughly calibrated. A fault is told to have been found in
+time where 95 of 100 trials find it within its target.
+
+"30 % failures" comes in three readings. The strictest is the target's: 30 % of all answers are wrong, whatever was
+asked, where 5 to 17 % usually are (it depends on the prompts of the hour), so that part of them is nothing new. The
+others come on top of what is usual: 30 % of the answers that would have been right are wrong; 30 % of the calls bring
+no answer.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from dataclasses import dataclass
 from router_ml.telemetry.alerts import Alerts
 from router_ml.telemetry.event import OutcomeEvent
 
+_ENOUGH = 0.95  # of the trials must find their fault in time
 MODELS = (("small", 0.012, 0.14), ("middle", 0.018, 0.11), ("large", 0.060, 0.08))  # s per token, failure rate
 
 
@@ -25,7 +32,9 @@ class Fault:
     """What goes wrong from a request on."""
 
     latency_times: float = 1.0
-    failure_rate: float | None = None
+    failure_rate: float | None = None  # share of wrong answers in all, instead of what is usual
+    failures_on_top: float = 0.0  # share of the answers that would have been right
+    error_rate: float = 0.0  # share of the calls that bring no answer
 
 
 def traffic(seed: int, fault: Fault | None = None, fault_at: int = 10**12) -> Iterator[OutcomeEvent]:
@@ -54,6 +63,13 @@ def _outcome(
     worked_s = (0.15 + prompt * per_token_s / 15 + tokens * per_token_s) * tail * fault.latency_times
     load_s = draw.uniform(2, 9) if draw.random() < 0.05 else 0.0
     wrong = draw.random() < (fault.failure_rate if fault.failure_rate is not None else chance)
+    # Drawn only where there is such a fault: healthy traffic stays the same, whatever faults are known.
+    wrong = wrong or bool(fault.failures_on_top and draw.random() < fault.failures_on_top)
+    if fault.error_rate and draw.random() < fault.error_rate:
+        return OutcomeEvent(
+            f"d{number}", name, 0.0, worked_s + load_s, ok=False, error="AttemptsFailed",
+            p_success=1 - predicted, at_s=float(number), event_id=str(number),
+        )  # fmt: skip
     return OutcomeEvent(
         f"d{number}", name, float(not wrong), worked_s + load_s, prompt_tokens=prompt, output_tokens=tokens,
         load_s=load_s, eval_s=worked_s, p_success=1 - predicted, budget_s=None, at_s=float(number),
@@ -99,20 +115,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alarms = false_alarms(options.requests, options.seed)
     rate = alarms / options.requests * 100_000
     print("| what | found | target |\n|---|---|---|")
-    print(
-        f"| false alarms per 100,000 requests as prompts shift | {rate:.2f} ({alarms} in {options.requests:,}) | <= 1 |"
-    )
+    counted = f"{rate:.2f} ({alarms} in {options.requests:,})"
+    print(f"| false alarms per 100,000 requests as prompts shift | {counted} | <= 1 |", flush=True)
     kept = rate <= 1
     cases: tuple[tuple[str, Fault, str, int], ...] = (
         ("doubled latency", Fault(latency_times=2.0), "latency_drift", 100),
-        ("30 % failures", Fault(failure_rate=0.3), "failure_rate", 150),
+        ("30 % of answers wrong in all", Fault(failure_rate=0.3), "failure_rate", 150),
+        ("30 % of answers wrong on top", Fault(failures_on_top=0.3), "failure_rate", 150),
+        ("30 % of calls without answer", Fault(error_rate=0.3), "failure_rate", 150),
     )
     for name, fault, rule, target in cases:
         delays = sorted(delay(fault, rule, options.seed + 1 + trial) for trial in range(options.trials))
         within = sum(d <= target for d in delays) / len(delays)
         median, late = delays[len(delays) // 2], delays[int(len(delays) * 0.95)]
-        kept = kept and median <= target
-        print(f"| {name}: requests until the alarm | median {median:g}, p95 {late:g}, {within:.0%} within | {target} |")
+        kept = kept and within >= _ENOUGH
+        found = f"median {median:g}, p95 {late:g}, {within:.1%} within"
+        print(f"| {name}: requests until the alarm | {found} | {_ENOUGH:.0%} within {target} |", flush=True)
     return 0 if kept else 1
 
 

@@ -1,8 +1,8 @@
 """The rules of alerts: each follows one signal through the events and says whether it is wrong, and what to do.
 
-What comes naturally with other prompts is no alarm: failures are compared with what was predicted for each request,
-latencies with what their tokens explain. Changes are found by CUSUM (Page 1954): sums of log likelihood ratios whose
-mean run between false alarms is at least exp(threshold) events (Lorden 1971).
+What comes naturally with other prompts is no alarm: wrong answers are compared with what was predicted for each
+request, latencies with what their tokens explain. Changes are found by CUSUM (Page 1954): sums of log likelihood ratios
+whose mean run between false alarms is at least exp(threshold) events (Lorden 1971).
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from router_ml.telemetry.event import AttemptEvent, DecisionEvent, Event, OutcomeEvent
+from router_ml.telemetry.expectation import CalibratedFailures, ErrorShare
 from router_ml.telemetry.summary import RIGHT
 
 ALL = "all"
+_OPEN = 10_000  # decisions under way
+_PRIOR = 0.1  # failures where nothing was predicted
+# No fault of a model or its host: people who went away, calls that were never made, requests nobody could answer.
+_NOBODYS = frozenset({"cancelled", "shed", "open", "absent", "invalid"})
 
 
 class Signal(NamedTuple):
@@ -39,13 +44,6 @@ class Rule(Protocol):
 
     def observe(self, event: Event) -> Iterator[Signal]:
         """Take an event; the signals it may have changed."""
-
-
-def failed(event: OutcomeEvent) -> bool | None:
-    """Whether a request went wrong; None where nobody knows. A missing answer is always wrong."""
-    if not event.ok:
-        return True
-    return None if event.success is None else event.success < RIGHT
 
 
 class Shares:
@@ -74,36 +72,54 @@ class Shares:
 
 
 @dataclass(slots=True)
-class _Expectation:
-    """What failure rate is usual: a slow correction, in log odds, of what is predicted."""
+class _Surge:
+    """A CUSUM of one kind of failure: does more of them happen, on top of what is usual?"""
 
-    offset: float = 0.0
-    seen: int = 0
-
-    def rate(self, predicted: float) -> float:
-        odds = math.log(predicted / (1 - predicted)) + self.offset
-        return min(max(1 / (1 + math.exp(-odds)), 0.01), 0.6)
-
-    def learn(self, wrong: bool, rate: float) -> None:
-        self.seen += 1
-        step = max(0.004, 1 / (20 + self.seen))  # quick at first, then with a memory of some hundred failures
-        self.offset += step * (wrong - rate) / (rate * (1 - rate) + 0.05)
-        self.offset = min(max(self.offset, -3.0), 3.0)
-
-
-@dataclass(slots=True)
-class _FailureState:
-    expectation: _Expectation = field(default_factory=_Expectation)
     shares: Shares = field(default_factory=lambda: Shares(40, 150))
     expected: Shares = field(default_factory=lambda: Shares(40, 150))
     total: float = 0.0
     firing: bool = False
 
+    def take(self, bad: bool, usual: float, threshold: float, on_top: float, counts: bool) -> None:
+        """Take one event; it moves the sum only where what is usual is known well enough (`counts`)."""
+        self.shares.add(bad)
+        self.expected.add(usual)
+        if not counts:
+            return
+        raised = 1 - (1 - usual) * (1 - on_top)
+        gain = math.log(raised / usual) if bad else math.log(1 - on_top)
+        # The lid lets an alarm end soon after its fault; down at zero all evidence is used up.
+        self.total = min(max(0.0, self.total + gain), 1.25 * threshold)
+        if self.firing:
+            self.firing = self.total > 0
+        else:
+            self.firing = self.total >= threshold and self._now(0) >= 0.08 and self._now(1) >= 0.02
+
+    def _now(self, window: int) -> float:
+        return self.shares.share(window) - self.expected.share(window)
+
+
+@dataclass(slots=True)
+class _Failures:
+    """One subject's failures: calls without an answer, and answers that were wrong."""
+
+    errors: _Surge = field(default_factory=_Surge)
+    wrong: _Surge = field(default_factory=_Surge)
+
+    @property
+    def firing(self) -> bool:
+        return self.errors.firing or self.wrong.firing
+
 
 class FailureRate:
-    """More failures than predicted: a CUSUM against much higher odds, confirmed by a short window.
+    """More failures than usual for such requests: a CUSUM each for errors and for wrong answers.
 
-    It clears when a short and a long window are both back near what is expected."""
+    A fault makes calls fail whatever was asked, so the sums weigh "a share `on_top` of what is usual" against "as
+    usual": a failure where one was hardly expected says most. Errors (no answer) have no part in what prompts explain,
+    and are counted by themselves against a slow mean; wrong answers against the calibrated prediction. An alarm needs
+    the sum, a short and a long window; it ends when the sum is used up. Errors that a fallback hid count for their
+    model by its attempts; answers that nobody judged count as answers only. Somebody who went away (`cancelled`) and,
+    for a model, a call that was never made or a request that no model can take are no failures."""
 
     name = "failure_rate"
     advice = (
@@ -111,41 +127,74 @@ class FailureRate:
         "take it out of the catalogue until it is well. Roll back what was changed last."
     )
 
-    def __init__(self, *, threshold: float = 10.5, odds_ratio: float = 2.5, minimum: int = 60) -> None:
-        self._threshold, self._log_ratio, self._minimum = threshold, math.log(odds_ratio), minimum
-        self._states: dict[str, _FailureState] = {}
+    def __init__(
+        self, *, threshold: float = 10.5, on_top: float = 0.2, minimum: int = 100, minimum_calls: int = 20
+    ) -> None:
+        self._threshold, self._on_top = threshold, on_top
+        self._minimum, self._minimum_calls = minimum, minimum_calls
+        self._errors: dict[str, ErrorShare] = {}
+        self._wrong: dict[tuple[str, str | None], CalibratedFailures] = {}  # another bundle predicts otherwise
+        self._states: dict[str, _Failures] = {}
+        self._attempted: dict[str, None] = {}  # decisions whose attempts were counted, the oldest first
 
     def observe(self, event: Event) -> Iterator[Signal]:
-        """Take an outcome."""
-        if not isinstance(event, OutcomeEvent) or event.cache_hit:
-            return
-        wrong = failed(event)
-        if wrong is None:
-            return
-        predicted = 0.1 if event.p_success is None else min(max(1 - event.p_success, 0.02), 0.6)
-        for subject in (ALL, event.model):
-            yield self._follow(subject, wrong, predicted)
+        """Take an attempt or an outcome."""
+        if isinstance(event, AttemptEvent):
+            yield from self._attempt(event)
+        elif isinstance(event, OutcomeEvent) and not event.cache_hit and event.error not in _NOBODYS:
+            yield from self._outcome(event)
 
-    def _follow(self, subject: str, wrong: bool, predicted: float) -> Signal:
-        state = self._states.setdefault(subject, _FailureState())
-        usual = state.expectation.rate(predicted)
-        state.shares.add(wrong)
-        raised = 1 / (1 + math.exp(-(math.log(usual / (1 - usual)) + self._log_ratio)))
-        gain = math.log(raised / usual) if wrong else math.log((1 - raised) / (1 - usual))
-        if state.expectation.seen >= self._minimum:
-            state.total = min(max(0.0, state.total + gain), 2 * self._threshold)
-        if not state.firing:
-            state.expectation.learn(wrong, usual)
-        state.expected.add(usual)
-        (short, long), (near, far) = ([w.share(0), w.share(1)] for w in (state.shares, state.expected))
-        if state.firing:
-            state.firing = not (short <= near * 1.5 + 0.03 and long <= far * 2 + 0.05)
-            if not state.firing:
-                state.total = 0.0
+    def _attempt(self, event: AttemptEvent) -> Iterator[Signal]:
+        if event.error in _NOBODYS:
+            return
+        self._attempted[event.decision_id] = None
+        if len(self._attempted) > _OPEN:
+            del self._attempted[next(iter(self._attempted))]
+        self._call(event.model, not event.ok)
+        yield self._signal(event.model)
+
+    def _outcome(self, event: OutcomeEvent) -> Iterator[Signal]:
+        self._call(ALL, not event.ok)
+        if event.decision_id in self._attempted:
+            del self._attempted[event.decision_id]
         else:
-            state.firing = state.total >= self._threshold and short >= near + 0.08
-        words = f"{short:.0%} of the last {state.shares.seen(0)} requests failed; {near:.0%} is usual for such requests"
-        return Signal(subject, state.firing, short, near, words)
+            self._call(event.model, not event.ok)
+        if event.ok and event.success is not None:
+            self._judged(event, event.success < RIGHT)
+        for subject in (ALL, event.model):
+            yield self._signal(subject)
+
+    def _call(self, subject: str, error: bool) -> None:
+        share = self._errors.setdefault(subject, ErrorShare())
+        surge = self._state(subject).errors
+        known = share.seen >= self._minimum_calls
+        surge.take(error, share.usual(), self._threshold, self._on_top, known)
+        if not surge.firing:
+            share.learn(error)
+
+    def _judged(self, event: OutcomeEvent, wrong: bool) -> None:
+        predicted = _PRIOR if event.p_success is None else 1 - event.p_success
+        calibration = self._wrong.setdefault((event.model, event.bundle), CalibratedFailures())
+        usual, known = calibration.usual(predicted), calibration.seen >= self._minimum
+        surges = [self._state(subject).wrong for subject in (ALL, event.model)]
+        for surge in surges:
+            surge.take(wrong, usual, self._threshold, self._on_top, known)
+        if not any(surge.firing for surge in surges):
+            calibration.learn(predicted, wrong)
+
+    def _state(self, subject: str) -> _Failures:
+        return self._states.setdefault(subject, _Failures())
+
+    def _signal(self, subject: str) -> Signal:
+        state = self._state(subject)
+        errors = state.errors.firing or not state.wrong.firing
+        surge = state.errors if errors else state.wrong
+        now, usual, seen = surge.shares.share(0), surge.expected.share(0), surge.shares.seen(0)
+        if errors:
+            words = f"{now:.0%} of the last {seen} calls brought no answer; {usual:.0%} is usual"
+        else:
+            words = f"{now:.0%} of the last {seen} judged answers were wrong; {usual:.0%} is usual for such requests"
+        return Signal(subject, state.firing, now, usual, words)
 
 
 _DOUBT = 50.0
@@ -330,14 +379,13 @@ class CalibrationDrift:
         """Take an outcome with a prediction."""
         if not isinstance(event, OutcomeEvent) or event.cache_hit or event.p_success is None:
             return
-        wrong = failed(event)
-        if wrong is None:
+        # A missing answer is counted elsewhere: where few answers are judged, it would pass for a wrong prediction.
+        if not event.ok or event.success is None:
             return
-        success = event.success if event.success is not None else 0.0
         if len(self._pairs) == self._window:
             difference, variance = self._pairs[0]
             self._sum, self._variance = self._sum - difference, self._variance - variance
-        pair = (success - event.p_success, event.p_success * (1 - event.p_success))
+        pair = (event.success - event.p_success, event.p_success * (1 - event.p_success))
         self._pairs.append(pair)
         self._sum, self._variance = self._sum + pair[0], self._variance + pair[1]
         n = len(self._pairs)
