@@ -29,6 +29,7 @@ MIN_LATENCY_S = 1e-3
 MIN_COST_USD = 1e-9
 UNKNOWN_LATENCY_S = 1.0  # the prior of models for which no latency was ever measured
 _LABEL_PULL = 200.0  # rows the model's own mean counts for in each label's prior
+MIN_QUERIES = 40  # with fewer nothing is learned, and no label's success rate is told from another's
 _SHOWN = 3
 
 
@@ -159,15 +160,17 @@ def _prior(table: OutcomeTable, j: int, complexity: Table, fallback_s: float) ->
     known_log = np.log(latency[~np.isnan(latency)])
     return Prior(
         latency_s=_label_means(latency, complexity, fallback_s),
-        success=_label_means(success, complexity, 0.5),
+        success=_label_means(success, complexity, 0.5, known_rows_needed=MIN_QUERIES),
         output_tokens=None if np.isnan(tokens).all() else _label_means(tokens, complexity, 0.0),
         latency_log_sd=float(known_log.std()) if len(known_log) > 1 else 0.5,
     )
 
 
-def _label_means(values: Table, complexity: Table, fallback: float) -> dict[Label, float]:
+def _label_means(values: Table, complexity: Table, fallback: float, known_rows_needed: int = 0) -> dict[Label, float]:
     known = ~np.isnan(values)
     mean = (values[known].sum() + fallback) / (known.sum() + 1)
+    if known.sum() < known_rows_needed:
+        return dict.fromkeys(LABELS, float(mean))
     weights = complexity[known]
     sums, totals = weights.T @ values[known], weights.sum(axis=0)
     return {label: float((sums[i] + _LABEL_PULL * mean) / (totals[i] + _LABEL_PULL)) for i, label in enumerate(LABELS)}

@@ -2,7 +2,8 @@
 
 Learned from outcomes where there are any; a model without outcomes rides on its priors for the predicted label, at
 once and without a fit. A query unlike the training queries is judged by the transfer head: a heavily regularised map
-of the surface features, which keeps to each model's mean and carries over to tasks it has not seen.
+of the surface features, which keeps to each model's mean and carries over to tasks it has not seen. Another model must
+beat the default model's chance of success by a margin, which grows with the novelty of the query.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ FORMAT = 1
 QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside success, in the log
 TABLE_LIMIT = np.float32(4.0)  # standardised features are cut here
 TRANSFER_LIMIT = np.float32(1.0)  # and here for the transfer head: which way, hardly how far
+NEVER = 1.0  # a margin that no advantage reaches
+_BELOW = np.float32(1.01)  # what is held back stands just under the default model, never level with it
 P_LOW, P_HIGH = np.float32(0.005), np.float32(0.995)
 _Z = np.array([0.0, 1.2815516, 1.6448536], dtype=np.float32)  # standard normal quantiles at .5, .9, .95
 
@@ -45,6 +48,13 @@ class Signals(NamedTuple):
 
     values: Floats  # (n, outputs): success, then the log of each quantity, model by model
     novelty: Floats  # (n,)
+
+
+def with_margin(p: NDArray[Any], default: int, margin: float | NDArray[Any]) -> NDArray[Any]:
+    """`p` (n, M) with the advantage of each model over the default model made smaller by a margin, down to none."""
+    ahead = np.maximum(p - p[:, default : default + 1], 0.0)
+    held: NDArray[Any] = p - np.minimum(ahead, margin) * _BELOW
+    return held
 
 
 class LearnedHeads:
@@ -181,6 +191,9 @@ class OutcomePredictor:
         say = np.array(config["prior_weight"], dtype=np.float32)
         self._say = say if say.any() else None
         self._prior_rows = self._prior_success[:, :n_learned] * say
+        self._default = list(config["models"]).index(config["default_model"])
+        margin = config.get("margin") or {"near": 0.0, "far": 0.0}
+        self._margin, self._more_margin = float(margin["near"]), float(margin["far"]) - float(margin["near"])
 
     def __call__(self, embedding: Floats, table: Floats, complexity: Floats, prompt_tokens: Floats) -> Predictions:
         """Predictions for an embedding (n, d), a table (n, m), label probabilities (n, 4), prompt tokens (n,).
@@ -195,7 +208,7 @@ class OutcomePredictor:
         if self._heads is not None:
             signals = self._heads(embedding, table, complexity)
             novelty = signals.novelty
-            p_success[:, : self._n_learned] = self._success(signals.values[:, : self._n_learned], label)
+            p_success[:, : self._n_learned] = self._success(signals.values[:, : self._n_learned], label, novelty)
             if signals.values.shape[1] > self._n_learned:
                 learned = np.exp(np.minimum(signals.values, 12.0))
                 if len(self._latency.source):
@@ -208,10 +221,13 @@ class OutcomePredictor:
             cost[:, self._cost.target] = learned.take(self._cost.source, axis=1)
         return Predictions(self.models, p_success, latency, tokens, cost, novelty)
 
-    def _success(self, p: Floats, label: NDArray[np.intp]) -> Floats:
+    def _success(self, p: Floats, label: NDArray[np.intp], novelty: Floats) -> Floats:
         if self._say is not None:
             p = p * (1.0 - self._say) + self._prior_rows.take(label, axis=0)
-        return np.minimum(np.maximum(p, P_LOW), P_HIGH)
+        p = np.minimum(np.maximum(p, P_LOW), P_HIGH)
+        if self._margin or novelty.any():
+            p = with_margin(p, self._default, (self._margin + self._more_margin * novelty)[:, None])
+        return p
 
     def _costs(self, prompt_tokens: Floats, tokens: Floats) -> Floats:
         if not self._has_prices:

@@ -13,9 +13,8 @@ from router_ml.features.extractor import Features
 from router_ml.predictors.outcomes import TABLE_LIMIT, TRANSFER_LIMIT
 from training.estimators.linear import Matrix
 
-# Block weights: standardised columns beside 768 embedding columns would drown either; these let both speak.
+# Standardised columns beside 768 of the embedding would drown: the embedding speaks through its main directions.
 EMBEDDING_WEIGHT = 8.0
-TABLE_WEIGHT = 0.5
 BASIS_TABLE_WEIGHT = 0.3
 DIRECTIONS = 32
 CENTROIDS = 48
@@ -34,6 +33,7 @@ class Basis:
     table_scale: Matrix  # (m,)
     complexity_mean: Matrix  # (4,)
     directions: Matrix  # (d + m, p), orthonormal columns over the weighted blocks
+    direction_scale: Matrix  # (p,) makes each direction of unit spread on the training queries
     centroids: Matrix  # (c, d), in the embedding as it comes
 
     def standardised(self, table: NDArray[np.float32]) -> Matrix:
@@ -41,10 +41,9 @@ class Basis:
         return np.clip((table - self.table_mean) * self.table_scale, -TABLE_LIMIT, TABLE_LIMIT)
 
     def inputs(self, features: Features, complexity: Matrix) -> Matrix:
-        """The linear learner's inputs (n, d + m + 4): weighted blocks."""
+        """The linear learner's inputs (n, p + m + 4): main directions, table and probabilities on one scale."""
         z = self.standardised(features.table)
-        embedding = features.embedding - self.embedding_mean
-        return np.hstack((EMBEDDING_WEIGHT * embedding, TABLE_WEIGHT * z, complexity - self.complexity_mean))
+        return np.hstack((self.keys(features) * self.direction_scale, z, complexity - self.complexity_mean))
 
     def keys(self, features: Features) -> Matrix:
         """Coordinates in the main directions (n, p): the neighbours' space."""
@@ -70,10 +69,13 @@ class Basis:
 
     def folded(self, weights: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
         """A linear map of `inputs` as one of the raw embedding, the standardised table and the probabilities."""
-        d, m = len(self.embedding_mean), len(self.table_mean)
-        scale = np.concatenate((np.full(d, EMBEDDING_WEIGHT), np.full(m, TABLE_WEIGHT), np.ones(4)))
-        raw = weights * scale[:, None]
-        return raw, bias - self.embedding_mean @ raw[:d] - self.complexity_mean @ raw[d + m :]
+        d, m, p = len(self.embedding_mean), len(self.table_mean), len(self.direction_scale)
+        keys, keys_bias = self.folded_keys()
+        of_keys = weights[:p] * self.direction_scale[:, None]
+        raw = keys @ of_keys
+        raw[d : d + m] += weights[p : p + m]
+        raw[d + m :] += weights[p + m :]
+        return raw, bias + keys_bias @ of_keys - self.complexity_mean @ weights[p + m :]
 
     def folded_keys(self) -> tuple[Matrix, Matrix]:
         """`keys` as a map of the same raw inputs."""
@@ -97,7 +99,8 @@ def fit_basis(features: Features, complexity: Matrix, seed: int) -> Basis:
     blocks = np.hstack((EMBEDDING_WEIGHT * (embedding - mean), BASIS_TABLE_WEIGHT * z))
     n_directions = min(DIRECTIONS, len(blocks) - 1, blocks.shape[1])
     directions = PCA(n_directions, svd_solver="randomized", random_state=seed).fit(blocks).components_.T
+    direction_scale = 1.0 / np.maximum((blocks @ directions).std(axis=0), SMALLEST_SCALE)
     few = embedding[np.random.default_rng(seed).permutation(len(embedding))[:CLUSTERED_ROWS]]
     n_centroids = max(1, min(CENTROIDS, len(few) // ROWS_PER_CENTROID))
     centroids = KMeans(n_centroids, n_init=1, random_state=seed).fit(few).cluster_centers_
-    return Basis(mean, table_mean, scale, complexity.mean(axis=0), directions, centroids)
+    return Basis(mean, table_mean, scale, complexity.mean(axis=0), directions, direction_scale, centroids)

@@ -1,9 +1,10 @@
 """Learns success, latency, output tokens and cost of every model from measured outcomes, and exports arrays.
 
 The recipe, the same for every data set: a ridge regression and a forest for all models together, and a kNN, are
-predicted out of fold by grouped cross-validation; the fit chooses their blend and how far its differences between
-models are trusted by *routing utility*: what the choices would really have given at several prices of time. The best
-single model is the yardstick; what is not surely better than it is shrunk towards it.
+predicted out of fold by grouped cross-validation; the fit chooses their blend by *routing utility*: what the choices
+would really have given at several prices of time. The best single model is the yardstick: another model must beat its
+chance of success by a margin, and where no gain over it is proven, none ever does. The margin touches only the side
+where the default would lose its place, so the time saved by cheaper models stays.
 """
 
 from __future__ import annotations
@@ -18,16 +19,15 @@ from numpy.typing import NDArray
 from router_ml.catalogue import Catalogue, Model, model_entry
 from router_ml.features.extractor import Features
 from router_ml.predictors.neighbours import Neighbours
-from router_ml.predictors.outcomes import FORMAT, QUANTITIES
+from router_ml.predictors.outcomes import FORMAT, NEVER, QUANTITIES, with_margin
 from router_ml.schema import Outcome, Query
 from training.estimators.basis import EMBEDDING_UNIT, Basis, fit_basis
 from training.estimators.forest import export_forest, fit_forest, predict_forest
 from training.estimators.linear import Matrix, fit_ridge
 from training.metrics import aiq, auc, brier, choose, ece, sweep
-from training.outcomes import MIN_COST_USD, MIN_ROWS, OutcomeTable, derived_profiles, outcome_table
+from training.outcomes import MIN_COST_USD, MIN_QUERIES, MIN_ROWS, OutcomeTable, derived_profiles, outcome_table
 
 FOLDS = 5
-MIN_QUERIES = 40  # below it nothing is learned: the priors route
 PENALTIES = (100.0, 300.0, 1000.0)
 PENALTY = 300.0
 TRANSFER_PENALTY = 10_000.0  # so strong that each feature speaks almost for itself: that carries over to unseen tasks
@@ -38,12 +38,12 @@ STORED_ROWS = 32_768  # a bundle stays small
 SUCCESS_TREES, QUANTITY_TREES = 64, 32
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' spread of quality over cost
 TRUST = (1.0, 0.75, 0.5, 0.25, 0.1)  # how far differences from the models' means are believed
-CAUTION = 1.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
-LOSS_DOUBT = 1.0  # standard errors by which a loss against the best single model may be worse than it looks,
+CAUTION = 2.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
+DOUBT = 1.0  # standard errors by which a gain over the best single model may be smaller than it looks,
 SCARCE = 100.0  # and this over the number of queries more: the choice among learners flatters most where rows are few
-GAIN_DOUBT = 0.5  # standard errors by which a gain over it may be smaller
-TOLERANCE = 0.005  # success the most accurate choice may lose to the best single model
-NEAR, FAR = 0.80, 0.95  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
+MARGINS = (0.0, 0.02, 0.05, NEVER)  # chance of success by which another model must beat the default model
+NOVEL_MARGIN = 0.1  # the same for a query unlike all training queries
+NEAR, FAR = 0.90, 0.99  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
 LEVELS = (0.5, 0.9, 0.95)
 Log = Callable[[str, dict[str, float]], None]
 
@@ -112,6 +112,7 @@ class _Chosen(NamedTuple):
     learner: str
     blend: Blend
     trust: float
+    margin: float
 
 
 def fit_outcomes(
@@ -421,11 +422,13 @@ def _choose(data: _Data, folds: _OutOfFold, penalties: _Penalties, log: Log | No
         if log is not None:
             log(name, {f"val/{key}": value for key, value in scores.items()})
     name, p, _ = best
-    trust = _trusted(p, means, economy, fixed)
+    margin = _margin(p, means, economy)
+    trust = _trusted(p, means, economy, fixed, margin)
     single = {model: float(np.nanmean(data.table.success[:, j])) for j, model in enumerate(data.table.models)}
     report = {
         "learner": "prior" if trust == 0.0 else name,
         "trust": trust,
+        "margin": margin,
         "queries": len(data.table),
         "outcomes": data.table.n_outcomes,
         "penalty": penalties.success,
@@ -433,7 +436,7 @@ def _choose(data: _Data, folds: _OutOfFold, penalties: _Penalties, log: Log | No
         "best_single_success": max(single.values()),
         "cross_validated": tried,
     }
-    return _Chosen(name, LEARNERS[name], trust), report
+    return _Chosen(name, LEARNERS[name], trust, margin), report
 
 
 def _clearly_better(new: Matrix, old: Matrix) -> bool:
@@ -441,19 +444,33 @@ def _clearly_better(new: Matrix, old: Matrix) -> bool:
     return bool(gain.mean() > CAUTION * gain.std() / np.sqrt(len(gain)) and gain.mean() > 0)
 
 
-def _trusted(p: Matrix, means: Matrix, economy: _Economy, fixed: Matrix) -> float:
-    """How far differences between queries are believed: as far as the most accurate choice stays safe.
+def _margin(p: Matrix, means: Matrix, economy: _Economy) -> float:
+    """The margin over the default model whose gain in success is the surest; `NEVER` where none is proven."""
+    doubt, single = DOUBT + SCARCE / len(p), economy.gained(means)
 
-    Where time has no price, routing must not surely lose more than `TOLERANCE` to the best single model; with few rows
-    the doubt is large and only a little trust passes, enough to save time and too little to change the best choice.
-    None at all where routing does not gain over the best single model at any price."""
-    single = economy.gained(means)
-    doubt = LOSS_DOUBT + SCARCE / len(p)
+    def proven(margin: float) -> float:
+        return _lower_bound(economy.gained(_held(p, means, margin)) - single, doubt)
+
+    best = max(MARGINS[:-1], key=proven)
+    return best if proven(best) > 0 else NEVER
+
+
+def _held(p: Matrix, means: Matrix, margin: float) -> Matrix:
+    """`with_margin`, each row's default being the best single model of the rows its fold was fitted on."""
+    held = p.copy()
+    default = means.argmax(axis=1)
+    for j in np.unique(default):
+        held[default == j] = with_margin(p[default == j], int(j), margin)
+    return held
+
+
+def _trusted(p: Matrix, means: Matrix, economy: _Economy, fixed: Matrix, margin: float) -> float:
+    """How far differences between queries are believed: all the way where that gains over the best single model, else
+    as far as the gain is proven, and not at all where there is none at any price."""
+    doubt = DOUBT + SCARCE / len(p)
     for trust in TRUST:
-        shrunk = means + trust * (p - means)
-        loss = economy.gained(shrunk) - single
-        gain = economy.utilities(shrunk) - fixed
-        if _lower_bound(loss, doubt) >= -TOLERANCE and _lower_bound(gain, GAIN_DOUBT) > 0:
+        gain = economy.utilities(_held(means + trust * (p - means), means, margin)) - fixed
+        if _lower_bound(gain, doubt) > 0:
             return trust
     return 0.0
 
@@ -562,6 +579,7 @@ def _final(
         "latency_residuals": residuals,
         "prior_weight": (strength / (rows + strength)).tolist(),
         "basis": int(learners.basis.directions.shape[1]),
+        "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN)},
         "novelty": {
             "embedding_unit": EMBEDDING_UNIT,
             "table_unit": 1.0 / data.features.table.shape[1],
