@@ -179,6 +179,7 @@ def _files(
         checkpoint=judge,
         checkpoints=1,
     )
+    _release_memory()  # what the optimiser held, before the export needs as much
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         exported = export_encoder(tuned.encoder, folder, texts[:n_check])

@@ -25,7 +25,7 @@ from router_ml.schema import LABELS
 
 log = logging.getLogger(__name__)
 
-MAX_PART_TOKENS = 2048
+MAX_PART_TOKENS = 1024
 OPTIMISER_SHARE = 1.25  # time of a whole step over that of its forward and backward pass
 
 Progress = Callable[[int, int, float], None]  # examples seen, examples in all, running loss
