@@ -53,8 +53,52 @@ def test_a_doubled_latency_is_found_within_a_hundred_requests(seed: int) -> None
 
 
 def test_thirty_percent_failures_are_found_within_a_hundred_and_fifty_requests() -> None:
-    delays = sorted(delay(Fault(failure_rate=0.3), "failure_rate", seed, healthy=1500) for seed in range(7))
-    assert delays[3] <= 150
+    delays = sorted(delay(Fault(failure_rate=0.3), "failure_rate", seed, healthy=1500) for seed in range(9))
+    assert delays[4] <= 100
+    assert delays[7] <= 150
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_thirty_percent_of_calls_without_answer_are_found_within_forty_requests(seed: int) -> None:
+    assert delay(Fault(error_rate=0.3), "failure_rate", seed, healthy=400) <= 40
+
+
+def test_an_alarm_of_failures_lasts_as_long_as_they_do() -> None:
+    healthy, sick = traffic(5), traffic(6, Fault(failure_rate=0.35), 0)
+    alerts = Alerts((FailureRate(),), channels=())
+    run(alerts, [next(healthy) for _ in range(1500)])
+    changes = run(alerts, [next(sick) for _ in range(800)])
+    assert [c for c in changes if c[1] == "all"] == [("failure_rate", "all", "firing")]
+    run(alerts, [next(healthy) for _ in range(500)])
+    assert alerts.firing() == ()
+
+
+def test_answers_that_nobody_judged_count_as_answers() -> None:
+    alerts = Alerts((FailureRate(), CalibrationDrift()), channels=())
+    fine = [outcome(i, success=None, p_success=0.9) for i in range(99)]
+    lost = outcome(99, success=0.0, ok=False, p_success=0.9)
+    assert run(alerts, [*fine, lost] * 20) == []  # one call in a hundred brings no answer: usual
+
+
+def test_errors_that_a_fallback_hid_count_for_the_model_that_made_them() -> None:
+    def request(number: int, bad: bool) -> list[Event]:
+        first = AttemptEvent(f"d{number}", "first", 0, ok=not bad, error="server_error" if bad else None)
+        if not bad:
+            return [first, outcome(number, model="first", success=None)]
+        rescue = AttemptEvent(f"d{number}", "second", 1, ok=True)
+        return [first, rescue, outcome(number, model="second", success=None, fallback=True)]
+
+    alerts = Alerts((FailureRate(),), channels=())
+    assert run(alerts, [event for i in range(200) for event in request(i, False)]) == []
+    changes = run(alerts, [event for i in range(60) for event in request(200 + i, i % 3 == 0)])
+    assert changes == [("failure_rate", "first", "firing")]
+
+
+@pytest.mark.parametrize("error", ["open", "absent", "shed", "invalid", "cancelled"])
+def test_calls_never_made_and_people_who_went_away_blame_no_model(error: str) -> None:
+    attempts = [AttemptEvent(f"d{i}", "m", 0, ok=False, error=error) for i in range(300)]
+    cancelled = [outcome(i, success=0.0, ok=False, error="cancelled") for i in range(300)]
+    assert run(Alerts((FailureRate(),), channels=()), [*attempts, *cancelled]) == []
 
 
 def test_an_alarm_ends_when_the_fault_does_and_not_before() -> None:
