@@ -1,6 +1,7 @@
 """Simulated experiments with a known truth: how often each verdict is wrong, and how soon it is right.
 
-    python -m training.simulate                      one experiment, told look by look (see --help for its truth)
+    python -m training.simulate                      two experiments told look by look: one rolls back, one ships
+    python -m training.simulate --latency-ratio 1.2  one experiment with a truth of your choice (see --help)
     python -m training.simulate --table              every promise of the verdicts, with --runs 10000 (the default)
     python -m training.simulate --table --runs 500   the same in a minute or two
 
@@ -34,7 +35,7 @@ from router_ml.experiments.statistics import (
 )
 from router_ml.experiments.trial import Trial
 from router_ml.experiments.unit import Request
-from router_ml.experiments.verdict import EXACT_FLOOR, POWER, Verdict
+from router_ml.experiments.verdict import EXACT_FLOOR, POWER, Finding, Verdict
 
 Floats: TypeAlias = NDArray[np.float64]
 Counts: TypeAlias = NDArray[np.int64]
@@ -351,6 +352,7 @@ def requests_of(worlds: Worlds, run: int, started_s: float = 0.0, every_s: float
 def tell(truth: Truth, requests: int, seed: int, limits: Limits | None = None) -> Verdict:
     """Run one experiment through `Trial` and print its looks until a verdict stands."""
     limits = limits or Limits()
+    print(f"The truth, which the experiment is not told: {_told(truth)}")
     experiment = Experiment(
         "simulated", Variant("old"), Variant("new", policy="new"), 0.0, limits=limits, unit="request"
     )
@@ -361,19 +363,83 @@ def tell(truth: Truth, requests: int, seed: int, limits: Limits | None = None) -
     for start in range(0, len(rows), LOOK):
         trial.add_all(rows[start : start + LOOK])
         verdict = trial.look(float(start + LOOK))
-        if verdict.kind != "HOLD" or (start // LOOK) % 20 == 19:
-            print(f"{start + LOOK:6d} requests  {verdict.summary}")
         if verdict.kind != "HOLD":
             break
-    for reason in verdict.reasons:
-        print(f"        {reason}")
+        if (start // LOOK) % 20 == 19:
+            print(f"{sum(verdict.requests.values()):6,} requests  HOLD: {_held(verdict)}")
+    print(f"{sum(verdict.requests.values()):6,} requests  {verdict.summary}")
+    said = verdict.summary if verdict.kind == "ROLLBACK" else ""
+    for finding in _shown(verdict) if verdict.kind != "INVALID" else ():
+        if finding.words not in said:
+            print(f"                 {finding.words}")
+    print(_MEANINGS[verdict.kind])
     return verdict
+
+
+_MEANINGS = {
+    "ROLLBACK": "So everybody is served the old variant from this look on, until a person clears the experiment.",
+    "INVALID": "So everybody is served the old variant: the arms cannot be compared until their split is mended.",
+    "SHIP": "So the new variant can be recommended; a person makes it everybody's.",
+    "HOLD": "So nothing is decided: both variants stay, and the experiment goes on.",
+}
+
+
+def _told(truth: Truth) -> str:
+    failure = f"{truth.failure:.1%} of the old variant's answers fail"
+    if truth.failure_difference:
+        failure += f", {truth.failure + truth.failure_difference:.1%} of the new one's"
+    else:
+        failure += ", and as many of the new one's"
+    latency = "both are equally fast"
+    if truth.latency_ratio != 1:
+        latency = (
+            f"the new one takes {abs(truth.latency_ratio - 1):.0%} {'less' if truth.latency_ratio < 1 else 'more'} time"
+        )
+    split = (
+        "" if truth.share == 0.5 else f"; {truth.share:.0%} of the requests land in the new one's arm instead of half"
+    )
+    return f"{failure}; {latency}{split}."
+
+
+def _shown(verdict: Verdict) -> list[Finding]:
+    """What is known of each guardrail; these models cost nothing, so cost is left out."""
+    return [finding for finding in verdict.findings if finding.control is not None and finding.metric != "cost_usd"]
+
+
+def _held(verdict: Verdict) -> str:
+    """What is known before a verdict, and what is missing."""
+    known = _shown(verdict)
+    fair = sum(finding.fair for finding in known)
+    first = known[0].words.partition(";")[0] + "; " if known else ""
+    split = "" if verdict.split_proven else ", the split not yet proven even"
+    return f"{first}{fair} of {len(known)} guardrails proven so far{split}"
+
+
+_STORIES = (
+    ("A challenger that is worse", Truth(failure_difference=0.05)),
+    ("A challenger that is as good, and faster", Truth(latency_ratio=0.8, service_ratio=0.8)),
+)
+
+
+def tell_stories(requests: int, seed: int) -> None:
+    """One experiment that has to be rolled back, and one that may ship."""
+    print(
+        f"Half of the requests go to a new variant. After every {LOOK} requests the experiment looks at both arms and\n"
+        "says ROLLBACK (worse), SHIP (proven not worse in everything), INVALID (unfair split) or HOLD (not known yet)."
+    )
+    for title, truth in _STORIES:
+        print(f"\n{title}")
+        tell(truth, requests, seed)
+    print(
+        "\nOne run may be luck: 'python -m training.simulate --table --runs 500' counts how often verdicts are wrong."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training.simulate", description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true", help="check every promise")
+    parser.add_argument("--one", action="store_true", help="one experiment, also where both variants are equal")
     parser.add_argument("--runs", type=int, default=10_000, help="runs a promise (default 10000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--requests", type=int, default=10_000, help="length of the one experiment")
@@ -390,7 +456,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             latency_ratio=options.latency_ratio,
             share=options.share,
         )
-        tell(truth, options.requests, options.seed)
+        if truth == Truth() and not options.one:
+            tell_stories(options.requests, options.seed)
+        else:
+            tell(truth, options.requests, options.seed)
         return 0
     began = time.perf_counter()
     results = table(options.runs, options.seed)
