@@ -43,7 +43,7 @@ DOUBT = 1.0  # standard errors by which a gain over the best single model may be
 SCARCE = 100.0  # and this over the number of queries more: the choice among learners flatters most where rows are few
 MARGINS = (0.0, 0.02, 0.05, NEVER)  # chance of success by which another model must beat the default model
 NOVEL_MARGIN = 0.1  # the same for a query unlike all training queries
-NEAR, FAR = 0.90, 0.99  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
+NEAR, FAR = 0.95, 0.995  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
 LEVELS = (0.5, 0.9, 0.95)
 Log = Callable[[str, dict[str, float]], None]
 
@@ -309,18 +309,22 @@ class _Penalties(NamedTuple):
 
 
 def _best_penalties(folds: _OutOfFold, targets: _Targets) -> _Penalties:
-    def best(columns: slice) -> float:
+    """The penalties that serve best beside the forest: alone, the linear learner would want to be too timid."""
+    preferred = next(iter(LEARNERS.values()))
+
+    def best(columns: slice, share: float) -> float:
         wanted = targets.values[:, columns]
         if not wanted.shape[1]:
             return next(iter(folds.linear))
-        spread = np.nanvar(wanted, axis=0) + 1e-9
+        spread, forest = np.nanvar(wanted, axis=0) + 1e-9, folds.forest[:, columns]
         errors = {
-            penalty: float(np.nanmean((predicted[:, columns] - wanted) ** 2 / spread))
-            for penalty, predicted in folds.linear.items()
+            penalty: float(np.nanmean((share * linear[:, columns] + (1 - share) * forest - wanted) ** 2 / spread))
+            for penalty, linear in folds.linear.items()
         }
         return min(errors, key=errors.__getitem__)
 
-    return _Penalties(best(slice(0, targets.n_models)), best(slice(targets.n_models, None)))
+    success, quantities = slice(0, targets.n_models), slice(targets.n_models, None)
+    return _Penalties(best(success, preferred.linear), best(quantities, 0.5))
 
 
 def _quantities(folds: _OutOfFold, penalties: _Penalties, n_models: int) -> Matrix:
@@ -343,20 +347,17 @@ class _Calibration(NamedTuple):
         return self.intercept + self.slope * raw
 
 
-SLOPE_ROWS = 100.0  # rows' worth of weight of the slope common to all models
-
-
 def _calibrate(raw: Matrix, success: Matrix) -> _Calibration:
-    """Linear recalibration on rows the learner did not see; the slopes are pulled to a common one."""
+    """Linear recalibration on rows the learner did not see: a level for each model, one slope for all of them.
+
+    A slope of its own for each model would turn the noise in the slopes into differences between models."""
     known = ~np.isnan(success)
     count = np.maximum(known.sum(axis=0), 1)
     x_mean = np.where(known, raw, 0).sum(axis=0) / count
     y_mean = np.where(known, success, 0).sum(axis=0) / count
     x, y = np.where(known, raw - x_mean, 0.0), np.where(known, success - y_mean, 0.0)
-    xy, xx = (x * y).sum(axis=0), (x * x).sum(axis=0)
-    common = xy.sum() / max(xx.sum(), 1e-9)
-    pull = SLOPE_ROWS * xx.sum() / count.sum()
-    slope = np.clip((xy + pull * common) / np.maximum(xx + pull, 1e-9), 0.0, 1.5)
+    common = float((x * y).sum() / max(float((x * x).sum()), 1e-9))
+    slope = np.full(raw.shape[1], np.clip(common, 0.0, 1.5))
     return _Calibration(slope, y_mean - slope * x_mean)
 
 
