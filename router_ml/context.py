@@ -1,6 +1,6 @@
 """Turns the context a caller gives (a dictionary, or None) into a frozen `Context`.
 
-Turns may be strings (user turns) or `{"role", "content"}`; tools may be names, JSON schemas in the OpenAI
+Turns may be strings ("user: ..." or bare) or `{"role", "content"}`; tools may be names, JSON schemas in the OpenAI
 form (`{"type": "function", "function": {...}}`) or bare ones (`{"name", "description", "parameters"}`).
 """
 
@@ -69,7 +69,7 @@ def _turn(item: Any) -> Turn:
     if isinstance(item, str):
         prefix, _, spoken = item.partition(": ")
         role = _SPEAKERS.get(prefix.lower()) if spoken else None
-        return Turn(role, spoken) if role else Turn("user", item)
+        return Turn(role, spoken) if role else Turn("", item)  # who spoke is not said
     if isinstance(item, Mapping) and not item.keys().isdisjoint(_TURN_KEYS):
         return Turn(str(item.get("role") or "user"), _content_text(item.get("content", item.get("text"))))
     if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, str) for part in item):

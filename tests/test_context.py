@@ -42,11 +42,11 @@ def test_a_parsed_context_passes_through() -> None:
 @pytest.mark.parametrize(
     ("raw", "turn"),
     [
-        ("call Dana", Turn("user", "call Dana")),
+        ("call Dana", Turn("", "call Dana")),
         ("user: call Dana", Turn("user", "call Dana")),
         ("Human: call Dana", Turn("user", "call Dana")),
         ("AI: which Dana?", Turn("assistant", "which Dana?")),
-        ("at 10: stand-up", Turn("user", "at 10: stand-up")),
+        ("at 10: stand-up", Turn("", "at 10: stand-up")),
         ({"role": "assistant", "content": "Which one?"}, Turn("assistant", "Which one?")),
         ({"content": "no role"}, Turn("user", "no role")),
         ({"role": "user", "text": "as text"}, Turn("user", "as text")),

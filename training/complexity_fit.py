@@ -26,6 +26,7 @@ from router_ml.predictors.heads import LinearHead
 from router_ml.predictors.heuristic import HeuristicComplexity
 from router_ml.schema import LABELS, Query
 from training import plots as draw
+from training.augment import augmented, tool_names, with_tools
 from training.embeddings import CachedEmbedder
 from training.encoders import EncoderFiles, Trial, Workshop
 from training.estimators.complexity import (
@@ -134,6 +135,12 @@ def refuse_few_labels(queries: Sequence[Query]) -> None:
 def labelled_arrays(queries: Sequence[Query]) -> Labelled:
     """Arrays of labelled queries. Raises `InputError` where there are too few, or one label alone."""
     refuse_few_labels(queries)
+    return labelled_rows(queries)
+
+
+def labelled_rows(queries: Sequence[Query]) -> Labelled:
+    """Arrays of queries that all have a label; the similarity columns of the table are left at zero, as heads of
+    complexity do not use them."""
     labels = np.array([LABELS.index(query.label) for query in queries if query.label is not None], dtype=np.int64)
     table = Extractor(_NoVectors()).extract([q.text for q in queries], [q.context for q in queries]).table
     texts = [compose(query.text, query.context) for query in queries]
@@ -166,7 +173,8 @@ def learn_complexity(
     """Learn from labelled queries; writes the encoder into `folder` and pictures into `plots`."""
     data = labelled_arrays(queries)
     test_mask = np.array([is_test(group) for group in data.groups])
-    train, test = data.rows(np.flatnonzero(~test_mask)), data.rows(np.flatnonzero(test_mask))
+    test = data.rows(np.flatnonzero(test_mask))
+    train = labelled_rows(augmented([data.queries[i] for i in np.flatnonzero(~test_mask)], seed))
     if len(set(train.labels.tolist())) < 2 or not len(test.labels):
         raise InputError(
             f"the {len(set(data.groups))} groups of labelled queries are too few to keep a tenth of them for the test; "
@@ -181,10 +189,11 @@ def learn_complexity(
     vectors = CachedEmbedder(folder, enabled=cache).embed(unseen.texts)
     served = LearnedComplexity(learned.head)(vectors, unseen.table)
     _pictures(served[-len(test.texts) :], test, plots)
+    metrics = _metrics(served, learned, test) | _with_tools(test, learned, folder, seed, cache)
     recipe, files = learned.recipe, learned.files
     config = {"recipe": asdict(recipe), "strength": learned.fitted.strength, "examples": files.examples}
     encoder = {"source": source, "pooling": ["cls", "mean"], "recipe": recipe.name, **asdict(files.exported)}
-    return ComplexityBundle(learned.head, config, _metrics(served, learned, test), encoder)
+    return ComplexityBundle(learned.head, config, metrics, encoder)
 
 
 def _fixed(train: Labelled, test: Labelled, workshop: Workshop, seed: int) -> Learned:
@@ -296,6 +305,15 @@ def _metrics(served: Array, learned: Learned, test: Labelled) -> dict[str, float
     metrics["encoder/float_cosine_min"] = files.exported.float_cosine_min
     metrics["fit/encoder_seconds"] = files.seconds
     return metrics
+
+
+def _with_tools(test: Labelled, learned: Learned, folder: Path, seed: int, cache: bool) -> dict[str, float]:
+    """The test rows once more with tools on offer, which change no label."""
+    names = tool_names(test.queries)
+    offered = labelled_rows([with_tools(query, names, seed) for query in test.queries])
+    vectors = CachedEmbedder(folder, enabled=cache).embed(offered.texts)
+    scores = complexity_scores(LearnedComplexity(learned.head)(vectors, offered.table), offered.labels)
+    return {"test/macro_f1_with_tools": scores["macro_f1"]}
 
 
 def _sectioned(split: str, scores: Mapping[str, float]) -> dict[str, float]:

@@ -1,12 +1,15 @@
-"""The serving encoder: onnxruntime and tokenizers, one session, batches of equally long texts without any padding."""
+"""The serving encoder: onnxruntime and tokenizers, one session, one text a run, many runs at once.
+
+Texts are not batched: int8 activations are scaled per run, so that a text's vector would depend on its neighbours, and
+on CPUs batches gain little over one run per core.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,13 @@ from router_ml.features.embedder import Floats
 from router_ml.features.wordpiece import WordPieces
 
 MAX_TOKENS = 256
-BATCH_TOKENS = 256  # of a batch: enough to read the weights once for many, small enough for the cache of a core
 
 
 class OnnxEmbedder:
     """Runs an exported encoder whose graph pools and normalises. Thread-safe.
 
-    One text runs on the calling thread. Many are shared out among `workers` threads, the caller's included (by default
-    as many as the cores allow). `threads` is how many the session itself uses within one run: with more
+    One text runs on the calling thread. Many are shared out, one by one, among `workers` threads, the caller's included
+    (by default as many as the cores allow). `threads` is how many the session itself uses within one run: with more
     than one, a busy machine stretches the tail of the latency. Raises `EncoderError` where the files cannot be loaded.
     """
 
@@ -67,35 +69,26 @@ class OnnxEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Floats:
         if len(texts) == 1:
-            return self._run([self._tokens(texts[0])])
+            return self._run(self._tokens(texts[0]))
         rows = [self._tokens(text) for text in texts]
         out = np.empty((len(rows), self._dim), dtype=np.float32)
 
-        def embed_batch(batch: list[int]) -> None:
-            out[batch] = self._run([rows[i] for i in batch])
+        def embed_row(i: int) -> None:
+            out[i] = self._run(rows[i])[0]
 
-        self._workers.share(embed_batch, _batches([len(row) for row in rows]))
+        longest_first = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)  # to end evenly
+        self._workers.share(embed_row, longest_first)
         return out
 
-    def _run(self, rows: list[list[int]]) -> Floats:
-        """Vectors of rows of the same number of tokens."""
-        ids = np.array(rows, dtype=np.int64)
+    def _run(self, row: list[int]) -> Floats:
+        """The vector (1, dim) of one text."""
+        ids = np.array([row], dtype=np.int64)
         feed = {"input_ids": ids}
         if len(self._inputs) > 1:  # graphs of other makers
             feed |= {"attention_mask": np.ones_like(ids)} if "attention_mask" in self._inputs else {}
             feed |= {"token_type_ids": np.zeros_like(ids)} if "token_type_ids" in self._inputs else {}
         result: Floats = self._session.run(self._outputs, feed)[0]
         return result
-
-
-def _batches(lengths: list[int]) -> list[list[int]]:
-    """Positions of equally long rows, BATCH_TOKENS at most together; the longest first, to end evenly."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    batches = []
-    for length, group in groupby(order, key=lengths.__getitem__):
-        alike, size = list(group), max(1, BATCH_TOKENS // max(length, 1))
-        batches += [alike[start : start + size] for start in range(0, len(alike), size)]
-    return batches
 
 
 class _Workers:
@@ -107,10 +100,10 @@ class _Workers:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
-    def share(self, work: Any, batches: list[list[int]]) -> None:
-        """Run `work` on every batch; the first error is raised."""
-        todo = iter(batches)
-        n_helpers = min(self._n, len(batches)) - 1
+    def share(self, work: Callable[[int], None], items: Sequence[int]) -> None:
+        """Run `work` on every item; the first error is raised."""
+        todo = iter(items)
+        n_helpers = min(self._n, len(items)) - 1
         if n_helpers < 1:
             self._drain(work, todo)
             return
@@ -122,9 +115,9 @@ class _Workers:
         for helper in started:
             helper.result()
 
-    def _drain(self, work: Any, todo: Iterator[list[int]]) -> None:
-        while (batch := next(todo, None)) is not None:  # a list's iterator hands out each item once
-            work(batch)
+    def _drain(self, work: Callable[[int], None], todo: Iterator[int]) -> None:
+        while (item := next(todo, None)) is not None:  # a list's iterator hands out each item once
+            work(item)
 
     def _helpers(self) -> ThreadPoolExecutor:
         with self._lock:
