@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ollama
+
 from router_ml.catalogue import Model
 from router_ml.errors import QueryError
 
@@ -73,7 +75,24 @@ def checked(request: ChatRequest) -> ChatRequest:
     for message in request.messages:
         if not isinstance(part(message, "role"), str):
             raise QueryError("each message must be a mapping or an object with a role and content")
+        if isinstance(message, Mapping):
+            _valid(ollama.Message, message, "a message")
+    for tool in request.tools:
+        if isinstance(tool, Mapping):
+            _valid(ollama.Tool, tool, "a tool")
+        elif not (callable(tool) or hasattr(tool, "model_dump")):
+            raise QueryError(f"each tool must be a JSON schema or a function, found {type(tool).__name__}")
     return request
+
+
+def _valid(kind: Any, value: Mapping[str, Any], what: str) -> None:
+    """What the client would refuse is the caller's mistake; sent on, it would be blamed on the models."""
+    try:
+        kind.model_validate(value)
+    except ValueError as error:
+        first = getattr(error, "errors", list)()[:1]
+        where = ".".join(str(step) for step in first[0]["loc"]) if first else "?"
+        raise QueryError(f"{what} is not what Ollama takes: {where}: {first[0]['msg'] if first else error}") from error
 
 
 class OptionPins:

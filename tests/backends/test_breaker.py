@@ -119,7 +119,7 @@ class BreakerMachine(RuleBasedStateMachine):
 def test_ten_thousand_steps_never_make_two_probes() -> None:
     BreakerMachine.steps = BreakerMachine.probes = 0
     run_state_machine_as_test(
-        BreakerMachine, settings=settings(max_examples=450, stateful_step_count=60, deadline=None, derandomize=True)
+        BreakerMachine, settings=settings(max_examples=700, stateful_step_count=60, deadline=None, derandomize=True)
     )
     print(f"{BreakerMachine.steps} steps, {BreakerMachine.probes} probes")
     assert BreakerMachine.steps >= 10_000
