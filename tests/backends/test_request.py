@@ -102,3 +102,16 @@ def test_what_no_model_could_take_is_refused(messages: tuple[object, ...]) -> No
 )
 def test_names_are_normalised_against_aliases_and_tags(spelling: str, name: str) -> None:
     assert NameBook(CATALOGUE).canonical(spelling) == name
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "names"),
+    [
+        (({"role": "user", "content": 5},), (), "content"),
+        (({"role": "user", "content": "hi"},), ("x",), "tool"),
+        (({"role": "user", "content": "hi"},), ({"type": "function", "function": "f"},), "function"),
+    ],
+)
+def test_what_the_client_would_refuse_is_told_to_the_caller(messages: tuple, tools: tuple, names: str) -> None:
+    with pytest.raises(QueryError, match=names):
+        checked(ChatRequest(messages, tools))
