@@ -48,6 +48,7 @@ class Signals(NamedTuple):
 
     values: Floats  # (n, outputs): success, then the log of each quantity, model by model
     novelty: Floats  # (n,)
+    doubt: Floats  # (n,), as novelty but rising much sooner: how much of the margin for novel queries counts
 
 
 def with_margin(p: NDArray[Any], default: int, margin: float | NDArray[Any]) -> NDArray[Any]:
@@ -71,7 +72,9 @@ class LearnedHeads:
         self._n_basis = int(config["basis"])
         novelty = config["novelty"]
         self._embedding_unit, self._table_unit = float(novelty["embedding_unit"]), float(novelty["table_unit"])
-        self._near, self._reach = float(novelty["near"]), float(novelty["far"]) - float(novelty["near"])
+        doubt = config.get("doubt", novelty)
+        self._near = np.array([[novelty["near"]], [doubt["near"]]], np.float32)
+        self._reach = np.array([[novelty["far"]], [doubt["far"]]], np.float32) - self._near
         forest = {name: arrays[f"forest_{name}"] for name in ("feature", "threshold", "keeps", "values")}
         self._forest = Forest.from_arrays(forest) if forest["values"].size else None
         self._neighbours, self._neighbour_weights = self._stored(config.get("neighbours"), arrays)
@@ -96,13 +99,13 @@ class LearnedHeads:
             values = values + self._forest(np.concatenate((basis, z), axis=1))
         if self._neighbours is not None:
             values[:, : len(self._neighbour_weights)] += self._neighbours(basis) * self._neighbour_weights
-        novelty = self._novelty(product[:, n_outputs + n_basis :], z)
+        novelty, doubt = self._novelty_and_doubt(product[:, n_outputs + n_basis :], z)
         if novelty.any():
             known = np.minimum(np.maximum(z, -TRANSFER_LIMIT), TRANSFER_LIMIT) @ self._transfer + self._transfer_bias
             values = values + novelty[:, None] * (known - values)
-        return Signals(values, novelty)
+        return Signals(values, novelty, doubt)
 
-    def _novelty(self, squares: Floats, z: Floats) -> Floats:
+    def _novelty_and_doubt(self, squares: Floats, z: Floats) -> Floats:
         """From the distance to the nearest centroid and the size of the table, against those of the training rows."""
         distance = squares.min(axis=1) * self._embedding_unit + np.einsum("ij,ij->i", z, z) * self._table_unit
         result: Floats = np.minimum(np.maximum((distance - self._near) / self._reach, 0.0), 1.0).astype(np.float32)
@@ -208,7 +211,7 @@ class OutcomePredictor:
         if self._heads is not None:
             signals = self._heads(embedding, table, complexity)
             novelty = signals.novelty
-            p_success[:, : self._n_learned] = self._success(signals.values[:, : self._n_learned], label, novelty)
+            p_success[:, : self._n_learned] = self._success(signals.values[:, : self._n_learned], label, signals.doubt)
             if signals.values.shape[1] > self._n_learned:
                 learned = np.exp(np.minimum(signals.values, 12.0))
                 if len(self._latency.source):
@@ -221,12 +224,12 @@ class OutcomePredictor:
             cost[:, self._cost.target] = learned.take(self._cost.source, axis=1)
         return Predictions(self.models, p_success, latency, tokens, cost, novelty)
 
-    def _success(self, p: Floats, label: NDArray[np.intp], novelty: Floats) -> Floats:
+    def _success(self, p: Floats, label: NDArray[np.intp], doubt: Floats) -> Floats:
         if self._say is not None:
             p = p * (1.0 - self._say) + self._prior_rows.take(label, axis=0)
         p = np.minimum(np.maximum(p, P_LOW), P_HIGH)
-        if self._margin or novelty.any():
-            p = with_margin(p, self._default, (self._margin + self._more_margin * novelty)[:, None])
+        if self._margin or doubt.any():
+            p = with_margin(p, self._default, (self._margin + self._more_margin * doubt)[:, None])
         return p
 
     def _costs(self, prompt_tokens: Floats, tokens: Floats) -> Floats:

@@ -10,7 +10,7 @@ where the default would lose its place, so the time saved by cheaper models stay
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +32,11 @@ PENALTIES = (100.0, 300.0, 1000.0)
 PENALTY = 300.0
 TRANSFER_PENALTY = 10_000.0  # so strong that each feature speaks almost for itself: that carries over to unseen tasks
 TRANSFER_PENALTY_LOG = 1_000.0
+MAX_SPREAD = 4.0
 NEIGHBOURS = 80
 ROWS_PER_NEIGHBOUR = 8
 STORED_ROWS = 32_768  # a bundle stays small
-SUCCESS_TREES, QUANTITY_TREES = 64, 32
+SUCCESS_TREES, QUANTITY_TREES = 64, 64
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' spread of quality over cost
 TRUST = (1.0, 0.75, 0.5, 0.25, 0.1)  # how far differences from the models' means are believed
 CAUTION = 2.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
@@ -44,6 +45,7 @@ SCARCE = 100.0  # and this over the number of queries more: the choice among lea
 MARGINS = (0.0, 0.02, 0.05, NEVER)  # chance of success by which another model must beat the default model
 NOVEL_MARGIN = 0.1  # the same for a query unlike all training queries
 NEAR, FAR = 0.95, 0.995  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
+DOUBT_NEAR, DOUBT_FAR = 0.3, 0.9  # the same for the margin, which is asked of queries that are only a little unusual
 LEVELS = (0.5, 0.9, 0.95)
 Log = Callable[[str, dict[str, float]], None]
 
@@ -226,9 +228,17 @@ class _Learners:
     linear: dict[float, Any]
     forests: tuple[_Forest, ...]
     transfer: Any
+    transfer_centre: Matrix  # what the transfer head says on average of the rows it was fitted on
     means: Matrix
     keys: NDArray[np.float32]
     k: int
+
+    def with_transfer_spread(self, spread: float, n_models: int) -> _Learners:
+        """The same with the transfer head's success spread out around the models' means."""
+        weights, bias = self.transfer.weights.copy(), self.transfer.bias.copy()
+        weights[:, :n_models] *= spread
+        bias[:n_models] = self.transfer_centre[:n_models] + spread * (bias[:n_models] - self.transfer_centre[:n_models])
+        return replace(self, transfer=self.transfer._replace(weights=weights, bias=bias))
 
     def predict_forest(self, features: Features) -> Matrix:
         inputs = self.basis.forest_inputs(features)
@@ -236,6 +246,14 @@ class _Learners:
         for forest in self.forests:
             out[:, forest.columns] += predict_forest(forest.model, inputs) * forest.scale
         return out
+
+
+def _spread(transfer: Matrix, success: Matrix) -> float:
+    """How much wider the timid transfer head must speak to be right on average: else it drowns where it is mixed in."""
+    known = ~np.isnan(success)
+    count = np.maximum(known.sum(axis=0), 1)
+    x = np.where(known, transfer - np.where(known, transfer, 0).sum(axis=0) / count, 0.0)
+    return float(np.clip((x * np.nan_to_num(success)).sum() / max(float((x * x).sum()), 1e-9), 1.0, MAX_SPREAD))
 
 
 class _Forest(NamedTuple):
@@ -273,9 +291,19 @@ def _fit_learners(data: _Data, rows: NDArray[np.intp], penalties: Sequence[float
     # what was not measured is filled with what the linear learner expects, so that the trees see complete rows
     filled = np.where(np.isnan(values), linear[penalties[len(penalties) // 2]](inputs), values)
     forests = _fit_forests(basis.forest_inputs(features), filled - means, data)
-    transfer = _fit_transfer(basis.transfer_inputs(features), _or_mean(values, means), data.targets.n_models)
+    surface = basis.transfer_inputs(features)
+    transfer = _fit_transfer(surface, _or_mean(values, means), data.targets.n_models)
     k = max(1, min(NEIGHBOURS, len(rows) // ROWS_PER_NEIGHBOUR))
-    return _Learners(basis, linear, forests, transfer, means, basis.keys(features).astype(np.float32), k)
+    return _Learners(
+        basis,
+        linear,
+        forests,
+        transfer,
+        transfer(surface).mean(axis=0),
+        means,
+        basis.keys(features).astype(np.float32),
+        k,
+    )
 
 
 def _or_mean(values: Matrix, means: Matrix) -> Matrix:
@@ -560,8 +588,11 @@ def _final(
     intercept = chosen.trust * calibration.intercept + (1 - chosen.trust) * means
     predicted = np.hstack((raw, _quantities(folds, penalties, n_models)))
     mix = _quantity_mix(data, predicted)
-    near, far = (float(np.quantile(folds.distance, q)) for q in (NEAR, FAR))
-    novelty = np.clip((folds.distance - near) / max(far - near, 1e-9), 0.0, 1.0)
+    near, far, doubt_near, doubt_far = (
+        float(np.quantile(folds.distance, q)) for q in (NEAR, FAR, DOUBT_NEAR, DOUBT_FAR)
+    )
+    novelty = np.clip((folds.distance - near) / max(far - near, 1e-3), 0.0, 1.0)
+    learners = learners.with_transfer_spread(_spread(folds.transfer[:, :n_models], data.table.success), n_models)
     residuals, offset = _residuals(data, predicted @ mix.matrix + mix.constant, folds.transfer, novelty)
     mix.matrix[:n_models, :n_models] *= slope
     mix.constant[:n_models] = intercept
@@ -585,8 +616,9 @@ def _final(
             "embedding_unit": EMBEDDING_UNIT,
             "table_unit": 1.0 / data.features.table.shape[1],
             "near": near,
-            "far": max(far, near + 1e-9),
+            "far": max(far, near + 1e-3),
         },
+        "doubt": {"near": doubt_near, "far": max(doubt_far, doubt_near + 1e-3)},
         "neighbours": {"k": learners.k} if chosen.blend.neighbours and chosen.trust else None,
     }
     return FittedOutcomes(config, arrays, report, profiles)
