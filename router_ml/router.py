@@ -6,6 +6,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 ContextLike = Context | Mapping[str, Any] | None
 MIN_SELF_CHECK_COSINE = 0.97  # of the encoder on this machine against the vectors stored when it was exported
 SHOWN_EVIDENCE = 12
+LONG_PROMPT_CHARS = 16_000  # shorter prompts fit the window of every model in use
 # What says nothing at either end of a query: white space, NUL, the byte order mark, marks without width.
 _BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\x00\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
@@ -213,7 +215,7 @@ class Router:
             predictions.output_tokens.tolist(),
             predictions.cost_usd.tolist(),
             predictions.novelty.tolist(),
-            parsed,
+            map(_sized, texts, parsed),
             strict=True,
         )
         return [
@@ -283,6 +285,14 @@ class Router:
         )
         features = Features(np.zeros((len(texts), 0), np.float32), table.astype(np.float32))
         return features, self._heuristic(None, features.table), why
+
+
+def _sized(text: str, context: Context) -> Context:
+    """The context with a count of tokens (a quarter of the characters) where the prompt could overflow a window."""
+    if context.prompt_tokens is not None:
+        return context
+    characters = len(text) + sum(len(turn.content) for turn in context.history)
+    return context if characters < LONG_PROMPT_CHARS else replace(context, prompt_tokens=characters // 4)
 
 
 def _clean(query: object) -> str:

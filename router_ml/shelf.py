@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from router_ml.config import CHECKOUT, PACKAGED_BUNDLES, Settings
+from router_ml.config import CHECKOUT, PACKAGED_BUNDLES, Settings, load_settings
 from router_ml.errors import BundleCorrupt, BundleMissing
 
 POINTER = "active.json"
@@ -28,8 +28,10 @@ class Pointer:
 
 
 def default_models_dir() -> Path:
-    """`models/` of a source checkout, else `models/` in the working folder."""
-    return (CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()) / "models"
+    """`models/` of a source checkout; for an installed package the state folder's, wherever it is run from."""
+    if (CHECKOUT / "pyproject.toml").is_file():
+        return CHECKOUT / "models"
+    return load_settings().state_dir / "models"
 
 
 def read_pointer(models_dir: Path) -> Pointer | None:

@@ -217,6 +217,9 @@ def prepare(options: argparse.Namespace) -> Job:
     queries = read_queries(options.queries or shipped)
     outcomes = read_outcomes(options.outcomes) if options.outcomes else []
     n_labels = sum(query.label is not None for query in queries)
+    for path, rows in ((options.queries, queries), (options.outcomes, outcomes)):
+        if path is not None and not rows:
+            raise InputError(f"{path} holds no rows; there is nothing to learn from it")
     if not n_labels and not outcomes:
         raise InputError(
             f"{options.queries}: no row has a label and no --outcomes are given; there is nothing to learn"

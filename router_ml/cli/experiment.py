@@ -97,6 +97,8 @@ def _from_options(options: argparse.Namespace) -> Experiment:
     if not options.id:
         raise ExperimentError("give the experiment a name, or a definition with --file")
     named = vars(options)
+    if not any(named[f"{arm}_{kind}"] for arm in ("challenger", "control") for kind in ("policy", "bundle", "model")):
+        raise ExperimentError("say what to try: --challenger-policy, --challenger-bundle or --challenger-model")
 
     def variant(arm: str) -> Variant:
         return Variant(named[arm], named[f"{arm}_policy"], named[f"{arm}_bundle"], named[f"{arm}_model"])

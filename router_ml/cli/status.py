@@ -33,7 +33,7 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps(facts))
     else:
         for name, value in facts.items():
-            print(f"{name:<14}{value}")
+            print(f"{name:<26}{value}")
     return 0
 
 

@@ -167,7 +167,8 @@ def _reason(chain: list[Candidate], notes: list[str]) -> str:
     if better is not chosen and gain >= 0.005:
         extra = better.latency_s.p50 - p50
         price = f" for {extra:.1f} s more" if extra > 0 else ""
-        head += f"; {better.model} would add {_decimal(gain)}{price}"
+        barred = "" if better.admissible or not chosen.admissible else f", but {better.reasons[0]}"
+        head += f"; {better.model} would add {_decimal(gain)}{price}{barred}"
     state = [word for word in chosen.reasons if word not in notes]
     return "; ".join([head, *state, *notes])
 
