@@ -9,7 +9,7 @@ from router_ml.catalogue import load_catalogue
 from router_ml.errors import BundleFormatError
 from router_ml.predictors.forest import ALL, Forest
 from router_ml.predictors.neighbours import PULL, Neighbours
-from router_ml.predictors.outcomes import OutcomePredictor
+from router_ml.predictors.outcomes import NEVER, OutcomePredictor, with_margin
 
 
 def priors(label: int, prompt_tokens: float = np.nan):  # type: ignore[no-untyped-def]
@@ -42,6 +42,22 @@ def test_a_newer_format_is_refused() -> None:
 def test_arrays_that_do_not_fit_are_refused() -> None:
     with pytest.raises((KeyError, ValueError)):
         OutcomePredictor.from_arrays({"format": 1, "models": ["qwen3:8b"]}, {}, load_catalogue())
+
+
+def test_another_model_must_beat_the_default_by_the_margin() -> None:
+    p = np.array([[0.60, 0.50, 0.63], [0.60, 0.59, 0.80]], np.float32)  # the default stands first
+    held = with_margin(p, 0, 0.05)
+    assert held.argmax(axis=1).tolist() == [0, 2]
+    assert held[1, 2] == pytest.approx(0.80 - 0.05, abs=1e-3)
+    assert held[:, 1] == pytest.approx(p[:, 1])  # who is behind the default is left alone
+
+
+def test_a_margin_of_one_never_lets_the_default_lose() -> None:
+    p = np.random.default_rng(0).random((200, 4)).astype(np.float32)
+    held = with_margin(p, 2, NEVER)
+    assert (held.argmax(axis=1) == 2).all()
+    behind = p < p[:, 2:3]
+    assert np.array_equal(held[behind], p[behind])
 
 
 def test_a_forest_of_one_stump() -> None:

@@ -127,7 +127,15 @@ def test_noise_is_not_believed() -> None:
         for model, rate in (("good", 0.8), ("bad", 0.5))
     ]
     found = predict(fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=True), features, complexity)
-    assert (found.p_success.argmax(axis=1) == found.models.index("good")).mean() > 0.98
+    assert (found.p_success.argmax(axis=1) == found.models.index("good")).all()
+
+
+def test_few_rows_keep_the_best_single_model() -> None:
+    queries, features, complexity, kind = world(n=50)
+    rows = specialists(queries, kind)
+    rows += [Outcome(query.id, "steady", float(i % 10 > 0), 2.0) for i, query in enumerate(queries)]
+    found = predict(fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=True), features, complexity)
+    assert (found.p_success.argmax(axis=1) == found.models.index("steady")).all()
 
 
 def test_few_rows_leave_the_priors_alone() -> None:

@@ -67,3 +67,10 @@ def test_without_any_latency_a_second_is_assumed() -> None:
     table = outcome_table(QUERIES, [Outcome("q0", "m", 1.0, None)])
     (profile,) = derived_profiles(table, np.full((1, 4), 0.25), Catalogue(()))
     assert profile.prior.latency_s["simple"] == UNKNOWN_LATENCY_S
+
+
+def test_few_rows_do_not_tell_one_labels_success_from_anothers() -> None:
+    table = outcome_table(QUERIES, [Outcome(f"q{i}", "new:1b", float(i < 2), 3.0) for i in range(4)])
+    labels = np.eye(4)
+    (profile,) = derived_profiles(table, labels, Catalogue(()))
+    assert list(profile.prior.success.values()) == pytest.approx([(2 + 0.5) / 5] * 4)
