@@ -15,7 +15,8 @@ from router_ml.telemetry.summary import Summary, summarise
 _HEAD = (
     "",
     "requests",
-    "success",
+    "answered",
+    "right",
     "p50 s",
     "p90 s",
     "p95 s",
@@ -79,7 +80,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 def _cells(s: Summary) -> tuple[str, ...]:
     return (
         f"{s.requests:,}",
-        _percent(s.success_rate),
+        _percent(s.answered_share),
+        "-" if s.success_rate is None else f"{s.success_rate:.1%} of {s.judged:,} judged",
         _number(s.latency_p50_s),
         _number(s.latency_p90_s),
         _number(s.latency_p95_s),
