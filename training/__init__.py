@@ -1,6 +1,8 @@
 """Everything that learns and measures; heavy, and never imported by serving."""
 
+import sys
 from importlib.util import find_spec
 
 if find_spec("sklearn") is None or find_spec("joblib") is None:
-    raise ImportError("training needs more packages than serving; pip install 'router-ml[train]'")
+    _message = "training needs more packages than serving; pip install 'router-ml[train]'"
+    raise SystemExit(_message) if sys.argv[:1] == ["-m"] else ImportError(_message)

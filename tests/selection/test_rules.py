@@ -219,7 +219,11 @@ def test_live_rates_stand_in_for_predicted_latency(router_that_says: Maker) -> N
 
 def test_reasons_are_short_and_name_the_alternative(router_that_says: Maker) -> None:
     reason = router_that_says("moderate").decide("x").reason
-    assert reason == "p_success .91 at 2.6 s; qwen3:8b would add .03 for 9.1 s more"
+    # 12.0 s in the mean is a p95 of 12.0 * exp(-.2**2 / 2 + 1.645 * .2) = 16.3 s
+    barred = "p95 16.3 s is over the budget of 5 s"
+    assert reason == f"p_success .91 at 2.6 s; qwen3:8b would add .03 for 9.1 s more, but {barred}"
+    patient = router_that_says("moderate").decide("x", policy=Policy("patient", latency_budget_s=None)).reason
+    assert patient == "p_success .91 at 2.6 s; qwen3:8b would add .03 for 9.1 s more"
 
 
 @pytest.mark.parametrize("wrong", ["nope", "", "Balanced", None, 5, {"name": "x"}, "missing.toml", Path("/nowhere")])
