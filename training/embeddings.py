@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,4 +77,12 @@ def _frozen(texts: tuple[str, ...], source: str) -> NDArray[np.float32]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         export_encoder(load_sentence_transformer(source, device="cpu"), folder, texts[:32])
+        release_memory()
         return OnnxEmbedder(folder / ENCODER, folder / TOKENIZER, threads=1).embed(texts)
+
+
+def release_memory() -> None:
+    """Hand freed pages back: the C library keeps them, and those of several trainings in one process would add up."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

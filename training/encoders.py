@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import hashlib
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +14,7 @@ from numpy.typing import NDArray
 
 from router_ml.predictors.bundle import ENCODER, TOKENIZER
 from router_ml.predictors.heads import softmax
-from training.embeddings import memory
+from training.embeddings import memory, release_memory
 from training.export import Exported, export_encoder
 from training.finetune import Progress, Recipe, finetune
 from training.scores import complexity_scores
@@ -142,12 +139,13 @@ def _trial(
         last[:] = [logits]
         curve.append((seen, complexity_scores(softmax(logits), np.array(truth))["macro_f1"]))
 
+    release_memory()
     tuned = finetune(
         texts, np.array(labels), recipe, source=source, seed=seed, seconds=seconds, progress=progress, checkpoint=judge
     )
     trial = Trial(last[0], tuple(curve), tuned.seconds, tuned.examples)
     del tuned
-    _release_memory()
+    release_memory()
     return trial
 
 
@@ -168,6 +166,7 @@ def _files(
     def judge(seen: int, logits_of: Any) -> None:
         last[:] = [logits_of(held)]
 
+    release_memory()
     tuned = finetune(
         texts,
         np.array(labels),
@@ -179,7 +178,7 @@ def _files(
         checkpoint=judge,
         checkpoints=1,
     )
-    _release_memory()  # what the optimiser held, before the export needs as much
+    release_memory()  # what the optimiser held, before the export needs as much
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         exported = export_encoder(tuned.encoder, folder, texts[:n_check])
@@ -187,15 +186,8 @@ def _files(
     logits = last[0] if last else np.zeros((len(held), 4), dtype=np.float32)
     files = EncoderFiles(model, tokenizer, tuned.weights, tuned.bias, exported, logits, tuned.seconds, tuned.examples)
     del tuned
-    _release_memory()
+    release_memory()
     return files
-
-
-def _release_memory() -> None:
-    """Hand freed pages back: the C library keeps them, and those of several trainings in one process would add up."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _bar:
