@@ -17,7 +17,7 @@ from router_ml.config import Settings, load_settings
 from router_ml.context import parse_context
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
 from router_ml.features.embedder import Embedder
-from router_ml.features.extractor import TABLE_NAMES, Extractor, Features
+from router_ml.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.features.onnx import OnnxEmbedder
 from router_ml.features.surface import surface_features
 from router_ml.features.tools import TOOL_NAMES
@@ -328,7 +328,9 @@ def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
         raise BundleCorrupt(f"{bundle.path}: the complexity head is no numbers; fit or copy it again") from error
     if head.weights.shape != (len(LABELS), embedder.dim + len(TABLE_NAMES)) or head.bias.shape != (len(LABELS),):
         raise BundleCorrupt(f"{bundle.path}: the complexity head does not fit the encoder; fit or copy it again")
-    return LearnedComplexity(head)
+    weights = head.weights.copy()
+    weights[:, [embedder.dim + column for column in TOOL_COLUMNS]] = 0.0  # an assistant offers tools with every query
+    return LearnedComplexity(LinearHead(weights, head.bias))
 
 
 def _self_check(bundle: Bundle, embedder: Embedder) -> str:

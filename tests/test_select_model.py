@@ -351,3 +351,12 @@ def test_explanations_add_up_to_the_log_odds(tiny_bundle: Path) -> None:
     assert sum(weight for _, weight in explanation.contributions) == pytest.approx(log_odds, abs=1e-3)
     assert log_odds >= 0
     json.dumps(explanation.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "offered", [{"n_tools": 40}, {"tools": ["set_light", "send_email", "read_email", "play_music"]}]
+)
+def test_tools_on_offer_change_no_label(offered: dict[str, Any]) -> None:
+    for query in ("hi", "turn on the lamp", "check email", "what's the capital of Mongolia?", "book a flight"):
+        bare, equipped = select_model(query), select_model(query, context=offered)
+        assert equipped.complexity_probabilities == pytest.approx(bare.complexity_probabilities, abs=1e-6)

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from router_ml.errors import BundleCorrupt, InputError
 from router_ml.features.composition import compose
-from router_ml.features.extractor import TABLE_NAMES, Extractor, Features
+from router_ml.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.predictors.bundle import ENCODER, TOKENIZER, Bundle
 from router_ml.predictors.complexity import LearnedComplexity
 from router_ml.predictors.heads import LinearHead
 from router_ml.predictors.heuristic import HeuristicComplexity
 from router_ml.schema import LABELS, Query
 from training import plots as draw
-from training.augment import augmented, tool_names, with_tools
 from training.embeddings import CachedEmbedder
 from training.encoders import EncoderFiles, Trial, Workshop
 from training.estimators.complexity import (
@@ -139,10 +138,11 @@ def labelled_arrays(queries: Sequence[Query]) -> Labelled:
 
 
 def labelled_rows(queries: Sequence[Query]) -> Labelled:
-    """Arrays of queries that all have a label; the similarity columns of the table are left at zero, as heads of
-    complexity do not use them."""
+    """Arrays of queries that all have a label; the table's columns about tools on offer are zero: they bear on no
+    label."""
     labels = np.array([LABELS.index(query.label) for query in queries if query.label is not None], dtype=np.int64)
     table = Extractor(_NoVectors()).extract([q.text for q in queries], [q.context for q in queries]).table
+    table[:, list(TOOL_COLUMNS)] = 0.0
     texts = [compose(query.text, query.context) for query in queries]
     return Labelled(list(queries), texts, labels, [group_of(query) for query in queries], table)
 
@@ -174,7 +174,7 @@ def learn_complexity(
     data = labelled_arrays(queries)
     test_mask = np.array([is_test(group) for group in data.groups])
     test = data.rows(np.flatnonzero(test_mask))
-    train = labelled_rows(augmented([data.queries[i] for i in np.flatnonzero(~test_mask)], seed))
+    train = data.rows(np.flatnonzero(~test_mask))
     if len(set(train.labels.tolist())) < 2 or not len(test.labels):
         raise InputError(
             f"the {len(set(data.groups))} groups of labelled queries are too few to keep a tenth of them for the test; "
@@ -189,7 +189,7 @@ def learn_complexity(
     vectors = CachedEmbedder(folder, enabled=cache).embed(unseen.texts)
     served = LearnedComplexity(learned.head)(vectors, unseen.table)
     _pictures(served[-len(test.texts) :], test, plots)
-    metrics = _metrics(served, learned, test) | _with_tools(test, learned, folder, seed, cache)
+    metrics = _metrics(served, learned, test)
     recipe, files = learned.recipe, learned.files
     config = {"recipe": asdict(recipe), "strength": learned.fitted.strength, "examples": files.examples}
     encoder = {"source": source, "pooling": ["cls", "mean"], "recipe": recipe.name, **asdict(files.exported)}
@@ -305,15 +305,6 @@ def _metrics(served: Array, learned: Learned, test: Labelled) -> dict[str, float
     metrics["encoder/float_cosine_min"] = files.exported.float_cosine_min
     metrics["fit/encoder_seconds"] = files.seconds
     return metrics
-
-
-def _with_tools(test: Labelled, learned: Learned, folder: Path, seed: int, cache: bool) -> dict[str, float]:
-    """The test rows once more with tools on offer, which change no label."""
-    names = tool_names(test.queries)
-    offered = labelled_rows([with_tools(query, names, seed) for query in test.queries])
-    vectors = CachedEmbedder(folder, enabled=cache).embed(offered.texts)
-    scores = complexity_scores(LearnedComplexity(learned.head)(vectors, offered.table), offered.labels)
-    return {"test/macro_f1_with_tools": scores["macro_f1"]}
 
 
 def _sectioned(split: str, scores: Mapping[str, float]) -> dict[str, float]:

@@ -90,7 +90,7 @@ def _valid(kind: Any, value: Mapping[str, Any], what: str) -> None:
     try:
         kind.model_validate(value)
     except ValueError as error:
-        first = getattr(error, "errors", list)()[:1]
+        first: list[Any] = getattr(error, "errors", list)()[:1]
         where = ".".join(str(step) for step in first[0]["loc"]) if first else "?"
         raise QueryError(f"{what} is not what Ollama takes: {where}: {first[0]['msg'] if first else error}") from error
 

@@ -1,6 +1,7 @@
 """Puts a query and its context into the one text the sentence encoder reads.
 
-One encoder pass must see what resolves a query: the last turns, the tools offered, the attachment. The query stands
+One encoder pass must see what resolves a query: the last turns, the attachment. The tools on offer are left out: they
+say what an assistant can do, not what was asked, and stand in the table of features instead. The query stands
 first and each part has its own share of the length, so that a long history never crowds out the query itself.
 """
 
@@ -12,8 +13,6 @@ SEPARATOR = " [SEP] "  # BERT-style encoders read it as their own segment mark
 MAX_QUERY_CHARS = 800
 MAX_TURNS = 4
 MAX_TURN_CHARS = 240
-MAX_TOOLS = 8
-MAX_TOOL_NAME_CHARS = 48
 MAX_ATTACHMENT_CHARS = 80
 _MARK = {"user": "u: ", "assistant": "a: "}
 
@@ -32,9 +31,6 @@ def compose(text: str, context: Context) -> str:
     if context.history:
         turns = context.history[-MAX_TURNS:]
         parts.append(" ".join(_MARK.get(turn.role, "") + shorten(turn.content, MAX_TURN_CHARS) for turn in turns))
-    if context.tools:
-        names = (tool.name[:MAX_TOOL_NAME_CHARS] for tool in context.tools[:MAX_TOOLS])
-        parts.append("tools: " + ", ".join(names))
     if context.attachment:
         parts.append("file: " + context.attachment[:MAX_ATTACHMENT_CHARS])
     return SEPARATOR.join(parts) if len(parts) > 1 else parts[0]

@@ -15,6 +15,9 @@ from router_ml.features.tools import TOOL_NAMES, ToolFeatures
 from router_ml.schema import Context
 
 TABLE_NAMES: tuple[str, ...] = NAMES + TOOL_NAMES
+TOOL_COLUMNS: tuple[int, ...] = tuple(
+    i for i, name in enumerate(TABLE_NAMES) if name in TOOL_NAMES or name in ("log_tools", "has_tools")
+)  # what is on offer: it bears on outcomes, never on the label
 
 
 class Features(NamedTuple):

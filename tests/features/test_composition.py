@@ -30,14 +30,12 @@ def test_a_bare_query_is_read_as_it_is() -> None:
 def test_each_part_of_the_context_has_its_place() -> None:
     context = parse_context(
         {
-            "history": ["hi", {"role": "assistant", "content": "which one?"}],
+            "history": ["user: hi", {"role": "assistant", "content": "which one?"}],
             "tools": ["mail", "maps"],
             "attachment": "a.pdf",
         }
     )
-    assert (
-        compose("the first", context) == "the first [SEP] u: hi a: which one? [SEP] tools: mail, maps [SEP] file: a.pdf"
-    )
+    assert compose("the first", context) == "the first [SEP] u: hi a: which one? [SEP] file: a.pdf"
 
 
 def test_the_last_turns_count_and_a_long_history_never_crowds_out_the_query() -> None:
@@ -76,7 +74,9 @@ def test_surface_features_by_hand() -> None:
 
 
 def test_context_features_by_hand() -> None:
-    values = _named("it", {"history": ["a", "assistant: b?"], "attachment": "x.png", "n_tools": 3, "prompt_tokens": 99})
+    values = _named(
+        "it", {"history": ["user: a", "assistant: b?"], "attachment": "x.png", "n_tools": 3, "prompt_tokens": 99}
+    )
     assert (values["has_history"], values["last_is_question"], values["user_turns"]) == (1, 1, 1)
     assert values["log_turns"] == pytest.approx(log1p(2))
     assert values["log_history_chars"] == pytest.approx(log1p(3))
