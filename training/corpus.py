@@ -68,6 +68,13 @@ def check_corpus(queries: Sequence[Query]) -> list[Finding]:
     return [*_repeated(queries), *_balance(queries), *_frames(queries)]
 
 
+def whole_text(query: Query) -> str:
+    """Everything that makes a row what it is: the encoder's text, and the tools on offer, which the encoder does not
+    read."""
+    names = ", ".join(tool.name for tool in query.context.tools[:8])
+    return compose(query.text, query.context) + (f" [SEP] tools: {names}" if names else "")
+
+
 def near_duplicates(queries: Sequence[Query], vectors: NDArray[np.float32]) -> list[Finding]:
     """Pairs on both sides of the test split whose vectors (unit rows) are closer than `NEAR_DUPLICATE`."""
     test = np.array([is_test(group_of(query)) for query in queries])
@@ -83,7 +90,7 @@ def _repeated(queries: Sequence[Query]) -> list[Finding]:
     seen: dict[str, str] = {}
     findings = []
     for query in queries:
-        text = compose(query.text.lower(), query.context)
+        text = whole_text(query).lower()
         first = seen.setdefault(text, query.id)
         if first != query.id:
             findings.append(Finding("repeated text", f"{first} and {query.id}: {query.text[:60]!r}"))
@@ -141,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.no_vectors:
         from training.embeddings import frozen_vectors
 
-        findings += near_duplicates(queries, frozen_vectors([compose(q.text, q.context) for q in queries]))
+        findings += near_duplicates(queries, frozen_vectors([whole_text(query) for query in queries]))
     print(describe(queries))
     for finding in findings:
         print(f"{finding.check}: {finding.detail}")
