@@ -14,7 +14,7 @@ import pytest
 from router_ml import aselect_model, select_model, select_models
 from router_ml.default import DEFAULT
 from router_ml.errors import ContextError, PolicyError, QueryError
-from router_ml.features.onnx import BATCH_TOKENS, OnnxEmbedder, _batches
+from router_ml.features.onnx import OnnxEmbedder
 from router_ml.microbatch import MicroBatcher
 from router_ml.router import Router
 from router_ml.selection.policy import PRESETS
@@ -233,13 +233,10 @@ def test_many_texts_get_the_vectors_they_get_alone(tiny_bundle: Path, workers: i
     assert embedder.embed([]).shape == (0, embedder.dim)
 
 
-def test_batches_hold_equally_long_texts_and_every_text_once() -> None:
-    lengths = [3, 200, 3, 300, 7, 3, 200, *[2] * 300]
-    batches = _batches(lengths)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    assert all(len({lengths[i] for i in batch}) == 1 for batch in batches)
-    assert all(sum(lengths[i] for i in batch) <= BATCH_TOKENS or len(batch) == 1 for batch in batches)
-    assert [lengths[batch[0]] for batch in batches] == sorted((lengths[batch[0]] for batch in batches), reverse=True)
+def test_many_texts_get_the_vectors_each_has_alone_in_their_order(tiny_bundle: Path) -> None:
+    embedder = OnnxEmbedder(tiny_bundle / "encoder.onnx", tiny_bundle / "tokenizer.json", workers=2)
+    texts = ["a", "a b c", "a", "b a", *["c"] * 30]
+    assert np.array_equal(embedder.embed(texts), np.concatenate([embedder.embed([text]) for text in texts]))
 
 
 def test_an_error_in_one_batch_is_raised_and_the_embedder_goes_on(tiny_bundle: Path) -> None:
