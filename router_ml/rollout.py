@@ -272,7 +272,8 @@ class Rollout:
             self._tell("ramped", verdict, trial)
         else:
             return
-        self._told = (verdict.kind, n, now_coverage)
+        # A recommendation is given once: evidence that wavers around it does not make it news again.
+        self._told = ("SHIP" if told == "SHIP" else verdict.kind, n, now_coverage)
 
     def _end(self, trial: Trial, verdict: Verdict) -> None:
         at_s, reason = self._clock(), verdict.summary
