@@ -31,16 +31,19 @@ def attempt_timeout_s(
     later: Sequence[Quantiles | None],
     options: GatewayOptions,
     probe: bool = False,
+    decode_tokens_per_s: float | None = None,
 ) -> float:
     """How long one attempt may take, in seconds.
 
-    Where other models remain (`later`): a multiple of the predicted p95, for a model not known to be in memory its
-    load on top, and time for the quickest of the others is kept back. The last one may use all that is left, unless
-    it is a `probe` of a model that has been failing."""
+    Where other models remain (`later`): a multiple of the predicted p95, or what a long answer takes at the rate seen
+    (`decode_tokens_per_s`) where that is more; for a model not known to be in memory its load on top, and time for
+    the quickest of the others is kept back. The last one may use all that is left, unless it is a `probe` of a model
+    that has been failing."""
     if not later and not probe:
         return remaining_s  # nobody else could use what is left
     wanted_s = remaining_s if expected is None else options.attempt_factor * expected.p95
-    wanted_s = max(wanted_s, options.attempt_min_s)
+    long_s = options.attempt_min_tokens / decode_tokens_per_s if decode_tokens_per_s and not probe else 0.0
+    wanted_s = max(wanted_s, options.attempt_min_s, long_s)
     if resident is not True:
         wanted_s += options.cold_load_s if load_s is None else 2.0 * load_s
     if not later:

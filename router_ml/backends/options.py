@@ -34,10 +34,12 @@ class GatewayOptions:
 
     deadline_s: float = 120.0  # of one request, all attempts together
     last_resort: str | None = "qwen3:8b"  # tried after every ranked model; None: nothing is added
-    # An attempt may last attempt_factor times the predicted p95, and no less than attempt_min_s; a model that is
-    # not in memory gets its load time on top (cold_load_s until one was seen). What remains for a fallback is kept.
+    # An attempt may last attempt_factor times the predicted p95, and no less than attempt_min_s, nor than an answer of
+    # attempt_min_tokens takes at the rate seen here: after a few short answers a long one is no fault. A model that
+    # is not in memory gets its load time on top (cold_load_s until one was seen). What a fallback needs is kept.
     attempt_factor: float = 3.0
-    attempt_min_s: float = 2.0
+    attempt_min_s: float = 10.0
+    attempt_min_tokens: int = 1000
     cold_load_s: float = 60.0
     idle_s: float = 30.0  # longest silence within a stream
     connect_s: float = 2.0
@@ -58,5 +60,6 @@ class GatewayOptions:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, found {getattr(self, name)!r}")
-        if self.max_waiting < 0:
-            raise SettingsError(f"max_waiting must be 0 or more, found {self.max_waiting!r}")
+        for name in ("max_waiting", "attempt_min_tokens"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} must be 0 or more, found {getattr(self, name)!r}")

@@ -190,6 +190,7 @@ class Walker:
             [after.latency_s if (after := job.candidate(model)) else None for model in able],
             self._options,
             probe=backend.breaker.state == "half_open",
+            decode_tokens_per_s=backend.rates.decode_tokens_per_s,
         )
 
     def _may_serve(self, model: str) -> bool:

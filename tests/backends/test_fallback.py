@@ -35,6 +35,21 @@ def test_a_cold_model_gets_its_load_on_top() -> None:
     assert attempt_timeout_s(FAST, None, None, 120.0, [FAST], OPTIONS) == pytest.approx(9.0 + 60.0)
 
 
+def test_after_short_answers_a_long_one_still_has_its_time() -> None:
+    quick = Quantiles(0.1, 0.2, 0.25)  # what a few words take at 100 tokens/s
+    default = GatewayOptions()
+    assert attempt_timeout_s(quick, True, None, 120.0, [SLOW], default) == pytest.approx(10.0)
+    # 1,000 tokens at 40 tokens/s
+    assert attempt_timeout_s(quick, True, None, 120.0, [SLOW], default, decode_tokens_per_s=40.0) == pytest.approx(25.0)
+    # the fallback's time is kept all the same: half of what is left
+    assert attempt_timeout_s(quick, True, None, 20.0, [SLOW], default, decode_tokens_per_s=40.0) == pytest.approx(10.0)
+
+
+def test_a_probe_after_failures_is_given_no_time_for_a_long_answer() -> None:
+    limit_s = attempt_timeout_s(FAST, True, None, 119.0, [SLOW], OPTIONS, probe=True, decode_tokens_per_s=5.0)
+    assert limit_s == pytest.approx(9.0)
+
+
 def test_the_last_model_may_use_all_that_is_left_unless_it_is_a_probe() -> None:
     assert attempt_timeout_s(FAST, True, None, 50.0, [], OPTIONS) == 50.0
     assert attempt_timeout_s(FAST, True, None, 50.0, [], OPTIONS, probe=True) == pytest.approx(9.0)

@@ -15,8 +15,8 @@ from tests.ollama_double import OllamaDouble
 
 MODELS = ("llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b")
 QUICK = GatewayOptions(
-    deadline_s=5.0, attempt_min_s=0.6, attempt_factor=1.0, cold_load_s=0.4, idle_s=0.4, connect_s=0.5,
-    breaker=BreakerOptions(open_s=0.5, open_max_s=2.0),
+    deadline_s=5.0, attempt_min_s=0.6, attempt_min_tokens=0, attempt_factor=1.0, cold_load_s=0.4, idle_s=0.4,
+    connect_s=0.5, breaker=BreakerOptions(open_s=0.5, open_max_s=2.0),
 )  # fmt: skip
 
 

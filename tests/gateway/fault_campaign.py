@@ -33,6 +33,7 @@ MODELS_A, MODEL_B = ("alpha:1b", "beta:3b"), "gamma:8b"
 OPTIONS = GatewayOptions(
     last_resort=MODEL_B,
     attempt_min_s=0.25,
+    attempt_min_tokens=0,
     attempt_factor=3.0,
     cold_load_s=0.5,
     idle_s=0.5,
