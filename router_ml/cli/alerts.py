@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from datetime import datetime
 
 from router_ml.cli.events import duration_s, event_store
 from router_ml.config import load_settings
+from router_ml.telemetry.alerts import UNHEARD_S
 from router_ml.telemetry.event import AlertEvent, as_dict
 from router_ml.telemetry.store import Selection
 
@@ -23,22 +25,53 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _alerts(options: argparse.Namespace) -> int:
+    now_s = time.time()
     store = event_store(load_settings())
     try:
-        selection = Selection(("alert",), since_s=time.time() - options.window)
-        changes = [s.event for s in store.read(selection) if isinstance(s.event, AlertEvent)]
+        selection = Selection(("alert",), since_s=now_s - options.window)
+        told = [s.event for s in store.read(selection) if isinstance(s.event, AlertEvent)]
     finally:
         store.close()
-    last = {(alert.rule, alert.subject): alert for alert in changes}
+    changes, last, heard_s = _changes(told)
     firing = [alert for alert in last.values() if alert.state == "firing"]
+    unheard = [alert for alert in firing if now_s - heard_s[_key(alert)] > UNHEARD_S]
+    firing = [alert for alert in firing if alert not in unheard]
     for alert in changes if options.all else firing:
         print(json.dumps(as_dict(alert)) if options.json else _told(alert))
-    if not firing and not options.json:
-        print("Nothing fires.")
+    if not options.json:
+        for alert in unheard:
+            print(f"{_stamp(heard_s[_key(alert)])}  unheard   {alert.rule} ({alert.subject}): its process is gone")
+        if not firing:
+            print("Nothing fires.")
     return 1 if firing else 0
 
 
+def _key(alert: AlertEvent) -> tuple[str, str]:
+    return alert.rule, alert.subject
+
+
+def _changes(
+    told: Sequence[AlertEvent],
+) -> tuple[list[AlertEvent], dict[tuple[str, str], AlertEvent], dict[tuple[str, str], float]]:
+    """All changes; the last one of each alert; and when each was last spoken of. While an alert fires, its process
+    says so again and again: that is no change."""
+    changes: list[AlertEvent] = []
+    last: dict[tuple[str, str], AlertEvent] = {}
+    heard_s: dict[tuple[str, str], float] = {}
+    for alert in told:
+        key = _key(alert)
+        reminds = key in last and last[key].state == alert.state and alert.at_s - heard_s[key] <= UNHEARD_S
+        heard_s[key] = alert.at_s
+        if not reminds:
+            last[key] = alert
+            changes.append(alert)
+    return changes, last, heard_s
+
+
 def _told(alert: AlertEvent) -> str:
-    when = datetime.fromtimestamp(alert.at_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    line = f"{when}  {alert.state:8}  {alert.rule} ({alert.subject}): {alert.summary}"
+    line = f"{_stamp(alert.at_s)}  {alert.state:8}  {alert.rule} ({alert.subject}): {alert.summary}"
     return f"{line}\n    {alert.advice}" if alert.state == "firing" else line
+
+
+def _stamp(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")

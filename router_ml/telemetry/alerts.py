@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import threading
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from router_ml.errors import SettingsError
-from router_ml.telemetry.event import AlertEvent, AlertState, Event, NullRecorder, Recorder
+from router_ml.telemetry.event import AlertEvent, AlertState, Event, NullRecorder, Recorder, new_id
 from router_ml.telemetry.rules import Rule, Signal, default_rules
 
 _LOG = logging.getLogger("router_ml.alerts")
@@ -21,6 +22,8 @@ _LOG = logging.getLogger("router_ml.alerts")
 _INBOX = 50_000
 _CHECK_S = 0.5
 _RESEND_S = 300.0  # an Alertmanager forgets an alert that is not sent again
+REMIND_S = 60.0  # what fires is recorded again so often, so that a reader can tell a dead process from a lasting fault
+UNHEARD_S = 3 * REMIND_S  # nobody has spoken of an alert for so long: whoever watched it is gone
 _TIMEOUT_S = 5.0
 
 
@@ -117,7 +120,7 @@ class Alerts:
         self._lock = threading.Lock()
         self._firing: dict[tuple[str, str], AlertEvent] = {}
         self._unsent: list[list[AlertEvent]] = [[] for _ in self._channels]
-        self._resent_s = clock()
+        self._resent_s = self._reminded_s = clock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -135,6 +138,7 @@ class Alerts:
         changes: list[AlertEvent] = []
         while self._inbox:
             changes += self._observe(self._inbox.popleft())
+        self._remind()
         self._send(changes)
         return changes
 
@@ -146,10 +150,14 @@ class Alerts:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, and record that nobody watches any more what fires; the channels are not told."""
         self._stop.set()
         if self._thread is not None and self._thread.is_alive():
             self._thread.join(_TIMEOUT_S)
+        for alert in self.firing():
+            self._record_again(alert, state="resolved", summary="the process that watched it has ended")
+        with self._lock:
+            self._firing.clear()
 
     def _run(self) -> None:
         while not self._stop.wait(_CHECK_S):
@@ -184,6 +192,16 @@ class Alerts:
                 del self._firing[key]
         self._recorder.record(alert)
         return alert
+
+    def _remind(self) -> None:
+        if self._clock() - self._reminded_s < REMIND_S:
+            return
+        self._reminded_s = self._clock()
+        for alert in self.firing():
+            self._record_again(alert)
+
+    def _record_again(self, alert: AlertEvent, **changed: Any) -> None:
+        self._recorder.record(dataclasses.replace(alert, at_s=self._clock(), event_id=new_id(), **changed))
 
     def _send(self, changes: list[AlertEvent]) -> None:
         now_s = self._clock()

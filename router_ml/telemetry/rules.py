@@ -344,23 +344,29 @@ class CacheHits:
 
 
 class BreakerOpen:
-    """A model's circuit breaker is open: its calls fail and it is left alone for a while."""
+    """A model's circuit breaker is open: its calls fail and it is left alone for a while.
+
+    A breaker rests a minute at most; where no call of the model was seen for `quiet_s`, it is nobody's trouble."""
 
     name = "breaker_open"
     advice = "Check the model's host ('ollama ps', its log); requests go to the next model of the chain meanwhile."
 
-    def __init__(self) -> None:
-        self._open: dict[str, bool] = {}
+    def __init__(self, *, quiet_s: float = 300.0) -> None:
+        self._quiet_s = quiet_s
+        self._seen_s: dict[str, float] = {}  # of the models whose breaker is open: their latest attempt
 
     def observe(self, event: Event) -> Iterator[Signal]:
-        """Take an attempt."""
-        if not isinstance(event, AttemptEvent) or event.breaker == "half_open":
-            return
-        is_open = event.breaker == "open"
-        if is_open or self._open.get(event.model):
-            self._open[event.model] = is_open
-            words = f"the circuit breaker of {event.model} is {event.breaker}"
-            yield Signal(event.model, is_open, float(is_open), 1.0, words)
+        """Take an attempt; any event tells the time."""
+        if isinstance(event, AttemptEvent) and event.breaker != "half_open":
+            is_open, was_open = event.breaker == "open", self._seen_s.pop(event.model, None) is not None
+            if is_open:
+                self._seen_s[event.model] = event.at_s
+            if is_open or was_open:
+                words = f"the circuit breaker of {event.model} is {event.breaker}"
+                yield Signal(event.model, is_open, float(is_open), 1.0, words)
+        for model in [model for model, at_s in self._seen_s.items() if event.at_s - at_s > self._quiet_s]:
+            del self._seen_s[model]
+            yield Signal(model, False, 0.0, 1.0, f"nobody called {model} for {self._quiet_s:g} s")
 
 
 class CalibrationDrift:

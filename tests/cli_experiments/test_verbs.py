@@ -223,6 +223,26 @@ def test_alerts_show_what_fires_and_fail_while_anything_does(run: Run, state: Pa
     assert json.loads(run("alerts", "--json")[1])["rule"] == "failure_rate"
 
 
+def test_an_alert_whose_process_is_dead_does_not_fire(run: Run, state: Path) -> None:
+    def alert(age_s: float, subject: str) -> AlertEvent:
+        at_s = time.time() - age_s
+        return AlertEvent("breaker_open", "firing", subject, 1.0, 1.0, "open", "Check the host.", at_s=at_s)
+
+    store = open_store(state)
+    store.append([alert(age_s, "dead") for age_s in (600.0, 540.0, 480.0)])
+    code, said = run("alerts")
+    assert code == 0
+    assert "unheard   breaker_open (dead)" in said
+    assert "Nothing fires." in said
+    store.append([alert(age_s, "alive") for age_s in (600.0, 450.0, 290.0, 130.0)])
+    code, said = run("alerts")
+    assert code == 1
+    assert said.count("firing    breaker_open (alive)") == 1
+    # told four times without a break: one change, dated when it began
+    assert [json.loads(line)["subject"] for line in run("alerts", "--all", "--json")[1].splitlines()] == [
+        "dead", "alive"]  # fmt: skip
+
+
 def test_outcomes_are_exported_for_training_and_old_ones_pruned(run: Run, state: Path, tmp_path: Path) -> None:
     store = open_store(state)
     now_s = time.time()

@@ -213,6 +213,37 @@ def test_a_change_is_told_once_to_callback_and_store_and_a_broken_rule_silences_
     assert kept == told
 
 
+def test_what_fires_is_recorded_again_each_minute_and_resolved_when_the_process_ends() -> None:
+    now, kept = [2.0], []
+
+    class Kept:
+        def record(self, event: Event) -> None:
+            kept.append(event)
+
+    alerts = Alerts((Wolf(),), channels=(), recorder=Kept(), clock=lambda: now[0])
+    run(alerts, [outcome(2, ok=False)])
+    for second in (30.0, 63.0, 90.0, 125.0):
+        now[0] = second
+        alerts.check()
+    now[0] = 130.0
+    alerts.close()
+    assert [(a.state, a.at_s) for a in kept] == [("firing", 2.0), ("firing", 63.0), ("firing", 125.0),
+                                                 ("resolved", 130.0)]  # fmt: skip
+    assert len({a.event_id for a in kept}) == 4
+    assert alerts.firing() == ()
+
+
+def test_an_open_breaker_of_a_model_nobody_calls_any_more_is_no_alert() -> None:
+    def attempt(model: str, at_s: float, breaker: str) -> AttemptEvent:
+        return AttemptEvent(f"d{at_s}", model, 0, breaker == "closed", breaker=breaker, at_s=at_s)
+
+    alerts = Alerts((BreakerOpen(quiet_s=300.0),), channels=())
+    events = [attempt("m", 10.0, "open"), attempt("n", 200.0, "closed"), attempt("m", 210.0, "open"),
+              attempt("n", 500.0, "closed")]  # fmt: skip
+    assert run(alerts, events) == [("breaker_open", "m", "firing")]
+    assert run(alerts, [outcome(511)]) == [("breaker_open", "m", "resolved")]
+
+
 class Manager(http.server.BaseHTTPRequestHandler):
     """Takes alerts as an Alertmanager does, after refusing the first request."""
 
