@@ -21,7 +21,7 @@ from router_ml.backends.names import NameBook
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.config import load_settings
 from router_ml.context import parse_context
-from router_ml.errors import ContextError
+from router_ml.errors import ContextError, QueryError
 from router_ml.gateway import Decider
 from router_ml.router import Router
 from router_ml.schema import EMPTY_CONTEXT, Context, Decision, MachineState
@@ -53,7 +53,8 @@ class ComplexityIntent:
 
 
 class CoordinatorNode:
-    """Chooses the model for the next turn of a conversation. Thread-safe; never raises for what it finds in a state.
+    """Chooses the model for the next turn of a conversation. Thread-safe; whatever a conversation holds, it decides.
+    Only for a state without any conversation, under `messages_key` or `query`, it raises `QueryError`.
 
     `decider` chooses (by default the active bundle's router); `classifier` names the intent; `machine` gives the
     state of the models (a gateway's `machine`, say); `stick_margin` keeps the model that spoke last unless another
@@ -85,7 +86,14 @@ class CoordinatorNode:
         self.__name__ = "route"  # what a graph calls a node that was given no name
 
     def __call__(self, state: Any, config: RunnableConfig = _NO_CONFIG) -> dict[str, Any]:
-        """The keys this node adds: `model`, `intent`, `complexity`, `clarify`, `routing`."""
+        """The keys this node adds: `model`, `intent`, `complexity`, `clarify`, `routing`.
+
+        Raises `QueryError` where the state has neither the key of the messages nor `query`."""
+        if not any(_has(state, key) for key in (self._messages_key, "query")):
+            raise QueryError(
+                f"the state has neither {self._messages_key!r} nor 'query', only {_keys(state)}; "
+                "name the key of the conversation: CoordinatorNode(messages_key=...)"
+            )
         turns = _turns(_read(state, self._messages_key), _read(state, "query"))
         text, history = _split(turns)
         last_model = _read(state, self._model_key)
@@ -165,6 +173,15 @@ class CoordinatorNode:
 def _read(state: Any, key: str) -> Any:
     """One key of a state, which may be a mapping, a dataclass or a pydantic model."""
     return state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
+
+
+def _has(state: Any, key: str) -> bool:
+    return key in state if isinstance(state, Mapping) else hasattr(state, key)
+
+
+def _keys(state: Any) -> str:
+    keys = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
+    return ", ".join(repr(key) for key in sorted(map(str, keys))) or "nothing"
 
 
 def _turns(messages: Any, query: Any) -> list[Any]:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from router_ml.cli.events import event_store
 from router_ml.config import load_settings
 from router_ml.errors import InputError
 from router_ml.telemetry.event import FeedbackEvent, FeedbackKind
+from router_ml.telemetry.store import EventStore, Selection
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("feedback", help="record what an answer was worth: router-ml feedback ID up|down|0..1")
-    verb.add_argument("decision_id", help="the decision's id, as `route --json` and the gateway's answers give it")
+    verb = subparsers.add_parser(
+        "feedback",
+        help="record what an answer was worth: router-ml feedback ID up|down|0..1",
+        description="Records what an answer was worth. Exit status 1 where no such decision was recorded (yet): the "
+        "feedback is kept, and counts once its decision is there.",
+    )
+    verb.add_argument(
+        "decision_id",
+        help="answer.decision.decision_id of a gateway's answer, or state['routing']['decision_id'] of a coordinator",
+    )
     verb.add_argument("verdict", help="up, down, or a score between 0 and 1")
     verb.add_argument("--comment", help="why; stored only where text is enabled")
     verb.set_defaults(func=_feedback)
@@ -25,10 +35,23 @@ def _feedback(options: argparse.Namespace) -> int:
     store = event_store(load_settings(), read_only=False)
     try:
         store.append([FeedbackEvent(options.decision_id, kind, score, options.comment)])
+        known = _known(store, options.decision_id)
     finally:
         store.close()
     print(f"recorded {score:g} for {options.decision_id}")
-    return 0
+    if known:
+        return 0
+    print(
+        f"router-ml: no decision {options.decision_id} is in the event store; check the id, unless it was made in the "
+        "last seconds (only the gateway and a built coordinator node record decisions)",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _known(store: EventStore, decision_id: str) -> bool:
+    """Whether a decision was recorded; an answer from the cache has its outcome only."""
+    return any(store.read(Selection(("decision", "outcome"), decision_id=decision_id), limit=1))
 
 
 def _score(verdict: str) -> float:

@@ -14,6 +14,8 @@ import pytest
 
 from router_ml.cli import DECIDING, LOOKING_AFTER, main
 from router_ml.config import CHECKOUT
+from router_ml.telemetry.event import DecisionEvent
+from router_ml.telemetry.store import open_store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -217,10 +219,23 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: Capture) -> None
     assert "usage:" in capsys.readouterr().err
 
 
-def test_feedback_is_recorded(capsys: Capture) -> None:
+def test_feedback_is_recorded(tmp_path: Path, capsys: Capture) -> None:
+    store = open_store(tmp_path / "state")
+    store.append([DecisionEvent("abc", "m", "simple", "balanced", "b", 1.0)])
+    store.close()
     assert main(["feedback", "abc", "up"]) == 0
     assert main(["feedback", "abc", "0.25"]) == 0
     assert capsys.readouterr().out.splitlines() == ["recorded 1 for abc", "recorded 0.25 for abc"]
+
+
+def test_feedback_on_a_decision_nobody_made_is_kept_and_said_so(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["feedback", "typo", "up"]) == 1
+    said = capsys.readouterr()
+    assert "no decision typo is in the event store" in said.err
+    assert len(said.err.splitlines()) == 1
+    store = open_store(tmp_path / "state")
+    assert [stored.event.decision_id for stored in store.read()] == ["typo"]
+    store.close()
 
 
 def _run(*arguments: Any, **changes: Any) -> subprocess.CompletedProcess[bytes]:

@@ -12,6 +12,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 
 from router_ml.coordinator import CoordinatorNode
+from router_ml.errors import QueryError
 from router_ml.router import Router
 from router_ml.telemetry.event import DecisionEvent
 from tests.gateway.deciders import BrokenDecider, FixedDecider, Recording, catalogue_of
@@ -104,12 +105,21 @@ class OwnState:
 
 @pytest.mark.parametrize(
     "state",
-    [{}, {"messages": []}, {"messages": [AIMessage("hello")]}, {"messages": "hi"}, OwnState(), OwnState(["hi"]),
-     {"query": "hi", "context": {"latency_budget_s": -1}}, {"query": "hi", "tools": [3]},
+    [{"messages": []}, {"query": None}, {"messages": [AIMessage("hello")]}, {"messages": "hi"}, OwnState(),
+     OwnState(["hi"]), {"query": "hi", "context": {"latency_budget_s": -1}}, {"query": "hi", "tools": [3]},
      {"messages": [HumanMessage([{"type": "text", "text": "hi"}])]}],
 )  # fmt: skip
 def test_no_state_breaks_it(state: Any) -> None:
     assert _node(decider=Router.heuristic())(state)["model"] in {LLAMA, QWEN2, QWEN3}
+
+
+@pytest.mark.parametrize("state", [{}, {"input": "hi", "chat": []}, object()])
+def test_a_state_without_a_conversation_is_an_error_that_names_its_keys(state: Any) -> None:
+    with pytest.raises(QueryError, match="neither 'messages' nor 'query'") as caught:
+        _node()(state)
+    if isinstance(state, dict) and state:
+        assert "'chat', 'input'" in str(caught.value)
+    assert _node(messages_key="chat")({"chat": ["hi"]})["model"] == LLAMA
 
 
 class GraphState(TypedDict, total=False):
