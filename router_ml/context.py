@@ -2,20 +2,25 @@
 
 Turns may be strings ("user: ..." or bare) or `{"role", "content"}`; tools may be names, JSON schemas in the OpenAI
 form (`{"type": "function", "function": {...}}`) or bare ones (`{"name", "description", "parameters"}`).
+Turns with images (`images`, as Ollama has them, or `image_url` parts) need a model that can see.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from router_ml.errors import ContextError
 from router_ml.schema import EMPTY_CONTEXT, Context, Tool, Turn
+from router_ml.spelling import warn_of_slips
 
-_KNOWN = {
-    "tools", "n_tools", "history", "attachment", "session_id", "latency_budget_s", "prompt_tokens",
-}  # fmt: skip
+_KNOWN = frozenset({
+    "tools", "n_tools", "history", "attachment", "session_id", "latency_budget_s", "prompt_tokens", "has_images",
+})  # fmt: skip
+_HEEDED = _KNOWN | {"user_id", "last_model"}  # the gateway and the coordinator read these
+_TOOL_NUMBERS = ("n_parameters", "n_required", "schema_chars")
+_IMAGE_PARTS = frozenset({"image", "image_url", "input_image"})
 _TURN_KEYS = {"role", "content", "text"}
 _SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
 MAX_SECONDS = 1e9
@@ -43,6 +48,9 @@ def parse_context(raw: Context | Mapping[str, Any] | None) -> Context:
         attachment, kind = _attachment(raw.get("attachment"))
     except RecursionError as error:
         raise ContextError("attachment is a list that contains itself", "attachment") from error
+    extra = {k: v for k, v in raw.items() if k not in _KNOWN}
+    if extra:
+        warn_of_slips(extra, _HEEDED, "context")
     return Context(
         tools=tools,
         n_tools=max(len(tools), _count(raw, "n_tools") or 0),
@@ -52,8 +60,51 @@ def parse_context(raw: Context | Mapping[str, Any] | None) -> Context:
         session_id=None if raw.get("session_id") is None else str(raw["session_id"]),
         latency_budget_s=_seconds(raw, "latency_budget_s"),
         prompt_tokens=_count(raw, "prompt_tokens"),
-        extra={k: v for k, v in raw.items() if k not in _KNOWN},
+        extra=extra,
+        has_images=bool(raw.get("has_images")) or any(shows_image(item) for item in raw.get("history") or ()),
     )
+
+
+def context_row(context: Context) -> dict[str, Any]:
+    """What a router reads of a context, JSON-ready, in the form that `parse_context` takes back; the session and
+    unknown keys are left out."""
+    row: dict[str, Any] = {
+        "history": [turn._asdict() if turn.role else turn.content for turn in context.history],
+        "tools": [tool._asdict() for tool in context.tools],
+        "n_tools": context.n_tools if context.n_tools != len(context.tools) else 0,
+        "attachment": _attachment_row(context),
+        "has_images": context.has_images,
+        "latency_budget_s": context.latency_budget_s,
+        "prompt_tokens": context.prompt_tokens,
+    }
+    return {key: value for key, value in row.items() if value or (key == "prompt_tokens" and value is not None)}
+
+
+def _attachment_row(context: Context) -> Any:
+    """Its name, with its kind where the name alone does not tell."""
+    if _attachment(context.attachment)[1] == context.attachment_kind:
+        return context.attachment
+    return {"name": context.attachment, "type": context.attachment_kind}
+
+
+def shows_image(turn: Any) -> bool:
+    """Whether a message holds an image: `images`, or a part of its content that is one."""
+    images, content = _part(turn, "images"), _part(turn, "content")
+    if isinstance(images, Sized) and len(images):
+        return True
+    if isinstance(content, str | bytes) or not isinstance(content, Sequence):
+        return False
+    return any(isinstance(part, Mapping) and _is_image(part) for part in content)
+
+
+def _is_image(part: Mapping[str, Any]) -> bool:
+    return part.get("type") in _IMAGE_PARTS or not _IMAGE_PARTS.isdisjoint(part)
+
+
+def _part(turn: Any, key: str) -> Any:
+    if isinstance(turn, str | tuple | list):
+        return turn[1] if key == "content" and isinstance(turn, tuple | list) and len(turn) == 2 else None
+    return turn.get(key) if isinstance(turn, Mapping) else getattr(turn, key, None)
 
 
 def _sequence(raw: Mapping[str, Any], key: str) -> Sequence[Any]:
@@ -106,7 +157,17 @@ def _tool(item: Any) -> Tool:
     name = function.get("name")
     if not isinstance(name, str):
         raise ContextError("a tool schema must have a name", "tools")
-    return _tool_from_schema(name, function)
+    return _tool_from_row(name, item) if "schema_chars" in item else _tool_from_schema(name, function)
+
+
+def _tool_from_row(name: str, row: Mapping[str, Any]) -> Tool:
+    """A tool as `context_row` writes it: summed up, without its schema."""
+    try:
+        numbers = {key: _count(row, key) or 0 for key in _TOOL_NUMBERS}
+    except ContextError as error:
+        raise ContextError(f"tool {name!r:.60}: {error}", "tools") from error
+    words = {key: str(row.get(key) or "") for key in ("description", "parameter_text")}
+    return Tool(name=name, **words, **numbers)  # type: ignore[arg-type]
 
 
 def _tool_from_schema(name: str, function: Mapping[str, Any]) -> Tool:

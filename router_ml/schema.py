@@ -55,6 +55,7 @@ class Context:
     latency_budget_s: float | None = None
     prompt_tokens: int | None = None
     extra: Mapping[str, Any] = field(default_factory=_empty)  # unknown keys, kept and ignored
+    has_images: bool = False  # in the history: whoever answers must be able to see them
 
 
 EMPTY_CONTEXT = Context()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
 
+import ollama
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_ml.context import parse_context
+from router_ml.context import context_row, parse_context, shows_image
 from router_ml.errors import ContextError
 from router_ml.schema import EMPTY_CONTEXT, Context, Tool, Turn
 
@@ -235,3 +237,70 @@ def test_whatever_json_holds_gives_a_context_or_a_typed_error(raw: dict[str, Any
     assert wrong is None or wrong.field in raw
     assert context.n_tools >= len(context.tools)
     assert bool(context.attachment) == bool(context.attachment_kind)
+
+
+_SPOKEN = st.text(max_size=20).filter(lambda text: ": " not in text)
+_TOOLS = st.builds(Tool, st.text(max_size=9), st.text(max_size=9), *[st.integers(0, 99)] * 3)
+_TURNS = st.builds(Turn, st.sampled_from(["", "user", "assistant", "tool"]), _SPOKEN)
+_CONTEXTS = st.builds(
+    Context,
+    tools=st.lists(_TOOLS, max_size=3).map(tuple),
+    history=st.lists(_TURNS, max_size=3).map(tuple),
+    attachment_kind=st.sampled_from(["image", "audio", "document"]),
+    attachment=st.just("the file"),
+    latency_budget_s=st.none() | st.floats(0.1, 100.0),
+    prompt_tokens=st.none() | st.integers(0, 10**6),
+    has_images=st.booleans(),
+)
+
+
+@given(_CONTEXTS, st.integers(0, 9))
+def test_a_context_survives_its_json_form(context: Context, more_tools: int) -> None:
+    context = dataclasses.replace(context, n_tools=len(context.tools) + more_tools)
+    assert parse_context(json.loads(json.dumps(context_row(context)))) == context
+
+
+def test_the_json_form_of_schemas_has_the_same_features_without_session_and_strangers() -> None:
+    tool = {"name": "mail", "parameters": {"properties": {"to": {"description": "who"}}, "required": ["to"]}}
+    context = parse_context({"tools": [tool], "session_id": "s1", "user_id": "u1", "n_tools": 1})
+    row = context_row(context)
+    assert set(row) == {"tools"}
+    assert parse_context(row).tools == context.tools
+
+
+_LOOK = {"type": "text", "text": "look"}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "user", "content": "look", "images": ["aGk="]},
+        {"role": "user", "content": [_LOOK, {"type": "image_url", "image_url": {"url": "x"}}]},
+        {"role": "user", "content": [{"image": "x"}]},
+        ollama.Message(role="user", content="look", images=[ollama.Image(value=b"x")]),
+        ("user", [{"type": "input_image"}]),
+    ],
+)
+def test_images_in_the_conversation_are_seen(turn: Any) -> None:
+    assert shows_image(turn)
+    if not isinstance(turn, tuple):
+        context = parse_context({"history": [turn, "assistant: a cat"]})
+        assert context.has_images
+        assert context.attachment == ""
+
+
+@pytest.mark.parametrize(
+    "turn",
+    ["look", {"role": "user", "content": "image"}, {"role": "user", "content": "x", "images": []},
+     {"role": "user", "content": [_LOOK]}, ("user", "hi"), 5],
+)  # fmt: skip
+def test_a_conversation_without_images(turn: Any) -> None:
+    assert not shows_image(turn)
+
+
+def test_a_slip_of_the_pen_in_a_key_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert parse_context({"toolz": ["mail"], "mood": "good", "user_id": "u"}).extra["toolz"] == ["mail"]
+    assert [record.message for record in caplog.records] == [
+        "context: the unknown key 'toolz' is ignored; did you mean 'tools'?"
+    ]

@@ -79,6 +79,7 @@ def _context_key(context: Context | Mapping[str, Any] | None) -> Hashable:
             context.attachment_kind,
             context.latency_budget_s,
             context.prompt_tokens,
+            context.has_images,
         )
     if not isinstance(context, Mapping):
         raise TypeError("no context")

@@ -13,7 +13,7 @@ def unable(model: Model, context: Context, policy: Policy, machine: MachineState
         return "not among the policy's models"
     if context.n_tools and not model.can("tools"):
         return "cannot call tools"
-    if context.attachment_kind == "image" and not model.can("vision"):
+    if (context.has_images or context.attachment_kind == "image") and not model.can("vision"):
         return "cannot see images"
     window = model.context_window_tokens
     if window is not None and context.prompt_tokens is not None and context.prompt_tokens > window:

@@ -148,6 +148,8 @@ def test_images_need_a_model_that_sees(router_that_says: Maker) -> None:
     decision = router.decide("what is this", {"attachment": "photo.jpg"})
     assert decision.model == "other"
     assert decision.excluded == {"plain": "cannot see images"}
+    seen_before = {"history": [{"role": "user", "content": "look", "images": ["aGk="]}, "assistant: a cat"]}
+    assert router.decide("what colour is it", seen_before).excluded == {"plain": "cannot see images"}
     assert router.decide("read it", {"attachment": "report.pdf"}).model == "plain"
 
 
