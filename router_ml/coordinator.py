@@ -20,7 +20,7 @@ from router_ml.backends.fallback import plain_decision, stick
 from router_ml.backends.names import NameBook
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.config import load_settings
-from router_ml.context import parse_context
+from router_ml.context import parse_context, shows_image
 from router_ml.errors import ContextError, QueryError
 from router_ml.gateway import Decider
 from router_ml.router import Router
@@ -98,12 +98,14 @@ class CoordinatorNode:
         text, history = _split(turns)
         last_model = _read(state, self._model_key)
         last_model = last_model if isinstance(last_model, str) else None
-        context = _context(state, config, history, last_model)
+        context = _context(state, config, turns, len(history), last_model)
         decision = self._decide(text, context)
         decision = stick(decision, last_model, self._stick_margin, NameBook(self._models()))
         intent = self._intent(text, history, state, last_model, decision)
         self._recorder.record(
-            decision_event(decision, unit=context.session_id, prompt_tokens=context.prompt_tokens, text=text)
+            decision_event(
+                decision, unit=context.session_id, prompt_tokens=context.prompt_tokens, text=text, context=context
+            )
         )
         return {
             self._model_key: decision.model,
@@ -221,12 +223,20 @@ def _text(content: Any) -> str:
     return ""
 
 
-def _context(state: Any, config: RunnableConfig, history: Sequence[Any], last_model: str | None) -> Context:
-    """What the router may know. A part of the state it cannot read is left out."""
+def _context(
+    state: Any, config: RunnableConfig, turns: Sequence[Any], n_before: int, last_model: str | None
+) -> Context:
+    """What the router may know: of the turns, `n_before` come before the query. A part of the state it cannot read is
+    left out."""
     configurable = (config or {}).get("configurable") or {}
     given = _read(state, "context")
     raw: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
-    raw.setdefault("history", [dict(zip(("role", "content"), _spoken(turn), strict=True)) for turn in history])
+    history = [dict(zip(("role", "content"), _spoken(turn), strict=True)) for turn in turns[:n_before]]
+    raw.setdefault("history", history)
+    if any(map(shows_image, turns)):
+        raw.setdefault("has_images", True)
+    if any(map(shows_image, turns[n_before:])):
+        raw.setdefault("attachment", "image")
     tools = _read(state, "tools")
     if tools:
         raw.setdefault("tools", [_tool(tool) for tool in tools])

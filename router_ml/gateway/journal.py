@@ -51,6 +51,7 @@ class Journal:
                 pinned=outcome.pinned,
                 prompt_tokens=job.context.prompt_tokens,
                 text=job.request.text,
+                context=job.context,
             )
         )
         for index, attempt in enumerate(job.attempts):

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+from router_ml.context import context_row, parse_context
 from router_ml.errors import InputError
-from router_ml.schema import Candidate, Decision, Outcome, Quantiles
+from router_ml.schema import Candidate, Context, Decision, Outcome, Quantiles
 
 VERSION = 1
 
@@ -60,6 +61,7 @@ class DecisionEvent:
     features_digest: str = ""
     prompt_tokens: int | None = None
     text: str | None = None  # the query; written only where that is enabled, then redacted
+    context: Context | None = None  # what came with it; written with the text, and redacted like it
     query_key: str | None = None  # keyed hash of the query, filled in when the event is written
     at_s: float = field(default_factory=time.time)  # Unix time
     event_id: str = field(default_factory=new_id)
@@ -232,6 +234,8 @@ def as_dict(event: Event) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, Context):
+        return context_row(value)
     if isinstance(value, tuple):
         return [_candidate_row(item) if isinstance(item, Candidate) else item for item in value]
     return value
@@ -263,6 +267,8 @@ def from_dict(row: Mapping[str, Any]) -> Event:
         values = {"success": None, "latency_s": None} | values
     if "candidates" in values:
         values["candidates"] = tuple(_candidate(item) for item in values["candidates"])
+    if "context" in values:
+        values["context"] = parse_context(values["context"])
     try:
         return cls(**values)
     except TypeError as error:
@@ -297,6 +303,7 @@ def decision_event(
     features_digest: str = "",
     prompt_tokens: int | None = None,
     text: str | None = None,
+    context: Context | None = None,
     at_s: float | None = None,
 ) -> DecisionEvent:
     """The event of a decision."""
@@ -320,6 +327,7 @@ def decision_event(
         features_digest=features_digest,
         prompt_tokens=prompt_tokens,
         text=text,
+        context=context,
         at_s=time.time() if at_s is None else at_s,
     )
 

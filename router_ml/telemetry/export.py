@@ -66,9 +66,9 @@ def export_outcomes(store: EventStore, path: Path, selection: Selection | None =
 
 
 def export_queries(store: EventStore, path: Path) -> int:
-    """Write the queries whose (redacted) text was kept, unlabelled; how many there were."""
+    """Write the queries whose (redacted) text was kept, with their contexts and unlabelled; how many there were."""
     rows: list[dict[str, Any]] = [
-        {"id": decision_id, "text": text, "context": None, "label": None} for decision_id, text in store.texts()
+        {"id": kept.decision_id, "text": kept.text, "context": kept.context, "label": None} for kept in store.texts()
     ]
     write_rows(path, rows)
     return len(rows)

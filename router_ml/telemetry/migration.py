@@ -35,6 +35,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE INDEX query_text_at ON query_text (at_s)",
         ),
     ),
+    Migration(4, ("ALTER TABLE query_text ADD COLUMN context TEXT",)),
 )
 LATEST = MIGRATIONS[-1].number
 

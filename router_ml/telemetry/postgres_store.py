@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from router_ml.errors import StoreError
 from router_ml.telemetry.event import Event
 from router_ml.telemetry.migration import migrate
 from router_ml.telemetry.privacy import Privacy
-from router_ml.telemetry.store import EVERYTHING, Selection, Stored, kept_texts, paged, written
+from router_ml.telemetry.reading import SqlReading
 
 if TYPE_CHECKING:
     import psycopg
@@ -22,10 +22,16 @@ _INSERT = (
     "INSERT INTO event (event_id, kind, at_s, decision_id, experiment, body) VALUES (%s, %s, %s, %s, %s, %s) "
     "ON CONFLICT (event_id) DO NOTHING"
 )
+_INSERT_TEXT = (
+    "INSERT INTO query_text (decision_id, at_s, text, context) VALUES (%s, %s, %s, %s) "
+    "ON CONFLICT (decision_id) DO NOTHING"
+)
 
 
-class PostgresStore:
+class PostgresStore(SqlReading):
     """An event store behind a `postgresql://` URL. Thread-safe; connects again after the server was away."""
+
+    _mark = "%s"
 
     def __init__(self, url: str, privacy: Privacy) -> None:
         try:
@@ -42,30 +48,16 @@ class PostgresStore:
 
     def append(self, events: Sequence[Event]) -> None:
         """Keep events, all or none. Raises `StoreError`."""
-        rows = [written(event, self._privacy) for event in events]
-        texts = [(row.decision_id, row.at_s, row.text) for row in rows if row.text is not None]
+        rows, texts = self._rows(events)
         with self._lock:
             try:
                 with self._connected().transaction(), self._connected().cursor() as cursor:
                     cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
                     cursor.executemany(_INSERT, [row[:6] for row in rows])
                     if texts:
-                        insert = "INSERT INTO query_text VALUES (%s, %s, %s) ON CONFLICT (decision_id) DO NOTHING"
-                        cursor.executemany(insert, texts)
+                        cursor.executemany(_INSERT_TEXT, texts)
             except self._driver.Error as error:
                 raise self._failure("write to", error) from error
-
-    def read(self, selection: Selection = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
-        """The selected events, oldest first."""
-        return paged(self._query, "%s", selection, limit)
-
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """Decision id and redacted text of every query whose text was kept."""
-        return kept_texts(self._query)
-
-    def last_seq(self) -> int:
-        """The place of the newest event; 0 where there is none."""
-        return int(self._query("SELECT coalesce(max(seq), 0) FROM event", [])[0][0])
 
     def prune(self, before_s: Mapping[str, float]) -> int:
         """Delete events of each kind (and `"text"`) that are older than a Unix time; how many went."""

@@ -36,6 +36,15 @@ def redact(text: str) -> str:
     return text
 
 
+def redacted(value: Any) -> Any:
+    """A JSON value with every text in it redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redacted(item) for key, item in value.items()}
+    return [redacted(item) for item in value] if isinstance(value, list) else value
+
+
 @dataclass(frozen=True, slots=True)
 class Privacy:
     """How the private parts of an event are written. Without text by default."""
@@ -56,6 +65,9 @@ class Privacy:
             row["query_key"] = self.digest(text)
             if self.keep_text:
                 row["text"] = redact(text)
+        context = row.pop("context", None)
+        if context and "text" in row:
+            row["context"] = redacted(context)
         comment = row.pop("comment", None)
         if comment is not None and self.keep_text:
             row["comment"] = redact(comment)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,20 @@ from router_ml.errors import StoreError
 from router_ml.telemetry.event import Event
 from router_ml.telemetry.migration import LATEST, migrate
 from router_ml.telemetry.privacy import Privacy
-from router_ml.telemetry.store import EVERYTHING, Selection, Stored, kept_texts, paged, written
+from router_ml.telemetry.reading import SqlReading
 
 _BUSY_S = 5.0
 _INSERT = (
     "INSERT OR IGNORE INTO event (event_id, kind, at_s, decision_id, experiment, body) "
     "VALUES (:event_id, :kind, :at_s, :decision_id, :experiment, :body)"
 )
+_INSERT_TEXT = "INSERT OR IGNORE INTO query_text (decision_id, at_s, text, context) VALUES (?, ?, ?, ?)"
 
 
-class SqliteStore:
+class SqliteStore(SqlReading):
     """An event store in one file. Thread-safe."""
+
+    _mark = "?"
 
     def __init__(self, path: Path, privacy: Privacy, *, read_only: bool = False) -> None:
         self.path = path
@@ -44,30 +47,17 @@ class SqliteStore:
 
     def append(self, events: Sequence[Event]) -> None:
         """Keep events, all or none. Raises `StoreError`."""
-        rows = [written(event, self._privacy) for event in events]
-        texts = [(row.decision_id, row.at_s, row.text) for row in rows if row.text is not None]
+        rows, texts = self._rows(events)
         with self._lock:
             try:
                 connection = self._writer()
                 with connection:
                     connection.executemany(_INSERT, [row._asdict() for row in rows])
                     if texts:
-                        connection.executemany("INSERT OR IGNORE INTO query_text VALUES (?, ?, ?)", texts)
+                        connection.executemany(_INSERT_TEXT, texts)
             except sqlite3.Error as error:
                 self._drop_connection()
                 raise self._failure("write to", error) from error
-
-    def read(self, selection: Selection = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
-        """The selected events, oldest first."""
-        return paged(self._query, "?", selection, limit)
-
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """Decision id and redacted text of every query whose text was kept."""
-        return kept_texts(self._query)
-
-    def last_seq(self) -> int:
-        """The place of the newest event; 0 where there is none."""
-        return int(self._query("SELECT coalesce(max(seq), 0) FROM event", [])[0][0])
 
     def prune(self, before_s: Mapping[str, float]) -> int:
         """Delete events of each kind (and `"text"`) that are older than a Unix time; how many went."""

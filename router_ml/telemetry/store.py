@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 from router_ml.errors import StoreError
-from router_ml.telemetry.event import Event, as_dict, from_json
+from router_ml.telemetry.event import Event, as_dict
 from router_ml.telemetry.privacy import Privacy, load_key
 
 DATABASE = "events.db"
@@ -32,6 +32,15 @@ class Written(NamedTuple):
     experiment: str | None
     body: str
     text: str | None
+    context: str | None  # JSON
+
+
+class KeptText(NamedTuple):
+    """The redacted text of a query, with what came with it."""
+
+    decision_id: str
+    text: str
+    context: Mapping[str, Any] | None  # as `parse_context` takes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +85,8 @@ class EventStore(Protocol):
     def read(self, selection: Selection = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
         """The selected events, oldest first."""
 
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """Decision id and redacted text of every query whose text was kept."""
+    def texts(self) -> Iterator[KeptText]:
+        """Every query whose text was kept, oldest first."""
 
     def last_seq(self) -> int:
         """The place of the newest event; 0 where there is none."""
@@ -87,31 +96,6 @@ class EventStore(Protocol):
 
     def close(self) -> None:
         """Give back what is held. Closing twice is no error."""
-
-
-PAGE = 1000
-Query: TypeAlias = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
-
-
-def paged(query: Query, mark: str, selection: Selection, limit: int | None) -> Iterator[Stored]:
-    """The selected events through a dialect's `query`, in pages, so that no writer waits for a slow reader."""
-    condition, values = selection.where(mark)
-    place, left = selection.after_seq, limit
-    while left is None or left > 0:
-        page = PAGE if left is None else min(PAGE, left)
-        rows = query(f"SELECT seq, body FROM event WHERE {condition} ORDER BY seq LIMIT {page:d}", [place, *values[1:]])
-        for seq, body in rows:
-            yield Stored(seq, from_json(body))
-        if len(rows) < page:
-            return
-        place = rows[-1][0]
-        left = None if left is None else left - len(rows)
-
-
-def kept_texts(query: Query) -> Iterator[tuple[str, str]]:
-    """Decision id and redacted text of every query whose text was kept, oldest first."""
-    for decision_id, text in query("SELECT decision_id, text FROM query_text ORDER BY at_s", ()):
-        yield str(decision_id), str(text)
 
 
 def written(event: Event, privacy: Privacy) -> Written:
@@ -124,8 +108,14 @@ def written(event: Event, privacy: Privacy) -> Written:
         decision_id=row.get("decision_id"),
         experiment=row.get("experiment"),
         text=_storable(row.pop("text", None)),
-        body=json.dumps(row, separators=(",", ":"), default=str),  # ASCII: no database stumbles over odd characters
+        context=_json(row.pop("context", None)),
+        body=_json(row) or "",
     )
+
+
+def _json(value: Any) -> str | None:
+    """ASCII: no database stumbles over odd characters."""
+    return None if value is None else json.dumps(value, separators=(",", ":"), default=str)
 
 
 def _storable(text: str | None) -> str | None:

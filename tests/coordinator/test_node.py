@@ -64,6 +64,16 @@ def test_the_router_sees_the_conversation_the_tools_and_the_session() -> None:
     assert context.extra["last_model"] == QWEN3
 
 
+def test_images_of_the_conversation_need_a_model_that_sees() -> None:
+    shown = HumanMessage([{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": "x"}}])
+    decider = FixedDecider(LLAMA)
+    for messages in ([shown], [shown, AIMessage("a cat"), HumanMessage("which colour")]):
+        _node(decider=decider)({"messages": messages})
+    (_, now, *_), (_, before, *_) = decider.seen
+    assert (now.has_images, now.attachment_kind) == (True, "image")
+    assert (before.has_images, before.attachment_kind) == (True, "")
+
+
 def test_an_existing_classifier_keeps_its_job() -> None:
     classifier = Keywords()
     out = _node(classifier=classifier)({"messages": [("user", "will it rain")], "model": QWEN2})

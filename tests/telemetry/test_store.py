@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from router_ml.context import parse_context
 from router_ml.errors import StoreError
-from router_ml.rows import read_outcomes
+from router_ml.rows import read_outcomes, read_queries
 from router_ml.telemetry.event import AttemptEvent, DecisionEvent, ExperimentEvent, FeedbackEvent, OutcomeEvent
 from router_ml.telemetry.export import export_events, export_outcomes, export_queries
 from router_ml.telemetry.migration import LATEST
@@ -115,8 +117,30 @@ def test_kept_texts_are_redacted_and_exported(opener: Opener, tmp_path: Path) ->
     store = opener(keep_text=True)
     text = "mail dana@example.org or call +49 170 1234567, \ud800 ünïcode"
     store.append([DecisionEvent("d1", "m", "simple", "balanced", "b", 1.0, text=text)])
-    assert list(store.texts()) == [("d1", "mail [email] or call [number], ? ünïcode")]
+    assert list(store.texts()) == [("d1", "mail [email] or call [number], ? ünïcode", None)]
     assert export_queries(store, tmp_path / "queries.jsonl") == 1
+
+
+def test_what_came_with_a_query_is_kept_and_exported_with_its_text_only(opener: Opener, tmp_path: Path) -> None:
+    context = parse_context(
+        {"history": ["user: mail dana@example.org", "assistant: done"], "tools": [{"name": "mail", "parameters": {
+            "properties": {"to": {"description": "who"}}}}], "session_id": "s-1", "user_id": "u-1", "prompt_tokens": 40}
+    )  # fmt: skip
+    decision = DecisionEvent("d1", "m", "simple", "balanced", "b", 1.0, text="and Tom", context=context)
+    silent = opener()
+    silent.append([dataclasses.replace(decision, decision_id="d0", event_id="e0")])
+    assert list(silent.texts()) == []
+    store = opener(keep_text=True)
+    store.append([decision])
+    for kind in (export_events, export_queries):
+        kind(store, tmp_path / "out.jsonl")
+        written = (tmp_path / "out.jsonl").read_text()
+        assert not any(private in written for private in ("dana@", "s-1", "u-1"))
+    (query,) = read_queries(tmp_path / "out.jsonl")
+    assert query.text == "and Tom"
+    assert query.context.tools == context.tools
+    assert query.context.prompt_tokens == 40
+    assert [turn.content for turn in query.context.history] == ["mail [email]", "done"]
 
 
 def test_retention_removes_what_is_old_and_keeps_what_was_decided(opener: Opener) -> None:
