@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -191,8 +192,10 @@ class Router:
     ) -> tuple[Floats, Predictions]:
         """Complexity probabilities (n, 4) and predictions per model, without choosing."""
         parsed = [parse_context(context) for context in contexts] if contexts is not None else [Context()] * len(texts)
-        probabilities, predictions, _ = self._predict([_clean(text) for text in texts], parsed)
-        return probabilities, predictions
+        features, probabilities, _ = self._judge([_clean(text) for text in texts], parsed)
+        prompt_tokens = np.array([_prompt_tokens(context) for context in parsed], np.float32)
+        predict = self._predictor(features)
+        return probabilities, predict(features.embedding, features.table, probabilities, prompt_tokens)
 
     def _decide(
         self,
@@ -207,23 +210,17 @@ class Router:
         texts = [_clean(query) for query in queries]
         if not texts:
             return []
-        probabilities, predictions, degraded = self._predict(texts, parsed)
-        forecasts = zip(
-            probabilities.tolist(),
-            predictions.p_success.tolist(),
-            predictions.latency_s.tolist(),
-            predictions.output_tokens.tolist(),
-            predictions.cost_usd.tolist(),
-            predictions.novelty.tolist(),
-            map(_sized, texts, parsed),
-            strict=True,
-        )
-        return [
-            self._decision(
-                row, Forecast(p, latency, tokens, cost), context, chosen_policy, machine, novelty, degraded, variant
+        features, probabilities, degraded = self._judge(texts, parsed)
+        predict = self._predictor(features).of_one
+        decisions = []
+        for text, context, label, embedding, table in zip(texts, parsed, probabilities, *features, strict=True):
+            expected = predict(embedding, table, label, _prompt_tokens(context))
+            forecast, novelty = Forecast(*expected[:-1]), expected.novelty
+            sized = _sized(text, context)
+            decisions.append(
+                self._decision(label.tolist(), forecast, sized, chosen_policy, machine, novelty, degraded, variant)
             )
-            for row, p, latency, tokens, cost, novelty, context in forecasts
-        ]
+        return decisions
 
     def _decision(
         self,
@@ -260,17 +257,19 @@ class Router:
             degraded=bool(degraded),
         )
 
-    def _predict(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Floats, Predictions, str]:
-        features, probabilities, degraded = self._judge(texts, contexts)
-        for i, (text, context) in enumerate(zip(texts, contexts, strict=True)):
-            if not text and not context.attachment:
-                probabilities[i] = _EMPTY_QUERY
-        prompt_tokens = np.array([np.nan if c.prompt_tokens is None else c.prompt_tokens for c in contexts], np.float32)
-        outcomes = self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
-        return probabilities, outcomes(features.embedding, features.table, probabilities, prompt_tokens), degraded
+    def _predictor(self, features: Features) -> OutcomePredictor:
+        return self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
 
     def _judge(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
-        """Features and complexity; the rules stand in where the encoder fails."""
+        """Features and complexity; a query that says nothing is ambiguous."""
+        features, probabilities, degraded = self._read(texts, contexts)
+        for i, text in enumerate(texts):
+            if not text and not contexts[i].attachment:
+                probabilities[i] = _EMPTY_QUERY
+        return features, probabilities, degraded
+
+    def _read(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
+        """Features and complexity of what the texts say; the rules stand in where the encoder fails."""
         if self._features is not None:
             try:
                 features = self._features.extract(texts, contexts)
@@ -285,6 +284,10 @@ class Router:
         )
         features = Features(np.zeros((len(texts), 0), np.float32), table.astype(np.float32))
         return features, self._heuristic(None, features.table), why
+
+
+def _prompt_tokens(context: Context) -> float:
+    return math.nan if context.prompt_tokens is None else context.prompt_tokens
 
 
 def _sized(text: str, context: Context) -> Context:

@@ -2,12 +2,12 @@
 
 Every tree has at most 64 leaves, numbered from left to right. A node whose test fails rules out all leaves of its left
 branch; the leaf reached is the leftmost one that no failed test rules out (QuickScorer: Lucchese et al., SIGIR 2015).
-So all tests of all trees are one comparison, and finding the leaves one bitwise reduction.
+So all tests of all trees are one comparison. Eight tests of a tree at a time are looked up in a table of the leaves
+they leave possible, and what all of them leave is one bitwise reduction.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,59 +17,72 @@ from router_ml.predictors.heads import Floats
 
 MAX_LEAVES = 64
 ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
-_CHUNK = 128  # rows walked at once: their tests stay in the cache
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_SHIFT = np.uint64(58)
-_POSITION = np.empty(MAX_LEAVES, dtype=np.intp)
-for _bit in range(MAX_LEAVES):
-    _POSITION[((int(_DE_BRUIJN) << _bit) & int(ALL)) >> 58] = _bit
+_AT_ONCE = 8  # tests that make one byte
+_FRACTION_BITS = np.array(52)  # of a double: what stands above them is the exponent
+_EXPONENT_OF_ONE = 1023
 
 
-@dataclass(frozen=True, slots=True)
 class Forest:
-    """Sum over trees of the value of the leaf an input falls into."""
+    """Sum over trees of the value of the leaf an input falls into. Thread-safe."""
 
-    feature: NDArray[np.intp]  # (nodes * trees,), node-major: the tests of one depth stand together
-    threshold: Floats  # (nodes * trees,); a test fails where the input is greater
-    keeps: NDArray[np.uint64]  # (nodes * trees,) leaves still possible after a failed test
-    values: Floats  # (trees * 64, outputs)
-    first: NDArray[np.intp]  # (trees,) row in `values` of each tree's first leaf
+    def __init__(
+        self, feature: NDArray[np.intp], threshold: Floats, keeps: NDArray[np.uint64], values: Floats, trees: int
+    ) -> None:
+        """Tests of shape (bytes, trees, 8), values (trees * 64, outputs)."""
+        self._feature, self._threshold = feature.ravel(), threshold.ravel()
+        self._possible = _possible(keeps)
+        self._entry = np.arange(keeps.size // _AT_ONCE, dtype=np.intp) << _AT_ONCE  # where each byte's part begins
+        self._values = values
+        self._first = np.arange(trees, dtype=np.intp) * MAX_LEAVES - _EXPONENT_OF_ONE
+        self._ones = np.ones(trees, np.float32)
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Forest:
-        """From `feature`, `threshold` and `keeps` (nodes, trees) and `values` (trees, 64, outputs)."""
+        """From `feature`, `threshold` and `keeps` (nodes, trees) and `values` (trees, 64, outputs).
+
+        Raises ValueError where they do not fit together."""
         trees, leaves, outputs = arrays["values"].shape
-        if leaves != MAX_LEAVES or not arrays["feature"].shape == arrays["threshold"].shape == arrays["keeps"].shape:
+        feature, threshold, keeps = (arrays[name] for name in ("feature", "threshold", "keeps"))
+        if leaves != MAX_LEAVES or not feature.shape == threshold.shape == keeps.shape or feature.shape[1] != trees:
             raise ValueError("the arrays of the forest do not fit together")
+        used = np.flatnonzero((keeps != ALL).any(axis=1))
+        n_bytes = max(1, -(-len(used) // _AT_ONCE))
+
+        def in_bytes(tests: NDArray[Any], idle: Any, kind: Any) -> NDArray[Any]:
+            whole = np.full((n_bytes * _AT_ONCE, trees), idle, kind)
+            whole[: len(used)] = tests[used]
+            return np.ascontiguousarray(whole.reshape(n_bytes, _AT_ONCE, trees).transpose(0, 2, 1))
+
         return cls(
-            np.ascontiguousarray(arrays["feature"].ravel().astype(np.intp)),
-            np.ascontiguousarray(arrays["threshold"].ravel().astype(np.float32)),
-            np.ascontiguousarray(arrays["keeps"].ravel().astype(np.uint64)),
-            np.ascontiguousarray(arrays["values"].reshape(trees * leaves, outputs).astype(np.float32)),
-            np.arange(trees, dtype=np.intp) * MAX_LEAVES,
+            in_bytes(feature, 0, np.intp),
+            in_bytes(threshold, np.inf, np.float32),
+            in_bytes(keeps, ALL, np.uint64),
+            np.ascontiguousarray(arrays["values"].reshape(trees * leaves, outputs), dtype=np.float32),
+            trees,
         )
 
     def __call__(self, x: Floats) -> Floats:
         """Sums of shape (n, outputs) for inputs (n, features)."""
-        if len(x) == 1:
-            return self._walk_one(x[0])[None]
-        parts = [self._walk(x[i : i + _CHUNK]) for i in range(0, len(x), _CHUNK)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.values.shape[1]), np.float32)
+        sums = np.empty((len(x), self._values.shape[1]), np.float32)
+        for i, row in enumerate(x):
+            sums[i] = self.sum(row)
+        return sums
 
-    def _walk_one(self, x: Floats) -> Floats:
-        failed = x.take(self.feature) > self.threshold
-        possible = np.bitwise_and.reduce(np.where(failed, self.keeps, ALL).reshape(-1, len(self.first)), axis=0)
-        result: Floats = np.add.reduce(self.values.take(self._rows(possible), axis=0), axis=0)
+    def sum(self, x: Floats) -> Floats:
+        """Sums (outputs,) for one input (features,). A feature beyond its end is not noticed."""
+        failed = x.take(self._feature, mode="wrap") > self._threshold
+        possible = self._possible.take(self._entry + np.packbits(failed), mode="wrap")
+        possible = np.bitwise_and.reduce(possible.reshape(-1, len(self._first)), axis=0)
+        lowest = (possible & np.negative(possible)).astype(np.float64)  # a power of two: its exponent is its place
+        leaf = np.right_shift(lowest.view(np.int64), _FRACTION_BITS) + self._first
+        result: Floats = self._ones.dot(self._values.take(leaf, axis=0, mode="wrap"))
         return result
 
-    def _walk(self, x: Floats) -> Floats:
-        failed = x.take(self.feature, axis=1) > self.threshold
-        kept = np.where(failed, self.keeps, ALL).reshape(len(x), -1, len(self.first))
-        possible = np.bitwise_and.reduce(kept, axis=1)
-        result: Floats = np.add.reduce(self.values.take(self._rows(possible), axis=0), axis=1)
-        return result
 
-    def _rows(self, possible: NDArray[np.uint64]) -> NDArray[np.intp]:
-        """Row of the leftmost possible leaf: the lowest set bit, found by a de Bruijn sequence."""
-        lowest = possible & (~possible + np.uint64(1))
-        return _POSITION.take((lowest * _DE_BRUIJN) >> _SHIFT) + self.first
+def _possible(keeps: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The leaves that each byte of failed tests leaves possible, from what each test leaves (bytes, trees, 8)."""
+    table = np.full((keeps.size // _AT_ONCE, 1 << _AT_ONCE), ALL, np.uint64)
+    for bit in range(_AT_ONCE):  # the first test of a byte is its highest bit
+        low = 1 << bit
+        table[:, low : 2 * low] = table[:, :low] & keeps.reshape(-1, _AT_ONCE)[:, _AT_ONCE - 1 - bit, None]
+    return table.ravel()

@@ -22,6 +22,11 @@ class LinearHead:
         """Outputs of shape (n, outputs) for inputs of shape (n, inputs)."""
         return x @ self.weights.T + self.bias
 
+    def of_one(self, x: Floats) -> Floats:
+        """Outputs (outputs,) for one input (inputs,)."""
+        result: Floats = self.weights.dot(x) + self.bias
+        return result
+
 
 def softmax(logits: Floats) -> Floats:
     """Probabilities over the last axis, each row summing to 1."""

@@ -9,7 +9,8 @@ beat the default model's chance of success by a margin, which grows with the nov
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +28,10 @@ QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside succes
 TABLE_LIMIT = np.float32(4.0)  # standardised features are cut here
 TRANSFER_LIMIT = np.float32(1.0)  # and here for the transfer head: which way, hardly how far
 NEVER = 1.0  # a margin that no advantage reaches
-_BELOW = np.float32(1.01)  # what is held back stands just under the default model, never level with it
-P_LOW, P_HIGH = np.float32(0.005), np.float32(0.995)
-_Z = np.array([0.0, 1.2815516, 1.6448536], dtype=np.float32)  # standard normal quantiles at .5, .9, .95
+_BELOW = 1.01  # what is held back stands just under the default model, never level with it
+P_LOW, P_HIGH = 0.005, 0.995
+_MAX_LOG = 12.0
+_Z = (0.0, 1.2815516, 1.6448536)  # standard normal quantiles at .5, .9, .95
 
 
 class Predictions(NamedTuple):
@@ -43,40 +45,79 @@ class Predictions(NamedTuple):
     novelty: Floats  # (n,), 0 like the training queries .. 1 unlike any
 
 
-class Signals(NamedTuple):
-    """What the learned heads say of n queries, before it is laid over the priors."""
+class Prediction(NamedTuple):
+    """Predictions for one query and M models, in plain numbers. Read them only."""
 
-    values: Floats  # (n, outputs): success, then the log of each quantity, model by model
-    novelty: Floats  # (n,)
-    doubt: Floats  # (n,), as novelty but rising much sooner: how much of the margin for novel queries counts
+    p_success: Sequence[float]  # (M,)
+    latency_s: Sequence[Sequence[float]]  # (M, 3): p50, p90, p95
+    output_tokens: Sequence[float]  # (M,), expected; NaN unknown
+    cost_usd: Sequence[float]  # (M,)
+    novelty: float
 
 
-def with_margin(p: NDArray[Any], default: int, margin: float | NDArray[Any]) -> NDArray[Any]:
+class Signal(NamedTuple):
+    """What the learned heads say of a query, before it is laid over the priors."""
+
+    values: Floats  # (outputs,): success, then the log of each quantity, model by model; good until the next query
+    novelty: float
+    doubt: float  # as novelty but rising much sooner: how much of the margin for novel queries counts
+
+
+def with_margin(p: NDArray[Any], default: int, margin: float) -> NDArray[Any]:
     """`p` (n, M) with the advantage of each model over the default model made smaller by a margin, down to none."""
     ahead = np.maximum(p - p[:, default : default + 1], 0.0)
     held: NDArray[Any] = p - np.minimum(ahead, margin) * _BELOW
     return held
 
 
+def _with_margin(p: list[float], default: int, margin: float) -> list[float]:
+    """`with_margin` for one query."""
+    best = p[default]
+    return [x - min(x - best, margin) * _BELOW if x > best else x for x in p]
+
+
+class _Slate(threading.local):
+    """The numbers of one query side by side, where each head finds its own. Every thread has one and writes over its
+    last query."""
+
+    def __init__(self, n_embedding: int, n_table: int, n_outputs: int, n_basis: int, n_columns: int) -> None:
+        n_inputs = n_embedding + n_table + len(LABELS) + 1
+        self.whole = np.ones(n_inputs + n_columns, np.float32)
+        self.inputs, self.product = self.whole[:n_inputs], self.whole[n_inputs:]  # the last input, 1, meets the bias
+        self.embedding, self.table = self.inputs[:n_embedding], self.inputs[n_embedding : n_embedding + n_table]
+        self.complexity = self.inputs[n_embedding + n_table : -1]
+        self.values = self.product[:n_outputs]
+        self.basis = self.product[n_outputs : n_outputs + n_basis]
+        self.squares = self.product[n_outputs + n_basis :]
+
+
 class LearnedHeads:
-    """The arrays a fit exported: one matrix product, a forest, and stored neighbours where the fit chose them."""
+    """The arrays a fit exported: one matrix product, a forest, and stored neighbours where the fit chose them.
+
+    Queries are judged one by one: on vectors this short a call of numpy costs more than its arithmetic, and calls on
+    one row cost least."""
 
     def __init__(self, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         def array(name: str) -> Floats:
             return np.ascontiguousarray(arrays[name], dtype=np.float32)
 
         self._centre, self._scale = array("table_centre"), array("table_scale")
-        self._weights, self._bias = array("weights"), array("bias")  # (inputs, columns): outputs, basis, centroids
+        self._high = np.full(len(self._centre), TABLE_LIMIT)
+        self._low = -self._high
+        weights = np.vstack((array("weights"), array("bias")))  # (inputs, columns): outputs, basis, centroids
+        self._matrix = np.ascontiguousarray(weights.T)
         self._transfer, self._transfer_bias = array("transfer_weights"), array("transfer_bias")
-        self._n_outputs = len(self._transfer_bias)
-        self._n_basis = int(config["basis"])
-        novelty = config["novelty"]
-        self._embedding_unit, self._table_unit = float(novelty["embedding_unit"]), float(novelty["table_unit"])
-        doubt = config.get("doubt", novelty)
-        self._near = np.array([[novelty["near"]], [doubt["near"]]], np.float32)
-        self._reach = np.array([[novelty["far"]], [doubt["far"]]], np.float32) - self._near
-        forest = {name: arrays[f"forest_{name}"] for name in ("feature", "threshold", "keeps", "values")}
-        self._forest = Forest.from_arrays(forest) if forest["values"].size else None
+        n_outputs, n_basis = len(self._transfer_bias), int(config["basis"])
+        n_table, n_columns = len(self._centre), len(self._matrix)
+        n_embedding = len(weights) - 1 - len(LABELS) - n_table
+        self._slate = _Slate(n_embedding, n_table, n_outputs, n_basis, n_columns)
+        self._novelty, self._doubt = _scale(config["novelty"]), _scale(config.get("doubt", config["novelty"]))
+        self._embedding_unit = float(config["novelty"]["embedding_unit"])
+        self._table_unit = float(config["novelty"]["table_unit"])
+        place = np.arange(len(self._slate.whole))
+        basis = len(weights) + n_outputs
+        read = np.concatenate((place[basis : basis + n_basis], place[n_embedding : n_embedding + n_table]))
+        self._forest = _forest(arrays, read)
         self._neighbours, self._neighbour_weights = self._stored(config.get("neighbours"), arrays)
 
     @staticmethod
@@ -89,34 +130,51 @@ class LearnedHeads:
         outcomes = arrays["neighbour_outcomes"].astype(np.float32)
         return Neighbours(keys, outcomes, int(config["k"])), arrays["neighbour_weights"].astype(np.float32)
 
-    def __call__(self, embedding: Floats, table: Floats, complexity: Floats) -> Signals:
-        z = np.minimum(np.maximum((table - self._centre) * self._scale, -TABLE_LIMIT), TABLE_LIMIT)
-        product = np.concatenate((embedding, z, complexity), axis=1) @ self._weights
-        product += self._bias
-        n_outputs, n_basis = self._n_outputs, self._n_basis
-        values, basis = product[:, :n_outputs], product[:, n_outputs : n_outputs + n_basis]
-        if self._forest is not None:
-            values = values + self._forest(np.concatenate((basis, z), axis=1))
+    def __call__(self, embedding: Floats, table: Floats, complexity: Floats) -> Signal:
+        """What they say of one query: its embedding (d,), table (m,) and label probabilities (4,)."""
+        slate = self._slate
+        z = slate.table
+        np.subtract(table, self._centre, out=z)
+        np.multiply(z, self._scale, out=z)
+        np.maximum(z, self._low, out=z)
+        np.minimum(z, self._high, out=z)
+        slate.embedding[:] = embedding
+        slate.complexity[:] = complexity
+        self._matrix.dot(slate.inputs, slate.product)
+        values = slate.values if self._forest is None else slate.values + self._forest.sum(slate.whole)
         if self._neighbours is not None:
-            values[:, : len(self._neighbour_weights)] += self._neighbours(basis) * self._neighbour_weights
-        novelty, doubt = self._novelty_and_doubt(product[:, n_outputs + n_basis :], z)
-        if novelty.any():
+            values[: len(self._neighbour_weights)] += self._neighbours(slate.basis[None])[0] * self._neighbour_weights
+        # the distance to the nearest centroid and the size of the table, against those of the training rows
+        nearest = slate.squares.item(slate.squares.argmin())
+        distance = nearest * self._embedding_unit + float(z.dot(z)) * self._table_unit
+        novelty = self._novelty.rise(distance)
+        if novelty:
             known = np.minimum(np.maximum(z, -TRANSFER_LIMIT), TRANSFER_LIMIT) @ self._transfer + self._transfer_bias
-            values = values + novelty[:, None] * (known - values)
-        return Signals(values, novelty, doubt)
-
-    def _novelty_and_doubt(self, squares: Floats, z: Floats) -> Floats:
-        """From the distance to the nearest centroid and the size of the table, against those of the training rows."""
-        distance = squares.min(axis=1) * self._embedding_unit + np.einsum("ij,ij->i", z, z) * self._table_unit
-        result: Floats = np.minimum(np.maximum((distance - self._near) / self._reach, 0.0), 1.0).astype(np.float32)
-        return result
+            values = values + novelty * (known - values)
+        return Signal(values, novelty, self._doubt.rise(distance))
 
 
-class _Layout(NamedTuple):
-    """Where the learned columns of one quantity go."""
+class _Scale(NamedTuple):
+    """From 0 near the training queries to 1 far from them."""
 
-    source: NDArray[np.intp]  # columns of `Signals.values`
-    target: NDArray[np.intp] | slice  # models
+    near: float
+    reach: float
+
+    def rise(self, distance: float) -> float:
+        return min(max((distance - self.near) / self.reach, 0.0), 1.0)
+
+
+def _scale(config: Mapping[str, Any]) -> _Scale:
+    near, far = float(config["near"]), float(config["far"])
+    return _Scale(near, far - near)
+
+
+def _forest(arrays: Mapping[str, NDArray[Any]], read: NDArray[np.intp]) -> Forest | None:
+    """The forest, its features renamed to where they stand in a slate."""
+    if not arrays["forest_values"].size:
+        return None
+    forest = {name: arrays[f"forest_{name}"] for name in ("threshold", "keeps", "values")}
+    return Forest.from_arrays(forest | {"feature": read[arrays["forest_feature"]]})
 
 
 class OutcomePredictor:
@@ -169,31 +227,29 @@ class OutcomePredictor:
 
     def _set_priors(self, models: list[Model]) -> None:
         self._prior_success = _per_label([m.prior.success for m in models])
-        sd = np.array([m.prior.latency_log_sd for m in models], dtype=np.float32)
-        # the median of a log-normal with that mean
-        median = _per_label([m.prior.latency_s for m in models]) * np.exp(-0.5 * sd**2)
-        self._prior_latency = (median[:, :, None] * np.exp(sd[:, None] * _Z)).astype(np.float32)
         self._prior_tokens = _per_label([m.prior.output_tokens or dict.fromkeys(LABELS, math.nan) for m in models])
-        self._price_in = np.array([m.price_input_usd_per_mtok for m in models], dtype=np.float32) * np.float32(1e-6)
-        self._price_out = np.array([m.price_output_usd_per_mtok for m in models], dtype=np.float32) * np.float32(1e-6)
-        self._has_prices = bool(self._price_in.any() or self._price_out.any())
+        self._prior_latency = [
+            [_spread_out(mean, model.prior.latency_log_sd) for mean, model in zip(means, models, strict=True)]
+            for means in _per_label([m.prior.latency_s for m in models])
+        ]
+        self._price_in = [m.price_input_usd_per_mtok * 1e-6 for m in models]
+        self._price_out = [m.price_output_usd_per_mtok * 1e-6 for m in models]
+        self._free = None if any(self._price_in) or any(self._price_out) else [0.0] * len(models)
 
     def _set_learned(self, config: Mapping[str, Any], n_learned: int) -> None:
-        columns = [np.array(config["columns"][name], dtype=np.intp) for name in QUANTITIES]  # -1: not learned
-        offset = n_learned
-        layouts = []
-        for has in columns:
-            target = np.flatnonzero(has >= 0)
-            contiguous = len(target) == n_learned
-            layouts.append(_Layout(offset + has[target], slice(0, n_learned) if contiguous else target))
-            offset += len(target)
-        self._latency, self._tokens, self._cost = layouts
         self._n_learned = n_learned
-        self._residuals = np.exp(np.array(config["latency_residuals"], dtype=np.float32).reshape(-1, 3))
+        places = []
+        offset = n_learned
+        for name in QUANTITIES:
+            has = [int(column) for column in config["columns"][name]]  # -1: not learned
+            places.append([(model, offset + column) for model, column in enumerate(has) if column >= 0])
+            offset += len(places[-1])
+        self._latency, self._tokens, self._cost = places  # (model, place in `Signal.values`)
+        self._residuals = np.exp(np.array(config["latency_residuals"]).reshape(-1, 3)).tolist()
         # success never stands alone: with few outcomes the catalogue's prior keeps a say
-        say = np.array(config["prior_weight"], dtype=np.float32)
-        self._say = say if say.any() else None
-        self._prior_rows = self._prior_success[:, :n_learned] * say
+        say = [float(weight) for weight in config["prior_weight"]]
+        self._own_say = [1.0 - weight for weight in say]
+        self._prior_say = [[p * w for p, w in zip(row, say, strict=False)] for row in self._prior_success]
         self._default = list(config["models"]).index(config["default_model"])
         margin = config.get("margin") or {"near": 0.0, "far": 0.0}
         self._margin, self._more_margin = float(margin["near"]), float(margin["far"]) - float(margin["near"])
@@ -202,43 +258,80 @@ class OutcomePredictor:
         """Predictions for an embedding (n, d), a table (n, m), label probabilities (n, 4), prompt tokens (n,).
 
         Unknown prompt tokens are NaN and cost nothing."""
-        label = complexity.argmax(axis=1)  # the priors' rules speak of labels: simple -> the fastest, and so on
-        p_success = self._prior_success.take(label, axis=0)
-        latency = self._prior_latency.take(label, axis=0)
-        tokens = self._prior_tokens.take(label, axis=0)
-        novelty = np.zeros(len(complexity), dtype=np.float32)
-        learned: Floats | None = None
-        if self._heads is not None:
-            signals = self._heads(embedding, table, complexity)
-            novelty = signals.novelty
-            p_success[:, : self._n_learned] = self._success(signals.values[:, : self._n_learned], label, signals.doubt)
-            if signals.values.shape[1] > self._n_learned:
-                learned = np.exp(np.minimum(signals.values, 12.0))
-                if len(self._latency.source):
-                    p50 = learned.take(self._latency.source, axis=1)
-                    latency[:, self._latency.target] = p50[:, :, None] * self._residuals
-                if len(self._tokens.source):
-                    tokens[:, self._tokens.target] = learned.take(self._tokens.source, axis=1)
-        cost = self._costs(prompt_tokens, tokens)
-        if learned is not None and len(self._cost.source):
-            cost[:, self._cost.target] = learned.take(self._cost.source, axis=1)
-        return Predictions(self.models, p_success, latency, tokens, cost, novelty)
+        rows = [self.of_one(*row) for row in zip(embedding, table, complexity, prompt_tokens, strict=True)]
+        n_models = len(self.models)
+        return Predictions(
+            self.models,
+            np.array([row.p_success for row in rows], np.float32).reshape(-1, n_models),
+            np.array([row.latency_s for row in rows], np.float32).reshape(-1, n_models, 3),
+            np.array([row.output_tokens for row in rows], np.float32).reshape(-1, n_models),
+            np.array([row.cost_usd for row in rows], np.float32).reshape(-1, n_models),
+            np.array([row.novelty for row in rows], np.float32),
+        )
 
-    def _success(self, p: Floats, label: NDArray[np.intp], doubt: Floats) -> Floats:
-        if self._say is not None:
-            p = p * (1.0 - self._say) + self._prior_rows.take(label, axis=0)
-        p = np.minimum(np.maximum(p, P_LOW), P_HIGH)
-        if self._margin or doubt.any():
-            p = with_margin(p, self._default, (self._margin + self._more_margin * doubt)[:, None])
-        return p
+    def of_one(
+        self, embedding: Floats, table: Floats, complexity: Floats, prompt_tokens: float = math.nan
+    ) -> Prediction:
+        """Predictions for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
+        label = int(complexity.argmax())  # the priors' rules speak of labels: simple -> the fastest, and so on
+        success, latency, tokens = self._prior_success[label], self._prior_latency[label], self._prior_tokens[label]
+        if self._heads is None:
+            return Prediction(success, latency, tokens, self._costs(prompt_tokens, tokens), 0.0)
+        signal, novelty, doubt = self._heads(embedding, table, complexity)
+        values = signal.tolist()
+        success = self._success(values, label, doubt) + success[self._n_learned :]
+        if self._latency:
+            latency = latency.copy()
+            for (model, place), (at_50, at_90, at_95) in zip(self._latency, self._residuals, strict=True):
+                typical = _exp(values[place])
+                latency[model] = (typical * at_50, typical * at_90, typical * at_95)
+        tokens = _laid_over(tokens, values, self._tokens)
+        cost = _laid_over(self._costs(prompt_tokens, tokens), values, self._cost)
+        return Prediction(success, latency, tokens, cost, novelty)
 
-    def _costs(self, prompt_tokens: Floats, tokens: Floats) -> Floats:
-        if not self._has_prices:
-            return np.zeros(tokens.shape, dtype=np.float32)
-        known_prompt = np.nan_to_num(prompt_tokens, nan=0.0)[:, None]
-        return known_prompt * self._price_in + np.nan_to_num(tokens, nan=0.0) * self._price_out
+    def _success(self, values: list[float], label: int, doubt: float) -> list[float]:
+        p = [
+            min(max(value * own + prior, P_LOW), P_HIGH)
+            for value, own, prior in zip(values, self._own_say, self._prior_say[label], strict=False)
+        ]
+        margin = self._margin + self._more_margin * doubt
+        return _with_margin(p, self._default, margin) if margin else p
+
+    def _costs(self, prompt_tokens: float, tokens: Sequence[float]) -> list[float]:
+        if self._free is not None:
+            return self._free
+        prompt = _or_nothing(prompt_tokens)
+        return [
+            prompt * price_in + _or_nothing(output) * price_out
+            for output, price_in, price_out in zip(tokens, self._price_in, self._price_out, strict=True)
+        ]
 
 
-def _per_label(priors: list[Mapping[Any, float]]) -> Floats:
-    """A table (4, M) of one prior."""
-    return np.array([[prior[label] for label in LABELS] for prior in priors], dtype=np.float32).reshape(-1, 4).T.copy()
+def _laid_over(prior: list[float], values: list[float], places: list[tuple[int, int]]) -> list[float]:
+    """What was learned of some models, the prior for the others."""
+    if not places:
+        return prior
+    both = prior.copy()
+    for model, place in places:
+        both[model] = _exp(values[place])
+    return both
+
+
+def _exp(log: float) -> float:
+    return math.exp(min(log, _MAX_LOG))
+
+
+def _or_nothing(tokens: float) -> float:
+    """Unknown tokens cost nothing."""
+    return tokens if tokens == tokens else 0.0
+
+
+def _spread_out(mean: float, log_sd: float) -> tuple[float, ...]:
+    """p50, p90 and p95 of a log-normal with a mean and a standard deviation of its logarithm."""
+    median = mean * math.exp(-0.5 * log_sd**2)
+    return tuple(median * math.exp(log_sd * z) for z in _Z)
+
+
+def _per_label(priors: list[Mapping[Any, float]]) -> list[list[float]]:
+    """One prior of every model, label by label."""
+    return [[float(prior[label]) for prior in priors] for label in LABELS]

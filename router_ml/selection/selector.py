@@ -12,7 +12,7 @@ from router_ml.selection.constraints import over_limit, unable
 from router_ml.selection.policy import Policy
 from router_ml.selection.utility import live_latency, live_p_success, utility
 
-_UTILITY = attrgetter("utility")
+_UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
 WORTH_SAYING_S = 0.05  # waits shorter than this are not worth a word
 
 
@@ -136,7 +136,7 @@ def _least_bad(candidates: list[Candidate], policy: Policy, context: Context) ->
     """No candidate is within the limits: the fastest where time is the trouble, else the likeliest to succeed."""
     budget = _budget(policy, context)
     in_time = [c for c in candidates if budget is None or not c.latency_s.p95 > budget]
-    best = max(in_time, key=lambda c: c.p_success) if in_time else min(candidates, key=lambda c: c.latency_s.p95)
+    best = max(in_time, key=_P_SUCCESS) if in_time else min(candidates, key=lambda c: c.latency_s.p95)
     return [best, *(c for c in candidates if c is not best)]
 
 
@@ -162,13 +162,15 @@ def _reason(chain: list[Candidate], notes: list[str]) -> str:
     p50 = chosen.latency_s.p50
     if p50 == p50:
         head += f" at {p50:.1f} s"
-    better = max(chain, key=lambda c: c.p_success)
+    better = max(chain, key=_P_SUCCESS)
     gain = better.p_success - chosen.p_success
     if better is not chosen and gain >= 0.005:
         extra = better.latency_s.p50 - p50
         price = f" for {extra:.1f} s more" if extra > 0 else ""
         barred = "" if better.admissible or not chosen.admissible else f", but {better.reasons[0]}"
         head += f"; {better.model} would add {_decimal(gain)}{price}{barred}"
+    if not chosen.reasons and not notes:
+        return head
     state = [word for word in chosen.reasons if word not in notes]
     return "; ".join([head, *state, *notes])
 

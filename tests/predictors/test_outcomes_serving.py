@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,85 @@ def test_a_forest_of_one_stump() -> None:
     stump = Forest.from_arrays(arrays)
     found = stump(np.array([[9.0, 0.5], [9.0, 0.6]], np.float32))
     assert found.tolist() == [[1.0, 2.0], [3.0, 4.0]]  # not greater: left
+
+
+def test_a_forest_finds_the_leaf_that_its_tests_lead_to() -> None:
+    rng = np.random.default_rng(0)
+    n_nodes, n_trees = 11, 5  # neither fills whole bytes
+    feature, threshold = rng.integers(0, 7, (n_nodes, n_trees)), rng.normal(size=(n_nodes, n_trees))
+    keeps = ~rng.integers(0, 2**40, (n_nodes, n_trees), dtype=np.uint64)  # never rules out the last leaves
+    values = rng.normal(size=(n_trees, 64, 3)).astype(np.float32)
+    forest = Forest.from_arrays({"feature": feature, "threshold": threshold, "keeps": keeps, "values": values})
+    x = rng.normal(size=(40, 7)).astype(np.float32)
+    for row, found in zip(x, forest(x), strict=True):
+        expected = np.zeros(3)
+        for tree in range(n_trees):
+            possible = (1 << 64) - 1
+            for node in range(n_nodes):
+                if row[feature[node, tree]] > np.float32(threshold[node, tree]):
+                    possible &= int(keeps[node, tree])
+            expected += values[tree, (possible & -possible).bit_length() - 1]
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_forest_whose_arrays_do_not_fit_together_is_refused() -> None:
+    arrays = {"feature": np.zeros((1, 2)), "threshold": np.zeros((1, 2)), "keeps": np.zeros((1, 2), np.uint64)}
+    with pytest.raises(ValueError, match="fit together"):
+        Forest.from_arrays(arrays | {"values": np.zeros((3, 64, 1))})
+
+
+def learned(width: int = 65, dim: int = 6) -> OutcomePredictor:
+    """Two models with heads of random numbers; only the second one's latency was learned."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "table_centre": np.zeros(width),
+        "table_scale": np.full(width, 0.5),
+        "weights": rng.normal(0, 0.1, (dim + width + 4, 3 + 2 + 3)),
+        "bias": np.zeros(8),
+        "transfer_weights": rng.normal(0, 0.1, (width, 3)),
+        "transfer_bias": np.zeros(3),
+        **{f"forest_{name}": np.zeros((0, 0)) for name in ("feature", "threshold", "keeps", "values")},
+    }
+    config = {
+        "models": ["llama3.2:3b-instruct", "qwen3:8b"],
+        "default_model": "qwen3:8b",
+        "basis": 2,
+        "novelty": {"embedding_unit": 1.0, "table_unit": 0.1, "near": 0.0, "far": 9.0},
+        "columns": {"latency_s": [-1, 0], "output_tokens": [-1, -1], "cost_usd": [-1, -1]},
+        "latency_residuals": [[0.0, 0.5, 0.7]],
+        "prior_weight": [0.2, 0.2],
+        "margin": {"near": 0.1, "far": 0.3},
+    }
+    return OutcomePredictor.from_arrays(config, arrays, load_catalogue())
+
+
+def inputs(n: int) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(1)
+    complexity = rng.dirichlet(np.ones(4), n)
+    parts = (rng.normal(size=(n, 6)), rng.normal(size=(n, 65)), complexity, np.full(n, np.nan))
+    return tuple(part.astype(np.float32) for part in parts)
+
+
+def test_what_was_not_learned_of_a_model_is_its_prior() -> None:
+    found, given = learned()(*inputs(30)), inputs(30)
+    plain = OutcomePredictor.from_arrays({}, {}, load_catalogue())(*given)
+    j, k = found.models.index("llama3.2:3b-instruct"), plain.models.index("llama3.2:3b-instruct")
+    assert found.latency_s[:, j] == pytest.approx(plain.latency_s[:, k])
+    assert np.ptp(found.p_success[:, j]) > 0.05  # learned
+    other = next(name for name in plain.models if name not in learned().learned)
+    assert found.p_success[:, found.models.index(other)] == pytest.approx(plain.p_success[:, plain.models.index(other)])
+    eight = found.latency_s[:, found.models.index("qwen3:8b")]
+    assert eight[:, 2] / eight[:, 0] == pytest.approx(np.full(30, np.exp(0.7)), rel=1e-5)
+
+
+def test_threads_do_not_write_over_each_others_numbers() -> None:
+    predictor, given = learned(), inputs(400)
+    alone = predictor(*given)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda _: predictor(*given), range(8)))
+    for found in together:
+        assert np.array_equal(found.p_success, alone.p_success)
+        assert np.array_equal(found.latency_s, alone.latency_s)
 
 
 def test_neighbours_by_hand() -> None:
