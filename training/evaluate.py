@@ -46,7 +46,7 @@ from training.metrics import (
     reliability,
     sweep_choices,
 )
-from training.outcomes import OutcomeTable, outcome_table
+from training.outcomes import LEARNED_FROM, OutcomeTable, outcome_table, query_keys
 from training.tracking import tracked
 
 RESAMPLES = 200
@@ -268,10 +268,13 @@ def _latency(judged: Judged) -> dict[str, Any]:
 
 
 def _choice_row(table: OutcomeTable, cost: Floats, chosen: NDArray[np.intp]) -> dict[str, Any]:
-    rows = np.arange(len(chosen))
+    """What comes of a choice, as a mean over the queries on which the chosen model was measured."""
+    rows = np.flatnonzero(~np.isnan(table.success[np.arange(len(chosen)), chosen]))
+    chosen = chosen[rows]
     shares = np.bincount(chosen, minlength=len(table.models)) / len(chosen)
     return {
-        "accuracy": float(np.nanmean(table.success[rows, chosen])),
+        "queries": len(rows),
+        "accuracy": float(table.success[rows, chosen].mean()),
         "mean_cost": float(cost[rows, chosen].mean()),
         "mean_latency_s": _mean_or_none(table.latency_s[rows, chosen]),
         "mean_cost_usd": _mean_or_none(table.cost_usd[rows, chosen]),
@@ -290,8 +293,8 @@ def _baselines(judged: Judged, cost: Floats, predicted: Floats, oracle: Sweep, s
     mean_cost = np.broadcast_to(single.cost, cost.shape)
     rows: dict[str, Any] = {}
     for j, model in enumerate(table.models):
-        chosen = np.full(len(table), j)
-        rows[f"always {model}"] = _choice_row(table, cost, np.where(measured[:, j], chosen, measured.argmax(axis=1)))
+        if measured[:, j].any():
+            rows[f"always {model}"] = _choice_row(table, cost, np.full(len(table), j))
     rows["random"] = _choice_row(table, cost, choose(baselines.random_scores(table, 0), measured))
     swept: dict[str, Floats] = {"prompt length": baselines.length_scores(table)}
     if judged.features is not None:
@@ -315,7 +318,7 @@ def _slices(judged: Judged, chosen: NDArray[np.intp], cost: Floats) -> dict[str,
     for name in sorted(set(names.tolist())):
         rows = np.flatnonzero(names == name)
         part = judged.table.success[rows]
-        single = np.nanmean(part, axis=0) if len(rows) else part
+        single = np.nanmean(part[:, (~np.isnan(part)).any(axis=0)], axis=0)
         found[name or "(none)"] = {
             "queries": len(rows),
             "router": float(np.nanmean(part[np.arange(len(rows)), chosen[rows]])),
@@ -335,6 +338,10 @@ def summary(found: dict[str, Any]) -> str:
     lines = [
         f"{found['bundle']}: {found['queries']} queries, {found['outcomes']} outcomes; cost is {found['cost_axis']}"
     ]
+    if found.get("learned_from"):
+        lines.append(
+            f"  FLATTERED: the bundle learned from {found['learned_from']} of these queries; judge it on others"
+        )
     lines += [
         f"  {key:<28} {value['value']:8.4f}   [{value['low']:.4f}, {value['high']:.4f}]"
         for key, value in found["figures"].items()
@@ -350,7 +357,8 @@ def summary(found: dict[str, Any]) -> str:
     lines.append(f"  {'':<42} accuracy   mean cost   normalised AIQ")
     for name, row in {**found["baselines"], **{f"policy {k}": v for k, v in found["policies"].items()}}.items():
         area = f"{row['aiq_normalised']:.3f}" if row.get("aiq_normalised") is not None else ""
-        lines.append(f"  {name:<42} {row['accuracy']:8.4f} {row['mean_cost']:11.5g}   {area}")
+        part = f"   on {row['queries']} queries" if row["queries"] < found["queries"] else ""
+        lines.append(f"  {name:<42} {row['accuracy']:8.4f} {row['mean_cost']:11.5g}   {area}{part}")
     return "\n".join(lines)
 
 
@@ -359,13 +367,18 @@ def evaluate(
 ) -> tuple[dict[str, Any], Judged]:
     """Judge the bundle in a folder on files of queries and outcomes."""
     table = outcome_table(read_queries(queries), read_outcomes(outcomes))
+    table = table.rows(np.flatnonzero((~np.isnan(table.success)).any(axis=1)))
     if not len(table):
-        raise InputError(f"{outcomes} holds no outcome; run 'python -m training.benchmark' to measure some")
+        raise InputError(
+            f"{outcomes} holds no outcome with a known success; run 'python -m training.benchmark' to measure some"
+        )
     loaded = load_bundle(bundle)
     extractor = Extractor(OnnxEmbedder(loaded.encoder, loaded.tokenizer))
     features = extractor.extract([q.text for q in table.queries], [q.context for q in table.queries])
     judged = judge(Router.load(bundle), table, features)
-    return report(judged, resamples=resamples), judged
+    found = report(judged, resamples=resamples)
+    learned_from = np.isin(query_keys(table.queries), loaded.arrays.get(LEARNED_FROM, np.empty(0, np.uint64)))
+    return {**found, "learned_from": int(learned_from.sum())}, judged
 
 
 def _logged(found: dict[str, Any]) -> dict[str, float]:
@@ -403,6 +416,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(summary(found))
+    if found["learned_from"]:
+        print(
+            f"warning: {found['bundle']} learned from {found['learned_from']} of the {found['queries']} queries it was "
+            "judged on; the figures flatter it",
+            file=sys.stderr,
+        )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")

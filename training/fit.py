@@ -42,7 +42,7 @@ from training.complexity_fit import ComplexityBundle, borrow_complexity, learn_c
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
 from training.export import self_check_vectors
-from training.outcomes import refuse_strangers
+from training.outcomes import LEARNED_FROM, not_learned, outcome_table, query_keys, refuse_strangers
 from training.tracking import FITS, Tracker, tracked
 
 log = logging.getLogger(__name__)
@@ -145,12 +145,20 @@ def _outcomes(
         tune=job.tune,
         log=lambda name, values: tracker.tried(name, {"part": "outcomes", "learner": name}, values),
     )
+    if fitted.report.get("learner") == "prior" and "reason" not in fitted.report:
+        _note("what the outcomes say of single queries did not beat each model's mean success in cross-validation; "
+              "the models are told apart by their means until there are more outcomes")  # fmt: skip
+    arrays[LEARNED_FROM] = np.sort(query_keys(queries))
     config["outcomes"] = fitted.config
     arrays |= {f"outcomes/{name}": value for name, value in fitted.arrays.items()}
     models += [model for model in fitted.profiles if model.name not in job.catalogue]
     (folder / "outcomes_report.json").write_text(json.dumps(fitted.report, indent=2, default=str), encoding="utf-8")
     numbers = {key: value for key, value in fitted.report.items() if isinstance(value, int | float)}
     return {key if "/" in key else f"outcomes/{key}": float(value) for key, value in numbers.items()}
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
@@ -303,6 +311,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         job = prepare(options)
+        if job.outcomes and (why := not_learned(outcome_table(job.queries, job.outcomes))):
+            _note(why)
         note = f"{len(job.queries)} queries, {len(job.outcomes)} outcomes, {'tuned' if job.tune else 'fixed recipe'}"
         with tracked(job.experiment, job.name, note) as tracker:
             tracker.params({**job.given, "data_sha256": job.data_sha256, "encoder": job.encoder, "bundle": job.name})

@@ -10,6 +10,8 @@ Rules for odd rows, so that every fit treats them alike:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,6 +32,7 @@ MIN_COST_USD = 1e-9
 UNKNOWN_LATENCY_S = 1.0  # the prior of models for which no latency was ever measured
 _LABEL_PULL = 200.0  # rows the model's own mean counts for in each label's prior
 MIN_QUERIES = 40  # with fewer nothing is learned, and no label's success rate is told from another's
+LEARNED_FROM = "evidence/queries"  # array of a bundle: keys of the queries whose outcomes it learned from
 _SHOWN = 3
 
 
@@ -139,6 +142,34 @@ def _values(outcome: Outcome) -> dict[str, float | None]:
         "output_tokens": outcome.output_tokens,
         "cost_usd": outcome.cost_usd,
     }
+
+
+def not_learned(table: OutcomeTable) -> str:
+    """Why the success of all or some models cannot be learned from a table, and what is needed, in one line; ""
+    where nothing stands in the way."""
+    judged = (~np.isnan(table.success)).sum(axis=0)
+    enough = judged >= MIN_ROWS
+    n_queries = int((~np.isnan(table.success[:, enough])).any(axis=1).sum())
+    if n_queries < MIN_QUERIES:
+        if not judged.any():
+            found = f"none of {len(table)} queries has an outcome that says whether the answer was right (success 0..1)"
+        else:
+            found = (
+                f"{n_queries} queries have outcomes with a known success of models that have {MIN_ROWS} or more of them"
+            )
+        return (
+            f"no success was learned: {found}; {MIN_QUERIES} queries are needed. Judge answers ('router-ml feedback') "
+            "or measure with 'python -m training.benchmark'; until then the models ride on their priors"
+        )
+    few = [f"{name} ({n})" for name, n in zip(table.models, judged.tolist(), strict=True) if n < MIN_ROWS]
+    return f"too few known successes to learn from, so these ride on priors: {', '.join(few)}" if few else ""
+
+
+def query_keys(queries: Sequence[Query]) -> NDArray[np.uint64]:
+    """A number for each query's text and context: the first 64 bits of their SHA-256."""
+    rows = (json.dumps([query.text, query.raw_context], sort_keys=True, default=str) for query in queries)
+    digests = (hashlib.sha256(row.encode()).digest()[:8] for row in rows)
+    return np.array([int.from_bytes(digest) for digest in digests], dtype=np.uint64)
 
 
 def derived_profiles(table: OutcomeTable, complexity: Table, catalogue: Catalogue) -> tuple[Model, ...]:

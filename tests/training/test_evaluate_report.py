@@ -59,6 +59,17 @@ def test_a_router_that_knows_reaches_the_oracle() -> None:
     assert found["baselines"]["always dear"]["mean_cost"] == 4.0
 
 
+def test_always_one_model_is_judged_where_it_was_measured() -> None:
+    rows = table()
+    rows.success[::2, 1] = np.nan  # `dear` was measured on the odd queries alone, where `cheap` fails
+    rows.latency_s[::2, 1] = np.nan
+    found = report(judged(np.full(len(rows), 0.5), rows), resamples=5)
+    always = found["baselines"]["always dear"]
+    assert (always["queries"], always["accuracy"], always["mean_cost"]) == (60, 1.0, 4.0)
+    assert always["shares"] == {"cheap": 0.0, "dear": 1.0}
+    assert "on 60 queries" in summary(found)
+
+
 def test_a_router_that_knows_nothing_gains_nothing() -> None:
     rows = table()
     found = report(judged(np.full(len(rows), 0.5), rows), resamples=50)

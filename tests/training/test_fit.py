@@ -24,6 +24,7 @@ from router_ml.router import Router
 from router_ml.rows import write_rows
 from router_ml.schema import LABELS
 from router_ml.shelf import read_pointer
+from training import evaluate as evaluating
 from training import fit as fitting
 from training import promote as promoting
 from training.tracking import Tracker
@@ -287,6 +288,46 @@ def test_outcomes_of_other_queries_are_refused_at_once(place: Path) -> None:
     assert code == 2
     assert "'stranger'" in err
     assert len(err.splitlines()) == 1
+
+
+def _outcomes(place: Path, rows: list[dict[str, Any]], success: bool = True) -> None:
+    write_rows(
+        place / "outcomes.jsonl",
+        [
+            {"query_id": row["id"], "model": model, "success": float(i % 3 > 0) if success else None,
+             "latency_s": 1.0 + i % 5}
+            for i, row in enumerate(rows)
+            for model in ("one", "two")
+        ],
+    )  # fmt: skip
+
+
+def test_judging_on_the_queries_it_learned_from_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _outcomes(place, _rows(120)[:80])
+    code, _, err = _fit(place, "--no-tune", "--name", "learned", "--outcomes", str(place / "outcomes.jsonl"))
+    assert code == 0, err
+    fresh = [{**row, "text": f"{row['text']} anew"} for row in _rows(120)[60:]]
+    write_rows(place / "fresh.jsonl", [*_rows(120)[:60], *fresh])
+    command = ["--bundle", str(place / "models" / "learned"), "--outcomes", str(place / "outcomes.jsonl"),
+               "--resamples", "5", "--no-mlflow", "--queries"]  # fmt: skip
+    assert evaluating.main([*command, str(place / "fresh.jsonl")]) == 0
+    assert "learned from 60 of the 80 queries it was judged on" in capsys.readouterr().err
+    write_rows(place / "fresh.jsonl", [{**row, "text": f"{row['text']} anew"} for row in _rows(120)])
+    assert evaluating.main([*command, str(place / "fresh.jsonl")]) == 0
+    assert "learned from" not in capsys.readouterr().err
+
+
+def test_outcomes_nothing_can_be_learned_from_are_told_with_what_is_needed(place: Path) -> None:
+    for rows, success, said in (
+        (_rows(120), False, "none of 120 queries has an outcome that says whether the answer was right"),
+        (_rows(120)[:20], True, "20 queries have outcomes with a known success"),
+    ):
+        _outcomes(place, rows, success)
+        code, _, err = _fit(place, "--no-tune", "--force", "--name", "few", "--outcomes", str(place / "outcomes.jsonl"))
+        assert code == 0, err
+        (note,) = [line for line in err.splitlines() if line.startswith("note:")]
+        assert said in note
+        assert "40 queries are needed" in note
 
 
 def test_one_group_or_one_label_alone_cannot_be_learned(place: Path) -> None:
