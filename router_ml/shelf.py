@@ -25,6 +25,7 @@ class Pointer:
     active: str
     previous: str | None = None
     shadow: str | None = None
+    older: tuple[str, ...] = ()  # those before `previous`, the latest first
 
 
 def default_models_dir() -> Path:
@@ -41,8 +42,8 @@ def read_pointer(models_dir: Path) -> Pointer | None:
         return None
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        pointer = Pointer(data["active"], data.get("previous"), data.get("shadow"))
-        others = [name for name in (pointer.previous, pointer.shadow) if name is not None]
+        pointer = Pointer(data["active"], data.get("previous"), data.get("shadow"), tuple(data.get("older", ())))
+        others = [name for name in (pointer.previous, pointer.shadow, *pointer.older) if name is not None]
         if not all(map(_is_folder_name, [pointer.active, *others])):
             raise ValueError("a bundle is the name of a folder")
         return pointer
@@ -58,9 +59,19 @@ def write_pointer(models_dir: Path, pointer: Pointer) -> None:
     """Replace the pointer in one step."""
     models_dir.mkdir(parents=True, exist_ok=True)
     partial = models_dir / (POINTER + ".partial")
-    values = {"active": pointer.active, "previous": pointer.previous, "shadow": pointer.shadow}
+    values = {
+        "active": pointer.active,
+        "previous": pointer.previous,
+        "shadow": pointer.shadow,
+        "older": list(pointer.older),
+    }
     partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
     partial.replace(models_dir / POINTER)
+
+
+def forget_pointer(models_dir: Path) -> None:
+    """Back to the bundle that is shipped."""
+    (models_dir / POINTER).unlink(missing_ok=True)
 
 
 def active_bundle(settings: Settings) -> Path:

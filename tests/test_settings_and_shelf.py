@@ -87,14 +87,14 @@ def test_no_bundle_anywhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_pointers_survive_a_round_trip(tmp_path: Path) -> None:
     assert read_pointer(tmp_path) is None
-    pointer = Pointer("b", "a", "c")
+    pointer = Pointer("b", "a", "c", ("x", "y"))
     write_pointer(tmp_path / "new", pointer)
     assert read_pointer(tmp_path / "new") == pointer
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["active.json"]
 
 
 @pytest.mark.parametrize("value", ["", "{", "[]", "5", "{}", '{"active": 5}', '{"active": "../x"}', '{"active": ""}',
-                                   '{"active": "a", "previous": 7}'])  # fmt: skip
+                                   '{"active": "a", "previous": 7}', '{"active": "a", "older": "bc/"}'])  # fmt: skip
 def test_an_unreadable_pointer_is_corrupt(tmp_path: Path, value: str) -> None:
     (tmp_path / "active.json").write_text(value)
     with pytest.raises(BundleCorrupt, match=r"active\.json"):

@@ -2,7 +2,7 @@
 
 python -m training.promote                      which bundles there are, and which one is active
 python -m training.promote BUNDLE               make it active; it is verified first
-python -m training.promote --rollback           back to the one that was active before
+python -m training.promote --rollback           back to the one that was active before; again: one further back
 """
 
 from __future__ import annotations
@@ -12,35 +12,52 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from router_ml.config import load_settings
+from router_ml.config import PACKAGED_BUNDLES, load_settings
 from router_ml.errors import BundleError, InputError, RouterError
 from router_ml.predictors.bundle import MANIFEST, load_bundle, read_manifest
 from router_ml.router import Router
-from router_ml.shelf import Pointer, default_models_dir, read_pointer, write_pointer
+from router_ml.shelf import DEFAULT, Pointer, default_models_dir, forget_pointer, read_pointer, write_pointer
 from training.tracking import CHAMPION, REGISTERED, crown
 
-DEFAULT = "default"
+REMEMBERED = 50  # bundles a shelf can be rolled back through
 
 
 def promote(models_dir: Path, name: str) -> Pointer:
     """Verify a bundle by deciding with it, then point at it. Raises `BundleError` or `EncoderError` where it fails."""
     Router.load(models_dir / name).decide("check email")
-    current = read_pointer(models_dir)
-    before = current.active if current else DEFAULT
-    pointer = Pointer(name, before if before != name else (current.previous if current else None))
+    current = read_pointer(models_dir) or Pointer(DEFAULT)
+    older = (current.previous, *current.older) if current.previous else ()
+    moved = Pointer(name, current.active, current.shadow, older[:REMEMBERED])
+    pointer = current if current.active == name else moved
     write_pointer(models_dir, pointer)
     return pointer
 
 
 def roll_back(models_dir: Path) -> Pointer:
-    """Point at the bundle that was active before. Raises `InputError` where there was none."""
+    """Point at the bundle that was active before, one further back each time.
+
+    Raises `InputError` where there was none, and `BundleError` where it cannot be used any more."""
     current = read_pointer(models_dir)
-    if current is None or current.previous is None:
+    if current is None:
         raise InputError(f"{models_dir}: nothing was promoted yet, so there is nothing to roll back to")
-    load_bundle(models_dir / current.previous)
-    pointer = Pointer(current.previous, current.active)
-    write_pointer(models_dir, pointer)
-    return pointer
+    if current.previous is None:
+        raise InputError(
+            f"{models_dir}: nothing is further back than {current.active}; "
+            "'python -m training.promote BUNDLE' makes any bundle active"
+        )
+    older = current.older
+    before = Pointer(current.previous, older[0] if older else None, current.shadow, older[1:])
+    if before.active == DEFAULT and _only_shipped(models_dir):
+        forget_pointer(models_dir)
+        return before
+    load_bundle(models_dir / before.active)
+    write_pointer(models_dir, before)
+    return before
+
+
+def _only_shipped(models_dir: Path) -> bool:
+    """Whether the default bundle stands in the installed package, not on this shelf."""
+    return not (models_dir / DEFAULT).exists() and (PACKAGED_BUNDLES / DEFAULT / MANIFEST).is_file()
 
 
 def listing(models_dir: Path) -> str:
@@ -51,7 +68,7 @@ def listing(models_dir: Path) -> str:
     found = [read_manifest(path.parent) | {"folder": path.parent.name} for path in models_dir.glob(f"*/{MANIFEST}")]
     for manifest in sorted(found, key=lambda m: str(m.get("created_at"))):
         state = "active" if manifest["folder"] == active else "candidate"
-        if pointer and manifest["folder"] == pointer.previous:
+        if pointer and state != "active" and manifest["folder"] in (pointer.previous, *pointer.older):
             state = "retired"
         score = manifest.get("metrics", {}).get("test/macro_f1")
         shown = f"{score:.3f}" if score is not None else "-"
@@ -69,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", nargs="?", help="name of a bundle on the shelf, or its folder")
-    parser.add_argument("--rollback", action="store_true", help="back to the bundle that was active before")
+    parser.add_argument(
+        "--rollback", action="store_true", help="back to the bundle that was active before; again: one further"
+    )
     parser.add_argument("--models-dir", type=Path, help="the shelf (models/)")
     options = parser.parse_args(argv)
     folder = Path(options.bundle) if options.bundle else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,15 +31,36 @@ def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_promoted_bundle_is_active_and_the_one_before_is_remembered(shelf: Path) -> None:
     promote(shelf, "first")
-    assert promote(shelf, "second") == Pointer("second", "first")
-    assert read_pointer(shelf) == Pointer("second", "first")
+    assert promote(shelf, "second") == Pointer("second", "first", older=("default",))
+    assert read_pointer(shelf) == Pointer("second", "first", older=("default",))
 
 
-def test_a_rollback_brings_back_the_one_before_and_can_itself_be_undone(shelf: Path) -> None:
-    promote(shelf, "first")
+def test_each_rollback_goes_one_further_back_until_nothing_is_left(shelf: Path) -> None:
+    shutil.copytree(shelf / "first", shelf / "default")
+    for name in ("first", "second", "first"):
+        promote(shelf, name)
+    assert [roll_back(shelf).active for _ in range(3)] == ["second", "first", "default"]
+    with pytest.raises(InputError, match="nothing is further back than default"):
+        roll_back(shelf)
+    assert read_pointer(shelf) == Pointer("default")
     promote(shelf, "second")
-    assert roll_back(shelf).active == "first"
-    assert roll_back(shelf).active == "second"
+    assert roll_back(shelf).active == "default"
+
+
+def test_a_shelf_of_an_older_version_goes_back_once(shelf: Path) -> None:
+    (shelf / "active.json").write_text('{"active": "second", "previous": "first", "shadow": null}')
+    assert roll_back(shelf) == Pointer("first")
+
+
+def test_rolling_back_to_the_shipped_bundle_of_an_installed_package(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged = shelf / "packaged"
+    shutil.copytree(shelf / "first", packaged / "default")
+    monkeypatch.setattr(promoting, "PACKAGED_BUNDLES", packaged)
+    promote(shelf, "second")
+    assert roll_back(shelf).active == "default"
+    assert read_pointer(shelf) is None
 
 
 def test_promoting_twice_does_not_forget_the_one_before(shelf: Path) -> None:
