@@ -35,6 +35,7 @@ from training.estimators.complexity import (
     held_out_probabilities,
     sharpened,
 )
+from training.estimators.correction import Correction, fit_correction
 from training.finetune import Recipe
 from training.scores import complexity_scores, confusion
 from training.splits import TEST_SHARE, group_of, grouped_folds, is_test
@@ -207,7 +208,8 @@ def _fixed(train: Labelled, test: Labelled, workshop: Workshop, seed: int) -> Le
     files = workshop.files(seen.texts, seen.labels, unseen.texts, recipe, 100, FIXED_SECONDS, "tuning the encoder")
     fitted = fit_complexity(files.held_logits[: len(held.texts)], held.table, held.labels, held.groups)
     exact = fitted.probabilities(files.held_logits, unseen.table)
-    return Learned(files, fitted, fitted.head(files.weights, files.bias), unseen, exact, recipe)
+    correction = _correction(files, unseen, len(held.texts), workshop.cache)
+    return Learned(files, fitted, _head(fitted, files, correction), unseen, exact, recipe)
 
 
 def _tuned(
@@ -236,10 +238,25 @@ def _tuned(
     what = "tuning the encoder on the training groups"
     unseen = held + test
     files = workshop.files(seen.texts, seen.labels, unseen.texts, FIXED, CHECKED_TEXTS, FINAL_SECONDS, what)
-    head, exact = fitted.head(files.weights, files.bias), fitted.probabilities(files.held_logits, unseen.table)
+    head = _head(fitted, files, _correction(files, unseen, len(held.texts), workshop.cache))
+    exact = fitted.probabilities(files.held_logits, unseen.table)
     sharpness = fit_sharpness(exact[: len(held.texts)], held.labels)
     sure = LinearHead(head.weights * sharpness, head.bias * sharpness)
     return Learned(files, fitted, sure, unseen, sharpened(exact, sharpness), FIXED)
+
+
+def _correction(files: EncoderFiles, unseen: Labelled, n_held: int, cache: bool) -> Correction:
+    """From the int8 encoder's logits to the exact ones, learned on the first `n_held` rows: those kept from the
+    training run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files.write(Path(scratch))
+        vectors = CachedEmbedder(Path(scratch), enabled=cache).embed(unseen.texts)  # all: figures ask for them again
+    rough = vectors @ files.weights.T + files.bias
+    return fit_correction(rough[:n_held], files.held_logits[:n_held])
+
+
+def _head(fitted: ComplexityFit, files: EncoderFiles, correction: Correction) -> LinearHead:
+    return fitted.head(*correction.folded(files.weights, files.bias))
 
 
 def _frozen(train: Labelled, test: Labelled, workshop: Workshop, seed: int) -> Learned:
@@ -248,7 +265,8 @@ def _frozen(train: Labelled, test: Labelled, workshop: Workshop, seed: int) -> L
     files = workshop.files(train.texts, train.labels, test.texts, recipe, CHECKED_TEXTS, 0.0, "exporting the encoder")
     with tempfile.TemporaryDirectory() as scratch:
         files.write(Path(scratch))
-        vectors = CachedEmbedder(Path(scratch)).embed(train.texts + test.texts) * FROZEN_SCALE
+        vectors = CachedEmbedder(Path(scratch), enabled=workshop.cache).embed(train.texts + test.texts)
+    vectors = vectors * FROZEN_SCALE
     block, rest = vectors[: len(train.texts)], vectors[len(train.texts) :]
     fitted = fit_complexity(block, train.table, train.labels, train.groups, seed=seed)
     stretch = np.eye(block.shape[1], dtype=np.float32) * FROZEN_SCALE

@@ -58,6 +58,7 @@ class Workshop:
     """Trains encoders from one source, with a cache and a progress bar."""
 
     def __init__(self, source: str, seed: int, *, cache: bool = True, progress: bool = True) -> None:
+        self.cache = cache
         self._source, self._seed, self._progress = source, seed, progress
         store = memory(cache)
         self._try = store.cache(_trial, ignore=["seconds", "progress"])
