@@ -44,12 +44,30 @@ def parser() -> argparse.ArgumentParser:
     subparsers = cli.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in (*DECIDING, *LOOKING_AFTER):
         importlib.import_module(f"router_ml.cli.{verb}").register(subparsers)
+    _remember(cli)
     return cli
+
+
+def _remember(parser: argparse.ArgumentParser) -> None:
+    """Each verb leaves its own parser behind, so that what is wrong with its words is told with its usage."""
+    parser.set_defaults(parser=parser)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _remember(inner)
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command line; wrong usage ends the program with exit code 2."""
+    options, strange = parser().parse_known_args(argv)
+    if strange:
+        options.parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. An error is one line on standard error and exit code 2."""
-    options = parser().parse_args(argv)
+    options = parsed(argv)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from router_ml.cli.events import duration_s, event_store
+from router_ml.cli.events import age_s, event_store
 from router_ml.config import load_settings
 from router_ml.telemetry.alerts import UNHEARD_S
 from router_ml.telemetry.event import AlertEvent, as_dict
@@ -19,7 +19,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the verb."""
     verb = subparsers.add_parser("alerts", help="what fires now; exit status 1 while anything does")
     verb.add_argument("--all", action="store_true", help="every change of the window, not only what fires now")
-    verb.add_argument("--window", type=duration_s, default=604_800.0, metavar="AGE", help="how far back (default 1w)")
+    verb.add_argument("--window", type=age_s, default=604_800.0, metavar="AGE", help="how far back (default 1w)")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")
     verb.set_defaults(func=_alerts)
 

@@ -7,11 +7,14 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from router_ml.config import Settings
-from router_ml.errors import ContextError, InputError
-from router_ml.router import Router
+from router_ml.context import parse_context
+from router_ml.errors import ContextError, InputError, RowError
+from router_ml.router import ContextLike, Router
+
+STDIN = "standard input"
 
 
 def add_choosing_options(verb: argparse.ArgumentParser) -> None:
@@ -53,21 +56,32 @@ def chosen_context(options: argparse.Namespace) -> Mapping[str, Any] | None:
     return context
 
 
-def given_queries(words: list[str]) -> list[tuple[str, Any]]:
+Asked: TypeAlias = tuple[str, ContextLike]
+
+
+def given_queries(words: list[str]) -> tuple[list[Asked], list[RowError]]:
     """(query, context) pairs from the command line, else from standard input: a query a line, or JSON rows with
-    `text` and `context`. Raises `InputError` where there is none."""
+    `text` and `context`; and what is wrong with the rows that are left out. Raises `InputError` where there is none."""
     if words:
-        return [(word, None) for word in words]
+        return [(word, None) for word in words], []
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError('no query; write: router-ml route "check email", or pipe one query a line')
     raw = sys.stdin.buffer.read().decode("utf-8", "replace").removeprefix("\ufeff")
-    lines = [_line(line.rstrip("\r"), number) for number, line in enumerate(raw.split("\n"), 1) if line.strip()]
-    if not lines:
+    asked: list[Asked] = []
+    wrong: list[RowError] = []
+    for number, line in enumerate(raw.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            asked.append(_line(line.rstrip("\r"), number))
+        except RowError as error:
+            wrong.append(error)
+    if not asked and not wrong:
         raise InputError("standard input is empty; pipe one query a line")
-    return lines
+    return asked, wrong
 
 
-def _line(line: str, number: int) -> tuple[str, Any]:
+def _line(line: str, number: int) -> Asked:
     if not line.lstrip().startswith("{"):
         return line, None
     try:
@@ -75,5 +89,9 @@ def _line(line: str, number: int) -> tuple[str, Any]:
     except (ValueError, RecursionError):
         return line, None
     if not isinstance(row.get("text"), str):
-        raise InputError(f"standard input, line {number}: field 'text' must be a string")
-    return row["text"], row.get("context")
+        raise RowError(STDIN, number, "text", "must be a string: the query")
+    try:
+        return row["text"], None if row.get("context") is None else parse_context(row["context"])
+    except ContextError as error:
+        field = f"context.{error.field}" if error.field else "context"
+        raise RowError(STDIN, number, field, str(error)) from error

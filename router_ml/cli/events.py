@@ -23,7 +23,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export = verbs.add_parser("export", help="write outcomes (for training), queries or raw events as JSON Lines")
     export.add_argument("--out", type=Path, required=True, help="the file to write")
     export.add_argument("--what", dest="content", choices=("outcomes", "queries", "events"), default="outcomes")
-    export.add_argument("--since", type=duration_s, metavar="AGE", help="only the last 30m, 12h, 7d ...")
+    export.add_argument("--since", type=age_s, metavar="AGE", help="only the last 30m, 12h, 7d ...")
     export.set_defaults(func=_export)
     prune = verbs.add_parser("prune", help="delete traffic events that are older than the retention")
     prune.add_argument(
@@ -48,6 +48,14 @@ def duration_s(text: str) -> float:
     if found is None:
         raise InputError(f"{text!r} is no duration; write 90s, 15m, 12h, 7d or 2w")
     return float(found[1]) * _SECONDS[found[2] or "s"]
+
+
+def age_s(text: str) -> float:
+    """`duration_s` for the command line."""
+    try:
+        return duration_s(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _export(options: argparse.Namespace) -> int:

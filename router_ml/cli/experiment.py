@@ -20,7 +20,9 @@ from router_ml.experiments.board import Board, Latch
 from router_ml.experiments.experiment import Experiment, Limits, RampStep, Variant, experiment_from, experiment_row
 from router_ml.experiments.verdict import Verdict, recompute
 from router_ml.rollout import FOLDER, Rollout
+from router_ml.router import Router
 from router_ml.selection.policy import resolve_policy
+from router_ml.spelling import suggestion
 from router_ml.telemetry.event import ChangeKind, ExperimentEvent
 from router_ml.telemetry.report import looks_of, report_html
 from router_ml.telemetry.shadow import Choices, shadow_of
@@ -71,7 +73,7 @@ def _start(options: argparse.Namespace) -> int:
     settings = load_settings()
     experiment = _from_file(options.file) if options.file else _from_options(options)
     for variant in (experiment.control, experiment.challenger):
-        _check_variant(variant)
+        _check_variant(variant, settings)
     Board(settings.state_dir / FOLDER).start(experiment)
     _tell(settings, experiment.id, "started", {"experiment": experiment_row(experiment)})
     print(
@@ -140,12 +142,20 @@ def _limits(pairs: list[str]) -> Limits:
     return Limits(**values)
 
 
-def _check_variant(variant: Variant) -> None:
+def _check_variant(variant: Variant, settings: Settings) -> None:
     """Find now what would else fail at the first request."""
     if variant.policy is not None:
         resolve_policy(variant.policy)
     if variant.bundle is not None and not Path(variant.bundle).is_dir():
         raise ExperimentError(f"variant {variant.name!r}: there is no bundle at {variant.bundle}")
+    if variant.model is not None:
+        catalogue = Router.load_or_heuristic(settings=settings).catalogue
+        if variant.model not in catalogue:
+            known = ", ".join(catalogue.names)
+            meant = suggestion(variant.model, catalogue.names)
+            raise ExperimentError(
+                f"variant {variant.name!r}: unknown model {variant.model!r}{meant}; the catalogue has {known}"
+            )
 
 
 def _tell(settings: Settings, experiment: str, change: ChangeKind, detail: Mapping[str, Any]) -> None:

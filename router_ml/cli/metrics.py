@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-from router_ml.cli.events import duration_s, event_store
+from router_ml.cli.events import age_s, event_store
 from router_ml.config import load_settings
 from router_ml.telemetry.store import Selection
 from router_ml.telemetry.summary import Summary, summarise
@@ -32,7 +32,7 @@ _HEAD = (
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     verb = subparsers.add_parser("metrics", help="success, latency and savings per model and variant")
-    verb.add_argument("--window", type=duration_s, default=86_400.0, metavar="AGE", help="15m, 12h, 7d (default 1d)")
+    verb.add_argument("--window", type=age_s, default=86_400.0, metavar="AGE", help="15m, 12h, 7d (default 1d)")
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(func=_metrics)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from router_ml.cli.choosing import add_choosing_options, chosen_context, chosen_policy, chosen_router, given_queries
 from router_ml.config import load_settings
@@ -18,7 +19,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "route",
         help="choose a model for one query, or for each line of standard input",
         description="Choose a model for each query given, or for each line of standard input (plain text, or JSON rows "
-        "with 'text' and 'context').",
+        "with 'text' and 'context'). A row that cannot be read is named on standard error and left out; exit status 1.",
     )
     verb.add_argument("query", nargs="*", help="one or more queries, each in quotes")
     add_choosing_options(verb)
@@ -28,7 +29,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _route(options: argparse.Namespace) -> int:
     settings = load_settings()
     shared = chosen_context(options)
-    pairs = [(query, shared if context is None else context) for query, context in given_queries(options.query)]
+    asked, wrong = given_queries(options.query)
+    for error in wrong:
+        print(f"router-ml: {error}; this row is left out", file=sys.stderr)
+    pairs = [(query, shared if context is None else context) for query, context in asked]
     router, policy = chosen_router(options, settings), chosen_policy(options, settings)
     decisions = []
     for start in range(0, len(pairs), BATCH):
@@ -38,8 +42,8 @@ def _route(options: argparse.Namespace) -> int:
             for (query, _), decision in zip(part, made, strict=True):
                 print(json.dumps({"query": query, **decision.as_dict()}, ensure_ascii=False), flush=True)
         decisions += made
-    if not options.json:
+    if decisions and not options.json:
         print(decision_table([query for query, _ in pairs], decisions))
         if len(decisions) > 1:
             print(savings(decisions))
-    return 0
+    return 1 if wrong else 0

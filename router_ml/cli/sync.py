@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from router_ml.cli.events import duration_s, event_store
+from router_ml.cli.events import age_s, event_store
 from router_ml.config import load_settings
 from router_ml.errors import StoreError
 from router_ml.telemetry.mlflow_sink import WINDOW_S, MlflowSync, SyncReport
@@ -18,8 +18,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the verb."""
     verb = subparsers.add_parser("sync", help="bring closed windows of experiments to MLflow")
     verb.add_argument("--mlruns", type=Path, help="MLflow's folder (default: MLFLOW_TRACKING_URI, else mlruns)")
-    verb.add_argument("--window", type=duration_s, default=WINDOW_S, metavar="AGE", help="of one point (default 10m)")
-    verb.add_argument("--every", type=duration_s, metavar="AGE", help="go on, with a pass every 1m, 10m ...")
+    verb.add_argument("--window", type=age_s, default=WINDOW_S, metavar="AGE", help="of one point (default 10m)")
+    verb.add_argument("--every", type=age_s, metavar="AGE", help="go on, with a pass every 1m, 10m ...")
     verb.set_defaults(func=_sync)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from router_ml.catalogue import load_catalogue
 from router_ml.cli import DECIDING, LOOKING_AFTER, main
 from router_ml.config import CHECKOUT
 from router_ml.telemetry.event import DecisionEvent
@@ -91,6 +92,22 @@ def test_lines_of_standard_input_as_json(monkeypatch: pytest.MonkeyPatch, capsys
         assert sum(decision["complexity_probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_bad_row_is_named_and_the_others_are_answered(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    rows = [b"check email", b'{"text": 5}', b"", b'{"text": "mail her", "context": {"tools": "mail"}}',
+            b'{"text": "x", "context": 7}', b'{"text": "send it", "context": {"n_tools": 2}}']  # fmt: skip
+    _pipe(monkeypatch, b"\n".join(rows))
+    assert main(["route", "--json"]) == 1
+    said = capsys.readouterr()
+    assert [json.loads(line)["query"] for line in said.out.splitlines()] == ["check email", "send it"]
+    first, second, third = said.err.splitlines()
+    assert first.startswith("router-ml: standard input:2: field 'text': must be a string")
+    assert second.startswith("router-ml: standard input:4: field 'context.tools': tools must be a list")
+    assert third.startswith("router-ml: standard input:5: field 'context': context must be a dictionary")
+    _pipe(monkeypatch, b'{"text": null}')
+    assert main(["route"]) == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_a_thousand_lines(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     _pipe(monkeypatch, b"".join(b"query %d\n" % i for i in range(1000)))
     assert main(["route", "--json"]) == 0
@@ -136,7 +153,11 @@ def test_demo_models_and_status(capsys: Capture) -> None:
     assert main(["status"]) == 0
     assert "no answer from http://127.0.0.1:9" in capsys.readouterr().out
     assert main(["status", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["bundle"].startswith("tiny@")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bundle"].startswith("tiny@")
+    assert facts["models"] == [{"name": name, "known_by": "priors"} for name in load_catalogue().names]
+    assert (facts["ollama"]["host"], facts["ollama"]["models"]) == ("http://127.0.0.1:9", None)
+    assert all(isinstance(value, float) for value in facts["metrics"].values())
 
 
 def test_without_a_usable_bundle_the_rules_answer(
@@ -147,7 +168,11 @@ def test_without_a_usable_bundle_the_rules_answer(
     decision = json.loads(capsys.readouterr().out)
     assert (decision["bundle"], decision["degraded"], decision["complexity"]) == ("heuristic", True, "simple")
     assert main(["status", "--json"]) == 0
-    assert "routing by rules" in json.loads(capsys.readouterr().out)["bundle"]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bundle"] is None
+    assert "no bundle in" in facts["problem"]
+    assert main(["status"]) == 0
+    assert "none usable, routing by rules: no bundle in" in capsys.readouterr().out
     assert main(["explain", "check email"]) == 0
     assert "hand-written rules" in capsys.readouterr().out
 
@@ -182,20 +207,20 @@ def test_errors_are_one_line_and_exit_code_2(arguments: list[str], said: str, ca
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "code", "said"),
     [
-        (b"", "standard input is empty"),
-        (b"\n \n", "standard input is empty"),
-        (b'ok\n{"text": 5}\n', "line 2: field 'text'"),
-        (b'{"text": "x", "context": []}\n', "context must be a dictionary"),
-        (b'{"text": "x", "context": {"tools": 1}}\n', "tools must be a list"),
+        (b"", 2, "standard input is empty"),
+        (b"\n \n", 2, "standard input is empty"),
+        (b'ok\n{"text": 5}\n', 1, "standard input:2: field 'text'"),
+        (b'{"text": "x", "context": []}\n', 1, "context must be a dictionary"),
+        (b'{"text": "x", "context": {"tools": 1}}\n', 1, "tools must be a list"),
     ],
 )
 def test_bad_standard_input_is_one_line(
-    data: bytes, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    data: bytes, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     _pipe(monkeypatch, data)
-    assert main(["route", "--json"]) == 2
+    assert main(["route", "--json"]) == code
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1
     assert said in captured.err
@@ -211,12 +236,28 @@ def test_bad_settings_are_one_line(name: str, value: str, monkeypatch: pytest.Mo
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["nope"], ["route", "--nope"], ["explain"]])
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        ([], "router-ml "),
+        (["nope"], "router-ml "),
+        (["--nope"], "router-ml "),
+        (["route", "--nope"], "router-ml route "),
+        (["explain"], "router-ml explain "),
+        (["explain", "a", "b"], "router-ml explain "),
+        (["experiment", "start", "x", "--nope"], "router-ml experiment start "),
+        (["alerts", "--window", "soon"], "router-ml alerts "),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_shows_the_usage_of_its_verb(
+    arguments: list[str], usage: str, capsys: Capture
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: {usage}")
+    assert "'soon'" not in said or "write 90s, 15m, 12h, 7d" in said
 
 
 def test_feedback_is_recorded(tmp_path: Path, capsys: Capture) -> None:

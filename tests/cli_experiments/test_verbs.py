@@ -111,7 +111,7 @@ def test_a_record_that_was_changed_is_noticed(run: Run, state: Path) -> None:
 
 
 def test_a_good_beginning_says_what_is_still_needed(run: Run, state: Path) -> None:
-    run("experiment", "start", "calm", "--challenger-model", "m2", "--unit", "request")
+    run("experiment", "start", "calm", "--challenger-model", "qwen3:8b", "--unit", "request")
     serve(state, 60, failing=0.0)
     said = run("experiment", "status")[1]
     assert "HOLD" in said
@@ -150,7 +150,7 @@ def test_a_shadow_shows_what_the_challenger_would_have_done(run: Run, state: Pat
 
 def test_options_become_the_definition(run: Run, state: Path) -> None:
     run(
-        "experiment", "start", "e1", "--control", "old", "--challenger", "new", "--challenger-model", "m2",
+        "experiment", "start", "e1", "--control", "old", "--challenger", "new", "--challenger-model", "qwen3:8b",
         "--ramp", "0:0.05,1h:0.25,1d:1", "--holdout", "0.1", "--shadow", "--hypothesis", "As good.",
         "--limit", "failure_margin=0.02", "--limit", "slo_s=none", "--limit", "min_units=500",
     )  # fmt: skip
@@ -159,12 +159,13 @@ def test_options_become_the_definition(run: Run, state: Path) -> None:
     assert [(s.after_s, s.coverage) for s in found.ramp] == [(0.0, 0.05), (3600.0, 0.25), (86_400.0, 1.0)]
     assert (found.mode, found.holdout, found.hypothesis) == ("shadow", 0.1, "As good.")
     assert (found.limits.failure_margin, found.limits.slo_s, found.limits.min_units) == (0.02, None, 500)
-    assert (found.control.name, found.challenger.name, found.challenger.model) == ("old", "new", "m2")
+    assert (found.control.name, found.challenger.name, found.challenger.model) == ("old", "new", "qwen3:8b")
 
 
 def test_a_definition_can_be_kept_in_a_file(run: Run, state: Path, tmp_path: Path) -> None:
     path = tmp_path / "e.json"
-    path.write_text(json.dumps({"id": "filed", "control": {"name": "a"}, "challenger": {"name": "b", "model": "m"}}))
+    challenger = {"name": "b", "model": "qwen3:8b"}
+    path.write_text(json.dumps({"id": "filed", "control": {"name": "a"}, "challenger": challenger}))
     run("experiment", "start", "--file", str(path))
     found = Board(state / FOLDER).active()
     assert found is not None
@@ -199,13 +200,19 @@ def test_there_must_be_something_to_act_on(run: Run, verb: str) -> None:
 
 
 def test_metrics_show_models_and_variants(run: Run, state: Path) -> None:
-    run("experiment", "start", "calm", "--challenger-model", "m2", "--unit", "request")
+    run("experiment", "start", "calm", "--challenger-model", "qwen3:8b", "--unit", "request")
     serve(state, 80, failing=0.0)
     lines = run("metrics")[1].splitlines()
     assert lines[0].split()[:2] == ["model", "requests"]
     assert lines[1].split()[:2] == ["m", "80"]
     assert any(line.startswith("challenger") for line in lines)
     assert json.loads(run("metrics", "--json", "--window", "1h")[1])["total"]["requests"] == 80
+
+
+def test_a_model_nobody_knows_is_refused_with_a_suggestion(run: Run) -> None:
+    with pytest.raises(ExperimentError, match=r"unknown model 'qwen3:8'; did you mean 'qwen3:8b'\?; the catalogue has"):
+        run("experiment", "start", "slip", "--challenger-model", "qwen3:8")
+    assert run("experiment", "status") == (0, "No experiment runs.\n")
 
 
 def test_alerts_show_what_fires_and_fail_while_anything_does(run: Run, state: Path) -> None:
