@@ -213,10 +213,11 @@ class Router:
         features, probabilities, degraded = self._judge(texts, parsed)
         predict = self._predictor(features).of_one
         decisions = []
-        for text, context, label, embedding, table in zip(texts, parsed, probabilities, *features, strict=True):
-            expected = predict(embedding, table, label, _prompt_tokens(context))
+        for i, context in enumerate(parsed):  # not `zip`: iterators over arrays are dear where there is one row
+            label = probabilities[i]
+            expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context))
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
-            sized = _sized(text, context)
+            sized = _sized(texts[i], context)
             decisions.append(
                 self._decision(label.tolist(), forecast, sized, chosen_policy, machine, novelty, degraded, variant)
             )
@@ -240,21 +241,21 @@ class Router:
         label = LABELS[probabilities.index(top)]
         clarify = label == "ambiguous" and policy.on_ambiguous == "clarify" and top >= policy.clarify_at
         reason = f"{choice.reason} ({degraded})" if degraded else choice.reason
-        return Decision(
-            model=choice.ranked[0].model,
-            complexity=label,
-            complexity_probabilities=dict(zip(LABELS, probabilities, strict=True)),
-            ranked=choice.ranked,
-            action="clarify" if clarify else "answer",
-            reason=f"ask back, what is meant is open; {reason}" if clarify else reason,
-            decision_id=self.new_id(),
-            policy=policy.name,
-            bundle=self.name,
-            propensity=choice.propensity,
-            variant=variant,
-            novelty=novelty,
-            excluded=choice.excluded,
-            degraded=bool(degraded),
+        return Decision(  # by place: names cost a third more
+            choice.ranked[0].model,
+            label,
+            dict(zip(LABELS, probabilities, strict=True)),
+            choice.ranked,
+            "clarify" if clarify else "answer",
+            f"ask back, what is meant is open; {reason}" if clarify else reason,
+            self.new_id(),
+            policy.name,
+            self.name,
+            choice.propensity,
+            variant,
+            novelty,
+            choice.excluded,
+            bool(degraded),
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:
@@ -294,7 +295,9 @@ def _sized(text: str, context: Context) -> Context:
     """The context with a count of tokens (a quarter of the characters) where the prompt could overflow a window."""
     if context.prompt_tokens is not None:
         return context
-    characters = len(text) + sum(len(turn.content) for turn in context.history)
+    characters = len(text)
+    if context.history:
+        characters += sum(len(turn.content) for turn in context.history)
     return context if characters < LONG_PROMPT_CHARS else replace(context, prompt_tokens=characters // 4)
 
 

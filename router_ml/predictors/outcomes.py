@@ -73,7 +73,7 @@ def with_margin(p: NDArray[Any], default: int, margin: float) -> NDArray[Any]:
 def _with_margin(p: list[float], default: int, margin: float) -> list[float]:
     """`with_margin` for one query."""
     best = p[default]
-    return [x - min(x - best, margin) * _BELOW if x > best else x for x in p]
+    return [x if x <= best else x - (x - best if x - best < margin else margin) * _BELOW for x in p]
 
 
 class _Slate(threading.local):
@@ -111,7 +111,8 @@ class LearnedHeads:
         n_table, n_columns = len(self._centre), len(self._matrix)
         n_embedding = len(weights) - 1 - len(LABELS) - n_table
         self._slate = _Slate(n_embedding, n_table, n_outputs, n_basis, n_columns)
-        self._novelty, self._doubt = _scale(config["novelty"]), _scale(config.get("doubt", config["novelty"]))
+        self._novelty = _near_and_reach(config["novelty"])
+        self._doubt = _near_and_reach(config.get("doubt", config["novelty"]))
         self._embedding_unit = float(config["novelty"]["embedding_unit"])
         self._table_unit = float(config["novelty"]["table_unit"])
         place = np.arange(len(self._slate.whole))
@@ -147,26 +148,22 @@ class LearnedHeads:
         # the distance to the nearest centroid and the size of the table, against those of the training rows
         nearest = slate.squares.item(slate.squares.argmin())
         distance = nearest * self._embedding_unit + float(z.dot(z)) * self._table_unit
-        novelty = self._novelty.rise(distance)
+        novelty = _rise(distance, *self._novelty)
         if novelty:
             known = np.minimum(np.maximum(z, -TRANSFER_LIMIT), TRANSFER_LIMIT) @ self._transfer + self._transfer_bias
             values = values + novelty * (known - values)
-        return Signal(values, novelty, self._doubt.rise(distance))
+        return Signal(values, novelty, _rise(distance, *self._doubt))
 
 
-class _Scale(NamedTuple):
+def _rise(distance: float, near: float, reach: float) -> float:
     """From 0 near the training queries to 1 far from them."""
-
-    near: float
-    reach: float
-
-    def rise(self, distance: float) -> float:
-        return min(max((distance - self.near) / self.reach, 0.0), 1.0)
+    risen = (distance - near) / reach
+    return 0.0 if risen <= 0.0 else 1.0 if risen >= 1.0 else risen
 
 
-def _scale(config: Mapping[str, Any]) -> _Scale:
+def _near_and_reach(config: Mapping[str, Any]) -> tuple[float, float]:
     near, far = float(config["near"]), float(config["far"])
-    return _Scale(near, far - near)
+    return near, far - near
 
 
 def _forest(arrays: Mapping[str, NDArray[Any]], read: NDArray[np.intp]) -> Forest | None:
@@ -238,13 +235,13 @@ class OutcomePredictor:
 
     def _set_learned(self, config: Mapping[str, Any], n_learned: int) -> None:
         self._n_learned = n_learned
-        places = []
-        offset = n_learned
+        places: list[list[tuple[int, int]]] = []
+        offset = 0
         for name in QUANTITIES:
             has = [int(column) for column in config["columns"][name]]  # -1: not learned
             places.append([(model, offset + column) for model, column in enumerate(has) if column >= 0])
             offset += len(places[-1])
-        self._latency, self._tokens, self._cost = places  # (model, place in `Signal.values`)
+        self._latency, self._tokens, self._cost = places  # (model, place among the quantities)
         self._residuals = np.exp(np.array(config["latency_residuals"]).reshape(-1, 3)).tolist()
         # success never stands alone: with few outcomes the catalogue's prior keeps a say
         say = [float(weight) for weight in config["prior_weight"]]
@@ -280,18 +277,20 @@ class OutcomePredictor:
         signal, novelty, doubt = self._heads(embedding, table, complexity)
         values = signal.tolist()
         success = self._success(values, label, doubt) + success[self._n_learned :]
+        # a comparison costs less than a call of `min`, here and below
+        known = [math.exp(log if log < _MAX_LOG else _MAX_LOG) for log in values[self._n_learned :]]
         if self._latency:
             latency = latency.copy()
             for (model, place), (at_50, at_90, at_95) in zip(self._latency, self._residuals, strict=True):
-                typical = _exp(values[place])
+                typical = known[place]
                 latency[model] = (typical * at_50, typical * at_90, typical * at_95)
-        tokens = _laid_over(tokens, values, self._tokens)
-        cost = _laid_over(self._costs(prompt_tokens, tokens), values, self._cost)
+        tokens = _laid_over(tokens, known, self._tokens)
+        cost = _laid_over(self._costs(prompt_tokens, tokens), known, self._cost)
         return Prediction(success, latency, tokens, cost, novelty)
 
     def _success(self, values: list[float], label: int, doubt: float) -> list[float]:
         p = [
-            min(max(value * own + prior, P_LOW), P_HIGH)
+            P_LOW if (x := value * own + prior) < P_LOW else P_HIGH if x > P_HIGH else x
             for value, own, prior in zip(values, self._own_say, self._prior_say[label], strict=False)
         ]
         margin = self._margin + self._more_margin * doubt
@@ -307,18 +306,14 @@ class OutcomePredictor:
         ]
 
 
-def _laid_over(prior: list[float], values: list[float], places: list[tuple[int, int]]) -> list[float]:
+def _laid_over(prior: list[float], known: list[float], places: list[tuple[int, int]]) -> list[float]:
     """What was learned of some models, the prior for the others."""
     if not places:
         return prior
     both = prior.copy()
     for model, place in places:
-        both[model] = _exp(values[place])
+        both[model] = known[place]
     return both
-
-
-def _exp(log: float) -> float:
-    return math.exp(min(log, _MAX_LOG))
 
 
 def _or_nothing(tokens: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Selector:
         fit = [c for c in candidates if c.admissible]
         if fit:
             fit = self._keep_default(fit, policy, novelty, notes)
-            chain = fit + [c for c in candidates if not c.admissible]
+            chain = fit if len(fit) == len(candidates) else fit + [c for c in candidates if not c.admissible]
         else:
             chain = _least_bad(candidates, policy, context)
             notes.append(chain[0].reasons[0] if chain[0].reasons else "no model is within the limits")
@@ -80,6 +81,8 @@ class Selector:
     ) -> list[Candidate]:
         """Every model that can serve the request; with `excluded` None, every model whatsoever."""
         budget = _budget(policy, context)
+        longest_s = math.inf if budget is None else budget
+        dearest_usd = math.inf if policy.max_cost_usd is None else policy.max_cost_usd
         states = machine.models if machine is not None else None
         out: list[Candidate] = []
         for model, p, quantiles, tokens, cost in zip(
@@ -88,14 +91,16 @@ class Selector:
             if excluded is not None and (why := unable(model, context, policy, machine)) is not None:
                 excluded[model.name] = why
                 continue
-            latency, known_tokens = Quantiles(*quantiles), tokens if tokens == tokens else None
+            latency, known_tokens = Quantiles._make(quantiles), tokens if tokens == tokens else None
             reasons: tuple[str, ...] = ()
             state = states.get(model.name) if states is not None else None
             if state is not None:
                 p = live_p_success(p, state)
                 latency = live_latency(latency, known_tokens, context.prompt_tokens, state)
                 reasons = _state_reasons(state)
-            limit = over_limit(policy, budget, p, latency, cost)
+            limit = None
+            if latency.p95 > longest_s or p < policy.min_p_success or cost > dearest_usd:
+                limit = over_limit(policy, budget, p, latency, cost)
             if limit is not None:
                 reasons = (limit, *reasons)
             worth = utility(policy, p, latency.p50, cost)
