@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 Weights = Mapping[str, NDArray[np.float32]]
 OPSET, IR_VERSION = 17, 10
 LARGEST = {8: 127, 7: 64}  # of a weight of so many bits
+EASE = {"mix": 0.7, "wide": 0.7, "narrow": 0.9}  # share of the range that moves from a product's input to its weights
 _MICROSOFT = "com.microsoft"
 
 
@@ -29,9 +30,20 @@ def quantise(weights: NDArray[np.float32], bits: int, axis: int) -> tuple[NDArra
     return np.round(weights / scale).astype(np.int8), scale
 
 
+def ease(reach: NDArray[np.float32], kernel: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    """Factors (n,) that a product's input is divided by and its weights (n, m) multiplied with: the product stays the
+    same, and no single column of the input takes up the range that all share. `reach` (n,) is the largest each column
+    gets. Source: SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, eq. 4."""
+    largest = np.maximum(np.abs(kernel).max(axis=1), 1e-5)
+    factor = np.maximum(reach, 1e-5) ** share / largest ** (1 - share)
+    levelled: NDArray[np.float32] = (factor / np.exp(np.log(factor).mean())).astype(np.float32)
+    return levelled
+
+
 class BertGraph:
     """Collects the nodes and weights of one encoder. `bits` is None for float, 8 or 7 for int8 weights with
-    activations quantised as they come."""
+    activations quantised as they come; `reach` says how large the inputs of the products `l0_mix`, `l0_wide`,
+    `l0_narrow` (and so on for each layer) get in each column, so that int8 can share their range fairly."""
 
     def __init__(
         self,
@@ -42,9 +54,11 @@ class BertGraph:
         epsilon: float,
         pooling: tuple[str, ...],
         bits: int | None = None,
+        reach: Weights | None = None,
     ) -> None:
         self._weights, self._layers, self._heads = weights, layers, heads
         self._epsilon, self._pooling, self._bits = epsilon, pooling, bits
+        self._reach: Weights = reach if reach is not None and bits is not None else {}
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
 
@@ -95,13 +109,17 @@ class BertGraph:
 
     def _layer(self, hidden: str, source: str, name: str) -> str:
         parts = ("query", "key", "value")
-        kernel = np.concatenate([self._weights[f"{source}attention.self.{part}.weight"].T for part in parts], axis=1)
-        bias = np.concatenate([self._weights[f"{source}attention.self.{part}.bias"] for part in parts])
-        qkv = self._product(hidden, kernel, bias, name + "qkv")
+        kernels = [self._weights[f"{source}attention.self.{part}.weight"].T for part in parts]
+        biases = [self._weights[f"{source}attention.self.{part}.bias"] for part in parts]
+        mix = self._weights[f"{source}attention.output.dense.weight"].T
+        factor = self._factor(mix, name + "mix")
+        if factor is not None:  # what attention mixes it takes from the values, column by column
+            kernels[2], biases[2], mix = kernels[2] / factor, biases[2] / factor, mix * factor[:, None]
+        qkv = self._product(hidden, np.concatenate(kernels, axis=1), np.concatenate(biases), name + "qkv")
         split = [name + part for part in parts]
         self._nodes.append(helper.make_node("Split", [qkv], split, name=name + "split", axis=2))
         attended = self._node("MultiHeadAttention", split, name + "attention", _MICROSOFT, num_heads=self._heads)
-        mixed = self._dense(attended, f"{source}attention.output.dense", name + "mix")
+        mixed = self._product(attended, mix, self._weights[f"{source}attention.output.dense.bias"], name + "mix")
         normal = self._add_norm(mixed, hidden, f"{source}attention.output", name + "normal")
         wide = self._dense(normal, f"{source}intermediate.dense", name + "wide")
         active = self._node("Gelu", [wide], name + "active", _MICROSOFT)
@@ -109,7 +127,16 @@ class BertGraph:
         return self._add_norm(narrow, normal, f"{source}output", name + "out")
 
     def _dense(self, value: str, source: str, name: str) -> str:
-        return self._product(value, self._weights[f"{source}.weight"].T, self._weights[f"{source}.bias"], name)
+        kernel = self._weights[f"{source}.weight"].T
+        factor = self._factor(kernel, name)
+        if factor is not None:
+            value = self._node("Mul", [value, self._tensor(name + "_ease", 1 / factor)], name + "_eased")
+            kernel = kernel * factor[:, None]
+        return self._product(value, kernel, self._weights[f"{source}.bias"], name)
+
+    def _factor(self, kernel: NDArray[np.float32], name: str) -> NDArray[np.float32] | None:
+        reach = self._reach.get(name)
+        return None if reach is None else ease(reach, kernel, EASE[name.split("_")[1]])
 
     def _product(self, value: str, kernel: NDArray[np.float32], bias: NDArray[np.float32], name: str) -> str:
         bias_name = self._tensor(name + "_bias", bias)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from router_ml.errors import EncoderError
 from router_ml.features.onnx import MAX_TOKENS, OnnxEmbedder
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MIN_FLOAT_COSINE = 0.999  # of the exported float graph, on every text
 MIN_QUANTISED_MEAN_COSINE = 0.99
+REACH_TEXTS = 160  # enough to see how large activations get
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported
         if exact.min() < MIN_FLOAT_COSINE:
             raise EncoderError(f"the exported encoder disagrees with its model: cosine {exact.min():.4f} on one text")
         for bits in (7, 8):
-            _quantise(encoder, float_path, int8_path, bits)
+            _quantise(encoder, float_path, int8_path, bits, texts)
             rough = _cosines(int8_path, folder / TOKENIZER, texts, reference)
             quantised = bool(rough.mean() >= MIN_QUANTISED_MEAN_COSINE)
             if quantised:
@@ -75,8 +77,9 @@ def _write_tokenizer(encoder: Any, path: Path) -> None:
     backend.save(str(path))
 
 
-def _graph(encoder: Any, bits: int | None = None) -> onnx.ModelProto:
-    """The graph of our own for BERT encoders, else the model's modules traced (in float alone)."""
+def _graph(encoder: Any, bits: int | None = None, texts: Sequence[str] = ()) -> onnx.ModelProto:
+    """The graph of our own for BERT encoders, else the model's modules traced (in float alone). `texts` show an int8
+    graph how large the inputs of its products get."""
     if not _is_plain_bert(encoder):
         return _traced(encoder)
     body = encoder[0].auto_model
@@ -87,7 +90,35 @@ def _graph(encoder: Any, bits: int | None = None) -> onnx.ModelProto:
         epsilon=body.config.layer_norm_eps,
         pooling=_pooling_modes(encoder) or (),
         bits=bits,
+        reach=_reach(encoder, texts) if texts else None,
     ).build()
+
+
+def _reach(encoder: Any, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """The largest absolute value of each column of the inputs of the products that can be eased, over some texts."""
+    import torch
+
+    largest: dict[str, Any] = {}
+    hooks = []
+    for index, layer in enumerate(encoder[0].auto_model.encoder.layer):
+        for name, product in (
+            ("mix", layer.attention.output.dense),
+            ("wide", layer.intermediate.dense),
+            ("narrow", layer.output.dense),
+        ):
+
+            def note(_: Any, inputs: Any, name: str = f"l{index}_{name}") -> None:
+                now = inputs[0].detach().float().abs().amax((0, 1))
+                largest[name] = torch.maximum(largest[name], now) if name in largest else now
+
+            hooks.append(product.register_forward_pre_hook(note))
+    with torch.inference_mode():
+        for text in texts[:REACH_TEXTS]:  # one by one: padding would be measured, too
+            ids = encoder.tokenizer([text], truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
+            encoder[0].auto_model(input_ids=ids.to(encoder.device))
+    for hook in hooks:
+        hook.remove()
+    return {name: value.cpu().numpy() for name, value in largest.items()}
 
 
 def _is_plain_bert(encoder: Any) -> bool:
@@ -139,11 +170,11 @@ def _traced(encoder: Any) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def _quantise(encoder: Any, float_graph: Path, target: Path, bits: int) -> None:
-    """Int8 weights, signed, per channel; activations as they come. With weights of 7 bits, processors whose int8
-    products saturate (AVX2 and AVX-512 without VNNI) give the same answers."""
+def _quantise(encoder: Any, float_graph: Path, target: Path, bits: int, texts: Sequence[str] = ()) -> None:
+    """Int8 weights, signed, per channel; activations as they come, their ranges evened out as `texts` show them. With
+    weights of 7 bits, processors whose int8 products saturate (AVX2 and AVX-512 without VNNI) give the same answers."""
     if _is_plain_bert(encoder):
-        onnx.save(_graph(encoder, bits), target)
+        onnx.save(_graph(encoder, bits, texts), target)
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

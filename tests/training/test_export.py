@@ -17,6 +17,7 @@ from router_ml.features.onnx import OnnxEmbedder
 from router_ml.predictors.bundle import ENCODER, TOKENIZER
 from router_ml.rows import read_queries
 from training import export
+from training.bert_graph import ease
 from training.corpus import corpus_path
 
 N_TEXTS = 500
@@ -47,9 +48,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         quantise = export._quantise
 
-        def keep(encoder: Any, source: Path, target: Path, bits: int) -> None:
+        def keep(encoder: Any, source: Path, *rest: Any) -> None:
             kept.append(Path(shutil.copy(source, folder / "float.onnx")))
-            quantise(encoder, source, target, bits)
+            quantise(encoder, source, *rest)
 
         patch.setattr(export, "_quantise", keep)
         report = export.export_encoder(encoder, folder / "int8", texts[:16])
@@ -123,3 +124,28 @@ def test_an_export_that_disagrees_is_refused(
     with pytest.raises(EncoderError, match="disagrees"):
         export.export_encoder(exported.encoder, tmp_path, exported.texts[:4])
     assert not (tmp_path / ENCODER).exists()
+
+
+def test_easing_a_product_changes_nothing_but_the_ranges() -> None:
+    """One column of the input is a hundred times the others; after easing it is not, and the product is the same."""
+    rng = np.random.default_rng(4)
+    inputs, kernel = rng.normal(0, 1, (50, 8)).astype(np.float32), rng.normal(0, 1, (8, 5)).astype(np.float32)
+    inputs[:, 3] *= 100
+    factor = ease(np.abs(inputs).max(axis=0), kernel, 0.8)
+    eased = inputs / factor
+    assert eased @ (kernel * factor[:, None]) == pytest.approx(inputs @ kernel, rel=1e-3, abs=1e-3)
+    columns = np.abs(eased).max(axis=0)
+    assert columns.max() / np.median(columns) < 5 < 30 < np.abs(inputs).max() / np.median(np.abs(inputs).max(axis=0))
+    assert ease(np.zeros(8, np.float32), kernel, 0.5).min() > 0  # a column that is never used
+
+
+def test_eased_ranges_bring_int8_nearer_to_the_reference(exported: SimpleNamespace, tmp_path: Path) -> None:
+    import onnx
+
+    shutil.copy(exported.folder / "int8" / TOKENIZER, tmp_path)
+    near = []
+    for texts in ((), exported.texts[:60]):
+        onnx.save(export._graph(exported.encoder, 7, texts), tmp_path / ENCODER)
+        vectors = OnnxEmbedder(tmp_path / ENCODER, tmp_path / TOKENIZER).embed(exported.texts[100:300])
+        near.append(1 - (vectors * exported.reference[100:300]).sum(axis=1).mean())
+    assert near[1] < 0.8 * near[0]
