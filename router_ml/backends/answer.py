@@ -57,11 +57,12 @@ class Answer:
 
     response: ollama.ChatResponse
     decision: Decision
-    model: str  # the catalogue's name of the model that answered
+    model: str  # the catalogue's name of the model that answered; "" where the user is asked back
     timings: Timings
     attempts: tuple[Attempt, ...] = ()
     cached: bool = False
     host: str | None = None
+    clarify: bool = False  # no model was called: the message asks the user what is meant
 
     @property
     def message(self) -> ollama.Message:
@@ -76,7 +77,7 @@ class Answer:
     @property
     def fallback(self) -> bool:
         """Whether a model other than the chosen one answered."""
-        return self.model != self.decision.model
+        return not self.clarify and self.model != self.decision.model
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "response":  # not there yet while a copy is being made

@@ -54,6 +54,9 @@ class GatewayOptions:
     keep_alive: float | str | None = None  # sent where the caller sends none
     stick_margin: float | None = None  # a session leaves its model only for a utility higher by more than this
     preload: bool = False  # load the likely next model while the host is idle
+    # What a policy with on_ambiguous = "clarify" answers an ambiguous query with, instead of calling a model; None: a
+    # model answers all the same, and the caller may act on `answer.decision.action`.
+    clarifying_question: str | None = "What exactly do you mean? Please say a little more."
 
     def __post_init__(self) -> None:
         positive = ("deadline_s", "attempt_factor", "attempt_min_s", "idle_s", "connect_s", "parallel")

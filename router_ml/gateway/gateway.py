@@ -28,6 +28,7 @@ from router_ml.cache.semantic import SemanticCache
 from router_ml.catalogue import Catalogue
 from router_ml.errors import DeadlineExceeded, NoModelAvailable, QueryError, StreamInterrupted
 from router_ml.gateway.chooser import Assigner, Chooser, Decider
+from router_ml.gateway.clarification import asked_back, asks_back
 from router_ml.gateway.job import Job, context_of
 from router_ml.gateway.journal import Journal
 from router_ml.gateway.kept import KeptAnswers
@@ -113,8 +114,9 @@ class Gateway:
         `deadline_s` (of the whole request), `model` (one the caller insists on trying first), and `think`, `format`,
         `options`, `keep_alive`, `logprobs`, `top_logprobs` as the ollama client takes them.
 
-        With `stream=True` it returns once the first part is there; iterate to read on. A decision to ask back
-        (`answer.decision.action == "clarify"`) is told and not acted on: the model answers all the same.
+        With `stream=True` it returns once the first part is there; iterate to read on. Where the policy asks back and
+        the query is ambiguous, no model is called: `answer.clarify` is true and the message is
+        `options.clarifying_question`. Where that is None, or the user was asked just before, a model answers.
 
         Raises `InputError` for a request no model can take, and of `GatewayError`: `NoModelAvailable`, `Overloaded`
         (with `retry_after_s`), `DeadlineExceeded`, `AttemptsFailed`, and, within a stream, `StreamInterrupted`."""
@@ -250,6 +252,9 @@ class Gateway:
         try:
             await self._fleet.look()
             await self._chooser.choose(job, self._fleet.state())
+            question = self.options.clarifying_question
+            if question is not None and asks_back(job, question):
+                return self._ask(job, question)
             self._preloader.chose(job.chosen.model)
             answer = await self._walker.walk(job, sink)
         except asyncio.CancelledError:
@@ -261,12 +266,21 @@ class Gateway:
         self._after(job, answer)
         return answer
 
+    def _ask(self, job: Job, question: str) -> Answer:
+        answer = asked_back(job, question, self._clock())
+        self._journal.answered(job, answer)
+        self._shadow(job)
+        return answer
+
     def _after(self, job: Job, answer: Answer) -> None:
         """What need not be waited for."""
         self._journal.answered(job, answer)
         self._kept.keep(job, answer)
         self._chooser.answered(job.context.session_id, answer.model)
         self._preloader.consider()
+        self._shadow(job)
+
+    def _shadow(self, job: Job) -> None:
         if job.assignment is not None and job.assignment.shadow is not None:
             self._pool.submit(self._in_shadow, job)
 
@@ -284,7 +298,7 @@ class Gateway:
         except Exception as error:
             sink.ended(error)
         else:
-            if not sink.started:  # a kept answer: one part that is the whole
+            if not sink.started:  # a kept answer or a question: one part that is the whole
                 sink.opened(Opened(job.chosen, answer.model, ()))
                 sink.part(answer.response)
             sink.ended(answer)

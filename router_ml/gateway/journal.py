@@ -75,7 +75,7 @@ class Journal:
         decision = job.chosen
         response = answer.response if answer else None
         cached = answer is not None and answer.cached
-        model = answer.model if answer else decision.model
+        model = answer.model if answer and answer.model else decision.model
         candidate = job.candidate(model)
         accurate = self._catalogue.by_role("accurate")
         best = job.candidate(accurate.name) if accurate else None
@@ -97,6 +97,7 @@ class Journal:
             resident=job.resident,
             error=error,
             cache_hit=cached,
+            clarified=answer is not None and answer.clarify,
             attempts=sum(1 for a in job.attempts if a.failure is None or a.failure.called),
             fallback=bool(answer and answer.fallback),
             complexity=decision.complexity,

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from router_ml.errors import SettingsError
-from router_ml.telemetry.event import AlertEvent, AlertState, Event, NullRecorder, Recorder, new_id
+from router_ml.telemetry.event import AlertEvent, AlertState, Event, NullRecorder, OutcomeEvent, Recorder, new_id
 from router_ml.telemetry.rules import Rule, Signal, default_rules
 
 _LOG = logging.getLogger("router_ml.alerts")
@@ -125,8 +125,9 @@ class Alerts:
         self._thread: threading.Thread | None = None
 
     def record(self, event: Event) -> None:
-        """Take one event."""
-        self._inbox.append(event)
+        """Take one event; a question to the user tells nothing of any model."""
+        if not (isinstance(event, OutcomeEvent) and event.clarified):
+            self._inbox.append(event)
 
     def firing(self) -> tuple[AlertEvent, ...]:
         """The alerts that fire now, the oldest first."""

@@ -105,6 +105,7 @@ class OutcomeEvent:
     resident: bool | None = None
     error: str | None = None
     cache_hit: bool = False  # answered from the response cache; no model was called
+    clarified: bool = False  # the user was asked what is meant; no model was called
     attempts: int = 1
     fallback: bool = False  # a model further down the chain answered, because an earlier one failed
     escalated: bool = False  # a stronger model answered, because the first answer was not good enough

@@ -25,7 +25,8 @@ def outcomes(store: EventStore, selection: Selection | None = None) -> Iterator[
 
     Success comes from people first (their last word counts), then from the event itself, then from what was inferred
     (tool error, retry, rephrasing). An attempt that failed by the model's own fault (it timed out, or gave nothing of
-    use) counts as an outcome of that model with success 0. Answers from the cache are left out: no model gave them."""
+    use) counts as an outcome of that model with success 0. Answers from the cache and questions to the user are left
+    out: no model gave them."""
     selection = selection or Selection()
     judged = _judged(store, selection)
     seen: set[tuple[str, str]] = set()
@@ -36,7 +37,7 @@ def outcomes(store: EventStore, selection: Selection | None = None) -> Iterator[
             attempted.add(event.decision_id)
             outcome = _failed_attempt(event)
         elif isinstance(event, OutcomeEvent) and (event.ok or event.decision_id not in attempted):
-            outcome = None if event.cache_hit else outcome_of(event, success_of(event, judged))
+            outcome = None if event.cache_hit or event.clarified else outcome_of(event, success_of(event, judged))
         else:
             continue  # a request without an answer is told by its attempts
         if outcome is not None and (outcome.query_id, outcome.model) not in seen:

@@ -54,6 +54,7 @@ def _requests(metrics: LiveMetrics) -> Iterator[str]:
         yield f"router_ml_decisions_total{_labels({'model': model, 'complexity': complexity})} {count}"
     for name, text in (
         ("cache_hit", "Requests answered from the cache."),
+        ("clarification", "Requests answered with a question to the user."),
         ("fallback", "Requests a later model of the chain answered."),
         ("escalation", "Requests a stronger model answered after a weak answer."),
     ):

@@ -59,7 +59,7 @@ class Counters:
     duration_s: dict[Labels, Histogram] = field(default_factory=dict)
     first_token_s: dict[Labels, Histogram] = field(default_factory=dict)
     tokens: dict[tuple[str, str, str], Histogram] = field(default_factory=dict)  # model, variant, "input" or "output"
-    events: dict[str, int] = field(default_factory=dict)  # cache_hit, fallback, escalation
+    events: dict[str, int] = field(default_factory=dict)  # cache_hit, clarification, fallback, escalation
     decisions: dict[tuple[str, str], int] = field(default_factory=dict)  # model, complexity
 
 
@@ -78,7 +78,10 @@ class LiveMetrics:
         if isinstance(event, OutcomeEvent):
             with self._lock:
                 self._events.append(event)
-                self._count(event)
+                if event.clarified:
+                    self.counters.events["clarification"] = self.counters.events.get("clarification", 0) + 1
+                else:
+                    self._count(event)
         elif isinstance(event, DecisionEvent):
             if event.shadow:
                 return
@@ -152,7 +155,7 @@ class LiveMetrics:
                     return
         for known in reversed(self._events):
             if isinstance(known, OutcomeEvent) and known.decision_id == event.decision_id:
-                if not known.cache_hit:
+                if not known.cache_hit and not known.clarified:
                     calls = self._recent.setdefault(known.model, deque(maxlen=RECENT_CALLS))
                     calls.append((known.at_s, event.score, known.decision_id))
                 return

@@ -71,13 +71,14 @@ class Snapshot:
 
 
 def summarise(events: Iterable[Event], since_s: float, until_s: float) -> Snapshot:
-    """The figures of the outcomes in a window; decisions and feedback may lie outside of it."""
+    """The figures of the outcomes in a window; decisions and feedback may lie outside of it. Questions back to the user
+    are no answers of any model, and are left out."""
     outcomes: list[OutcomeEvent] = []
     decisions: dict[str, DecisionEvent] = {}
     judged: dict[str, tuple[bool, float]] = {}
     for event in events:
         if isinstance(event, OutcomeEvent):
-            if since_s <= event.at_s < until_s:
+            if since_s <= event.at_s < until_s and not event.clarified:
                 outcomes.append(event)
         elif isinstance(event, DecisionEvent):
             if not event.shadow:
