@@ -1,8 +1,8 @@
 """Texts to token numbers: plain English text by a table of words met before, everything else by the tokenizer itself.
 
-A BERT tokenizer splits at white space first, and what it does within a word does not depend on what stands around it. So
-the pieces of a word, with the punctuation it carries, can be kept. That takes a tenth of the tokenizer's own time and gives
-the same numbers.
+A BERT tokenizer splits at white space first, and what it does within a word does not depend on what stands around it.
+So the pieces of a word, with the punctuation it carries, can be kept. That takes a tenth of the tokenizer's own time
+and gives the same numbers.
 """
 
 from __future__ import annotations
