@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from router_ml.catalogue import Model
 from router_ml.schema import Context, MachineState, Quantiles
 from router_ml.selection.policy import Policy
@@ -23,6 +26,19 @@ def unable(model: Model, context: Context, policy: Policy, machine: MachineState
         if state is not None and not state.available:
             return state.reason or "not available"
     return None
+
+
+def cut_to_widest(
+    models: Sequence[Model], context: Context, policy: Policy, machine: MachineState | None
+) -> Context | None:
+    """The context with its prompt cut to the widest window, as the server would cut it, where nothing but the length
+    of the prompt is in the way; else None."""
+    if context.prompt_tokens is None:
+        return None
+    short = replace(context, prompt_tokens=None)
+    able = [model for model in models if unable(model, short, policy, machine) is None]
+    windows = [model.context_window_tokens for model in able if model.context_window_tokens is not None]
+    return replace(context, prompt_tokens=max(windows)) if windows else None
 
 
 def over_limit(policy: Policy, budget_s: float | None, p: float, latency: Quantiles, cost_usd: float) -> str | None:

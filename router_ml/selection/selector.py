@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from router_ml.catalogue import Model
 from router_ml.schema import Candidate, Context, MachineState, ModelState, Quantiles
-from router_ml.selection.constraints import over_limit, unable
+from router_ml.selection.constraints import cut_to_widest, over_limit, unable
 from router_ml.selection.policy import Policy
 from router_ml.selection.utility import live_latency, live_p_success, utility
 
@@ -58,8 +58,7 @@ class Selector:
         candidates = self._candidates(forecast, context, policy, machine, excluded)
         notes: list[str] = []
         if not candidates:
-            notes.append("no model can serve this as it is")
-            candidates = self._candidates(forecast, context, policy, machine, None)
+            candidates = self._despite_all(forecast, context, policy, machine, excluded, notes)
         candidates.sort(key=_UTILITY, reverse=True)
         fit = [c for c in candidates if c.admissible]
         if fit:
@@ -106,6 +105,28 @@ class Selector:
             worth = utility(policy, p, latency.p50, cost)
             out.append(Candidate(model.name, p, latency, cost, worth, reasons, known_tokens, limit is None))
         return out
+
+    def _despite_all(
+        self,
+        forecast: Forecast,
+        context: Context,
+        policy: Policy,
+        machine: MachineState | None,
+        excluded: dict[str, str],
+        notes: list[str],
+    ) -> list[Candidate]:
+        """No model can serve the request: those of the widest window where its length alone is in the way, else all."""
+        short = cut_to_widest(self.models, context, policy, machine)
+        if short is None:
+            notes.append("no model can serve this as it is")
+            return self._candidates(forecast, context, policy, machine, None)
+        notes.append(
+            f"the prompt of {context.prompt_tokens} tokens exceeds every window, {short.prompt_tokens} is the widest"
+        )
+        candidates = self._candidates(forecast, short, policy, machine, {})
+        for candidate in candidates:
+            del excluded[candidate.model]
+        return candidates
 
     def _keep_default(self, fit: list[Candidate], policy: Policy, novelty: float, notes: list[str]) -> list[Candidate]:
         """Far from the training queries only a clear advantage leaves the default model."""

@@ -166,6 +166,16 @@ def test_a_long_prompt_needs_a_wide_window(router_that_says: Maker) -> None:
     assert "exceeds its window of 32768" in decision.excluded[BALANCED]
 
 
+def test_a_prompt_longer_than_every_window_goes_to_the_widest(router_that_says: Maker) -> None:
+    router = router_that_says("moderate")
+    decision = router.decide("x", {"prompt_tokens": 500_000}, policy="accurate")
+    assert [c.model for c in decision.ranked] == [FAST]  # 131,072 tokens; the others have 32,768 and 40,960
+    assert set(decision.excluded) == {BALANCED, ACCURATE}
+    assert "the prompt of 500000 tokens exceeds every window, 131072 is the widest" in decision.reason
+    away = MachineState({FAST: ModelState(available=False)})
+    assert [c.model for c in router.decide("x", {"prompt_tokens": 500_000}, machine=away).ranked] == [ACCURATE]
+
+
 def test_unavailable_models_are_left_out_with_their_reason(router_that_says: Maker) -> None:
     router = router_that_says("moderate")
     machine = MachineState(
