@@ -13,11 +13,17 @@ from typing import Any, get_args
 
 from router_ml.errors import CatalogueError
 from router_ml.schema import LABELS, ROLES, Label, Role
+from router_ml.spelling import warn_of_slips
 
 FORMAT = 1
 CAPABILITIES = ("tools", "thinking", "vision")
 DEFAULT_STRENGTH = 20.0
 MAX_NUMBER = 1e15  # no price, size or time of a model is larger
+_MODEL_KEYS = frozenset({
+    "name", "family", "parameters_b", "role", "context_window_tokens", "capabilities", "price_input_usd_per_mtok",
+    "price_output_usd_per_mtok", "aliases", "hosts", "prior",
+})  # fmt: skip
+_PRIOR_KEYS = frozenset({"latency_s", "success", "output_tokens", "latency_log_sd", "strength"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +147,7 @@ def model_from(entry: Mapping[str, Any], where: str) -> Model:
     if not isinstance(name, str) or not name:
         raise CatalogueError(f"{where}: field 'name' must be a non-empty string")
     where = f"{where} ({name})"
+    warn_of_slips(entry, _MODEL_KEYS, where)
     role = entry.get("role")
     if role is not None and role not in ROLES:
         raise CatalogueError(f"{where}: field 'role' must be one of {', '.join(get_args(Role))}, found {role!r}")
@@ -187,6 +194,7 @@ def _number(entry: Mapping[str, Any], key: str, where: str) -> float | None:
 def _prior(entry: Mapping[str, Any], where: str) -> Prior:
     if not isinstance(entry, Mapping):
         raise CatalogueError(f"{where}: field 'prior' must be a table with 'latency_s' and 'success'")
+    warn_of_slips(entry, _PRIOR_KEYS, f"{where}: prior")
     latency = _per_label(entry, "latency_s", where, math.inf)
     success = _per_label(entry, "success", where, 1.0)
     if latency is None or success is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from router_ml.cache.decisions import DecisionCache, decision_key, renewed
 from router_ml.config import Settings, load_settings
 from router_ml.errors import QueryError
-from router_ml.router import ContextLike, Router
+from router_ml.router import ContextLike, Router, is_list
 from router_ml.schema import Decision
 from router_ml.selection.policy import Policy, resolve_policy
 
@@ -108,11 +108,11 @@ def select_model(
     Raises `QueryError`, `ContextError` or `PolicyError` for input of the wrong kind. A missing or broken bundle is no
     error: the decision then comes from rules and the catalogue's priors, and its `reason` says so."""
     if router is not None:
-        return router.decide(query, context, policy or "balanced", **options)
+        return router.decide(query, context, "balanced" if policy is None else policy, **options)
     desk = DEFAULT.desk()
     if options:
-        return desk.router.decide(query, context, policy or desk.settings.policy, **options)
-    resolved = resolve_policy(policy or desk.settings.policy)
+        return desk.router.decide(query, context, desk.settings.policy if policy is None else policy, **options)
+    resolved = resolve_policy(desk.settings.policy if policy is None else policy)
     key = _key(desk, query, context, resolved)
     kept = _kept(desk, key)
     return kept or _keep(desk, key, desk.router.decide(query, context, resolved))
@@ -128,10 +128,10 @@ def select_models(
     times cheaper. `contexts` has one entry for each query (None where there is none). Raises as `select_model` does,
     and `QueryError` where the two do not have the same length."""
     if router is not None:
-        return router.decide_many(queries, contexts, policy or "balanced")
+        return router.decide_many(queries, contexts, "balanced" if policy is None else policy)
     desk = DEFAULT.desk()
-    resolved = resolve_policy(policy or desk.settings.policy)
-    listed = isinstance(queries, Sequence) and not isinstance(queries, str)
+    resolved = resolve_policy(desk.settings.policy if policy is None else policy)
+    listed = is_list(queries) and (contexts is None or is_list(contexts))
     if desk.cache is None or not listed or (contexts is not None and len(contexts) != len(queries)):
         return desk.router.decide_many(queries, contexts, resolved)
     given = contexts or [None] * len(queries)
@@ -154,9 +154,9 @@ async def aselect_model(
     if not isinstance(query, str):
         raise QueryError(f"a query must be a string, found {type(query).__name__}; decode or convert it first")
     if router is not None:
-        return await DEFAULT.batcher.decide(router, query, context, policy or "balanced")
+        return await DEFAULT.batcher.decide(router, query, context, "balanced" if policy is None else policy)
     desk = DEFAULT.desk() if DEFAULT.loaded else await DEFAULT.batcher.call(DEFAULT.desk)
-    resolved = resolve_policy(policy or desk.settings.policy)
+    resolved = resolve_policy(desk.settings.policy if policy is None else policy)
     key = _key(desk, query, context, resolved)
     kept = _kept(desk, key)
     return kept or _keep(desk, key, await DEFAULT.batcher.decide(desk.router, query, context, resolved))

@@ -179,8 +179,10 @@ class Router:
         machine: MachineState | None = None,
     ) -> list[Decision]:
         """Choose a model for each of many queries in small batches; same answers and errors as `decide`."""
-        if isinstance(queries, str) or not isinstance(queries, Sequence):
-            raise QueryError(f"decide_many takes a list of queries, found {type(queries).__name__}; use decide for one")
+        for name, given in (("queries", queries), ("contexts", () if contexts is None else contexts)):
+            if not is_list(given):
+                advice = "use decide for one" if isinstance(given, str | Mapping) else "put list(...) around it"
+                raise QueryError(f"decide_many takes a list of {name}, found {type(given).__name__}; {advice}")
         if contexts is not None and len(contexts) != len(queries):
             raise QueryError(
                 f"{len(queries)} queries but {len(contexts)} contexts; give one for each, None where absent"
@@ -299,6 +301,11 @@ def _sized(text: str, context: Context) -> Context:
     if context.history:
         characters += sum(len(turn.content) for turn in context.history)
     return context if characters < LONG_PROMPT_CHARS else replace(context, prompt_tokens=characters // 4)
+
+
+def is_list(value: object) -> bool:
+    """Whether a value may stand for many queries or contexts."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _clean(query: object) -> str:

@@ -123,3 +123,15 @@ def test_extending_leaves_known_models_alone() -> None:
     assert len(extended) == 4
     assert "qwen3" in extended
     assert Catalogue(()).names == ()
+
+
+def test_slips_of_the_pen_are_told_and_other_keys_are_free(caplog: pytest.LogCaptureFixture) -> None:
+    prior = {"latency_s": 1.0, "success": 0.9, "sucess": 0.4, "note": "measured at home"}
+    model_from({"name": "slip", "aliasses": ["s"], "colour": "red", "prior": prior}, "mine.toml: model 1")
+    assert [record.message for record in caplog.records] == [
+        "mine.toml: model 1 (slip): the unknown key 'aliasses' is ignored; did you mean 'aliases'?",
+        "mine.toml: model 1 (slip): prior: the unknown key 'sucess' is ignored; did you mean 'success'?",
+    ]
+    with pytest.raises(CatalogueError, match="'prior'"):
+        model_from({"name": "m", "prioir": prior}, "mine.toml: model 2")
+    assert "did you mean 'prior'?" in caplog.records[-1].message

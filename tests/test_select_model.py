@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import router_ml
-from router_ml import select_model
+from router_ml import select_model, select_models
 from router_ml.config import CHECKOUT
 from router_ml.default import DEFAULT, DefaultRouter
 from router_ml.errors import CatalogueError, ContextError, PolicyError, QueryError, SettingsError
@@ -302,6 +302,32 @@ def test_wrong_input_is_a_typed_error(tiny_bundle: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("ROUTER_ML_THREADS", "many")
     with pytest.raises(SettingsError, match="ROUTER_ML_THREADS"):
         select_model("x")
+
+
+@pytest.mark.parametrize("policy", [{}, "", 0, {"preset": "fast"}])
+def test_what_is_no_policy_is_no_default_either(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, policy: Any
+) -> None:
+    monkeypatch.setenv("ROUTER_ML_BUNDLE", str(tiny_bundle))
+    with pytest.raises(PolicyError, match="unknown policy"):
+        select_model("x", policy=policy)
+    with pytest.raises(PolicyError, match="unknown policy"):
+        select_models(["x"], policy=policy)
+
+
+@pytest.mark.parametrize("many", [lambda q, c: select_models(q, c), lambda q, c: Router.heuristic().decide_many(q, c)])
+def test_iterators_and_single_values_are_no_lists(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, many: Any
+) -> None:
+    monkeypatch.setenv("ROUTER_ML_BUNDLE", str(tiny_bundle))
+    with pytest.raises(QueryError, match="list of queries, found list_iterator; put list"):
+        many(iter(["a"]), None)
+    with pytest.raises(QueryError, match="list of contexts, found list_iterator; put list"):
+        many(["a"], iter([None]))
+    with pytest.raises(QueryError, match="list of contexts, found dict"):
+        many(["a"], {"tools": []})
+    with pytest.raises(QueryError, match="use decide for one"):
+        many("a", None)
 
 
 def test_the_policy_of_the_settings_is_the_default(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
