@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from router_ml.errors import StoreError
-from router_ml.telemetry.event import Event, as_dict
+from router_ml.telemetry.event import DecisionEvent, Event, as_dict
 from router_ml.telemetry.privacy import Privacy, load_key
 
 DATABASE = "events.db"
@@ -100,6 +100,8 @@ class EventStore(Protocol):
 
 def written(event: Event, privacy: Privacy) -> Written:
     """The columns of an event, cleaned of what is private."""
+    if isinstance(event, DecisionEvent) and event.context is not None and not privacy.keep_text:
+        event = replace(event, context=None)  # long conversations are not put into words for nothing
     row = privacy.clean(as_dict(event))
     return Written(
         event_id=row["event_id"],
