@@ -91,6 +91,9 @@ class MlflowSync:
                 return self._sync(uri)
         except StoreError:
             raise
+        except ModuleNotFoundError as error:
+            needed = "bringing experiments to MLflow needs its package: pip install 'router-ml[train]'"
+            raise StoreError(f"{needed} ({error})") from error
         except Exception as error:
             raise StoreError(f"cannot write to MLflow: {error}; events wait in the store until it is back") from error
 

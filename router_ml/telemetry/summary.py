@@ -37,7 +37,7 @@ class Summary:
     escalation_rate: float | None
     over_routing_rate: float | None  # right, and a model of half the latency was as likely to be (of judged ones)
     under_routing_rate: float | None  # wrong, and another model was likelier to be right (of judged ones)
-    saved_s: float | None  # against always using the accurate model, by its expected latency
+    saved_s: float | None  # by answers, against always using the accurate model, by its expected latency
     saved_share: float | None
     cost_usd: float | None
     saved_usd: float | None
@@ -126,10 +126,11 @@ def _summary(group: list[OutcomeEvent], decisions: Mapping[str, DecisionEvent], 
     p50, p90, p95 = _quantiles(latencies, (0.5, 0.9, 0.95))
     generating_s = sum(o.eval_s for o in group if o.eval_s and o.output_tokens)
     generated = sum(o.output_tokens or 0 for o in group if o.eval_s and o.output_tokens)
-    paired = [(o.latency_s, o.accurate_latency_s) for o in group if o.latency_s is not None and o.accurate_latency_s]
+    answered = [o for o in group if o.ok]  # a request that failed at once has saved nothing
+    paired = [(o.latency_s, o.accurate_latency_s) for o in answered if o.latency_s is not None and o.accurate_latency_s]
     saved_s = sum(accurate - took for took, accurate in paired)
     costs = [o.cost_usd for o in group if o.cost_usd is not None]
-    cost_pairs = [(o.cost_usd, o.accurate_cost_usd) for o in group if o.cost_usd is not None and o.accurate_cost_usd]
+    cost_pairs = [(o.cost_usd, o.accurate_cost_usd) for o in answered if o.cost_usd is not None and o.accurate_cost_usd]
     misrouted = [_misrouting(o, success, decisions.get(o.decision_id)) for o, success in successes]
     return Summary(
         requests=len(group),

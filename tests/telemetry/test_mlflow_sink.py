@@ -19,6 +19,7 @@ from router_ml.errors import StoreError
 from router_ml.experiments.experiment import Arm, Experiment, Variant, experiment_row
 from router_ml.experiments.trial import Trial
 from router_ml.rollout import request_of
+from router_ml.telemetry import mlflow_sink
 from router_ml.telemetry.event import Event, ExperimentEvent, OutcomeEvent
 from router_ml.telemetry.mlflow_sink import MlflowSync
 from router_ml.telemetry.report import difference_svg, looks_of, report_html
@@ -214,6 +215,15 @@ def test_it_catches_up_after_mlflow_was_away(place: Place, monkeypatch: pytest.M
     place.root.unlink()
     hidden.rename(place.root)
     assert sync.sync().windows == WINDOWS
+
+
+def test_a_light_install_is_told_what_is_missing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(root: Path | None = None) -> str:
+        raise ModuleNotFoundError("No module named 'mlflow'")
+
+    monkeypatch.setattr(mlflow_sink, "open_tracking", missing)
+    with pytest.raises(StoreError, match=r"pip install 'router-ml\[train\]'"):
+        place.sync().sync()
 
 
 def test_the_report_stands_alone_and_escapes_what_people_wrote() -> None:
