@@ -8,11 +8,12 @@ Turns with images (`images`, as Ollama has them, or `image_url` parts) need a mo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from typing import Any
 
 from router_ml.errors import ContextError
-from router_ml.schema import EMPTY_CONTEXT, Context, Tool, Turn
+from router_ml.schema import EMPTY_CONTEXT, Context, Parameter, Tool, Turn
 from router_ml.spelling import warn_of_slips
 
 _KNOWN = frozenset({
@@ -23,6 +24,7 @@ _TOOL_NUMBERS = ("n_parameters", "n_required", "schema_chars")
 _IMAGE_PARTS = frozenset({"image", "image_url", "input_image"})
 _TURN_KEYS = {"role", "content", "text"}
 _SPEAKERS = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
+MAX_PARAMETERS, MAX_DEPTH = 128, 4  # of one tool; what is beyond still counts in the length of its schema
 MAX_SECONDS = 1e9
 MAX_COUNT = 10**12  # more tools or tokens than this is a mistake
 _KINDS = {
@@ -167,7 +169,11 @@ def _tool_from_row(name: str, row: Mapping[str, Any]) -> Tool:
     except ContextError as error:
         raise ContextError(f"tool {name!r:.60}: {error}", "tools") from error
     words = {key: str(row.get(key) or "") for key in ("description", "parameter_text")}
-    return Tool(name=name, **words, **numbers)  # type: ignore[arg-type]
+    try:
+        parameters = tuple(Parameter(*parameter) for parameter in row.get("parameters") or ())
+    except TypeError as error:
+        raise ContextError(f"tool {name!r:.60}: parameters must be a list of lists", "tools") from error
+    return Tool(name=name, parameters=parameters, **words, **numbers)  # type: ignore[arg-type]
 
 
 def _tool_from_schema(name: str, function: Mapping[str, Any]) -> Tool:
@@ -180,14 +186,44 @@ def _tool_from_schema(name: str, function: Mapping[str, Any]) -> Tool:
         f"{key}: {value.get('description', '')}" if isinstance(value, Mapping) else str(key)
         for key, value in properties.items()
     )
+    schema_chars = _schema_chars(name, function)  # first: it refuses a schema without end
     return Tool(
         name=name,
         description=str(function.get("description") or ""),
         n_parameters=len(properties),
         n_required=len(required) if isinstance(required, Sequence) and not isinstance(required, str) else 0,
-        schema_chars=_schema_chars(name, function),
+        schema_chars=schema_chars,
         parameter_text="; ".join(described),
+        parameters=tuple(islice(_parameters(parameters), MAX_PARAMETERS)),
     )
+
+
+def _parameters(schema: Mapping[str, Any], depth: int = 1) -> Iterator[Parameter]:
+    """Every property of a schema, each followed by those of its own fields and items."""
+    properties, required = schema.get("properties"), schema.get("required")
+    required = required if isinstance(required, Sequence) and not isinstance(required, str) else ()
+    for name, found in properties.items() if isinstance(properties, Mapping) else ():
+        declared = found if isinstance(found, Mapping) else {}
+        yield Parameter(
+            str(name),
+            _type(declared.get("type")),
+            str(declared.get("description") or ""),
+            name in required,
+            depth,
+            "default" in declared,
+            bool(declared.get("enum")),
+        )
+        if depth < MAX_DEPTH:
+            for inner in (declared, declared.get("items")):
+                if isinstance(inner, Mapping):
+                    yield from _parameters(inner, depth + 1)
+
+
+def _type(declared: Any) -> str:
+    """The type a schema gives; of several the first that is not null."""
+    if isinstance(declared, Sequence) and not isinstance(declared, str):
+        declared = next((name for name in declared if name != "null"), "")
+    return str(declared or "")
 
 
 def _schema_chars(name: str, function: Mapping[str, Any]) -> int:

@@ -31,6 +31,18 @@ class Turn(NamedTuple):
     content: str
 
 
+class Parameter(NamedTuple):
+    """A parameter of a tool, as its JSON schema declares it."""
+
+    name: str
+    type: str = ""  # as written: "string", "integer", "HashMap"; "" where none is
+    description: str = ""
+    required: bool = False
+    depth: int = 1  # 2 for a field of an object, and so on
+    has_default: bool = False
+    has_choices: bool = False
+
+
 class Tool(NamedTuple):
     """A tool offered with the query."""
 
@@ -40,6 +52,7 @@ class Tool(NamedTuple):
     n_required: int = 0
     schema_chars: int = 0  # length of its JSON schema in characters
     parameter_text: str = ""  # names and descriptions of its parameters
+    parameters: tuple[Parameter, ...] = ()  # nested ones after the one they belong to
 
 
 @dataclass(frozen=True, slots=True)

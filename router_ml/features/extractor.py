@@ -42,7 +42,7 @@ class Extractor:
         """Features of texts in their contexts; both sequences have the same length."""
         embedding = self.embedder.embed([compose(text, context) for text, context in zip(texts, contexts, strict=True)])
         table = [
-            surface_features(text, context) + self._tools(context.tools, vector)
+            surface_features(text, context) + self._tools(text, context.tools, vector)
             for text, context, vector in zip(texts, contexts, embedding, strict=True)
         ]
         return Features(embedding, np.array(table, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Tool features: how many tools are offered, how large their schemas are, and how close they stand to the query.
+"""Tool features: how many tools are offered, how they are declared, and how well they fit the query.
 
 The closeness of the query to a tool's description is the best single sign of whether a tool will be called. Tool
 vectors are kept, because an assistant offers the same tools again and again.
@@ -14,13 +14,14 @@ from threading import Lock
 import numpy as np
 
 from router_ml.features.embedder import Embedder, Floats
+from router_ml.features.toolbox import TOOLBOX_NAMES, toolbox_features
 from router_ml.schema import Tool
 
 TOOL_NAMES: tuple[str, ...] = (
     "tool_schema_log_chars", "tool_mean_parameters", "tool_required", "tool_max_parameters", "tool_log_description",
-    "tool_similarity_max", "tool_similarity_mean", "tool_similarity_gap", "tool_similarity_min",
+    "tool_similarity_max", "tool_similarity_mean", "tool_similarity_gap", "tool_similarity_min", *TOOLBOX_NAMES,
 )  # fmt: skip
-MAX_TOOLS = 64  # more tools than this are summed up by their structure alone
+MAX_TOOLS = 64  # what is offered beyond them is only counted and measured
 _NONE = [0.0] * len(TOOL_NAMES)
 
 
@@ -33,8 +34,8 @@ class ToolFeatures:
         self._vectors: OrderedDict[str, Floats] = OrderedDict()
         self._lock = Lock()
 
-    def __call__(self, tools: Sequence[Tool], query_vector: Floats) -> list[float]:
-        """One number per name of `TOOL_NAMES`; zeros where no tool is offered."""
+    def __call__(self, text: str, tools: Sequence[Tool], query_vector: Floats) -> list[float]:
+        """One number per name of `TOOL_NAMES` for a query, its tools and its vector; zeros where no tool is offered."""
         if not tools:
             return _NONE
         n = len(tools)
@@ -45,7 +46,8 @@ class ToolFeatures:
             float(max(tool.n_parameters for tool in tools)),
             log1p(max(len(tool.description) for tool in tools)),
         ]
-        return structure + self._similarities(tools[:MAX_TOOLS], query_vector)
+        few = tools[:MAX_TOOLS]
+        return [*structure, *self._similarities(few, query_vector), *toolbox_features(text, few)]
 
     def _similarities(self, tools: Sequence[Tool], query_vector: Floats) -> list[float]:
         cosines = np.sort(self._matrix([_describe(tool) for tool in tools]) @ query_vector)

@@ -118,7 +118,7 @@ def test_tool_features_by_hand() -> None:
         Tool("banana", "", 2, 1, 49),
         Tool("cherry"),
     ]
-    values = dict(zip(TOOL_NAMES, ToolFeatures(_Planar())(tools, np.array([1, 0, 0], np.float32)), strict=True))
+    values = dict(zip(TOOL_NAMES, ToolFeatures(_Planar())("", tools, np.array([1, 0, 0], np.float32)), strict=True))
     assert values["tool_schema_log_chars"] == pytest.approx(log1p(99))
     assert (values["tool_mean_parameters"], values["tool_required"], values["tool_max_parameters"]) == (2, 3, 4)
     assert values["tool_log_description"] == pytest.approx(log1p(9))
@@ -133,11 +133,11 @@ def test_tool_vectors_are_kept_and_bounded() -> None:
     features = ToolFeatures(encoder, capacity=2)
     query = np.array([1, 0, 0], np.float32)
     for _ in range(3):
-        features([Tool("apple"), Tool("apple")], query)
+        features("", [Tool("apple"), Tool("apple")], query)
     assert len(encoder.seen) == 1
-    features([Tool("b1"), Tool("b2"), Tool("b3")], query)
+    features("", [Tool("b1"), Tool("b2"), Tool("b3")], query)
     assert len(features._vectors) == 2
-    assert features((), query) == [0.0] * len(TOOL_NAMES)
+    assert features("", (), query) == [0.0] * len(TOOL_NAMES)
 
 
 def test_one_row_of_features_per_query() -> None:

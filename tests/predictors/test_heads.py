@@ -88,7 +88,9 @@ def test_history_resolves_for_the_rules_too() -> None:
 
 def test_the_rules_read_columns_that_exist_wherever_they_stand() -> None:
     assert set(READS) <= set(TABLE_NAMES)
-    row = np.array([*surface_features("find a free hour with Dana and mail her", parse_context(None)), *[0.0] * 9])
+    row = np.array(
+        [*surface_features("find a free hour with Dana and mail her", parse_context(None)), *[0.0] * len(TOOL_NAMES)]
+    )
     order = np.random.default_rng(0).permutation(len(TABLE_NAMES))
     names = tuple(TABLE_NAMES[i] for i in order)
     straight = HeuristicComplexity(TABLE_NAMES)(None, row[None].astype(np.float32))
