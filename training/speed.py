@@ -1,6 +1,6 @@
 """Measures how fast decisions are, beside what they are usually made with. Ratios, because machines differ.
 
-    python -m training.speed [--bundle D] [--only cold latency ...] [--rounds N] [--json]
+    python -m training.speed [--bundle D] [--only cold latency ...] [--rounds N] [--bench DIR] [--json]
 
 Contenders take turns in one process, so that a busy neighbour slows them alike; figures are medians. Each is also
 measured in processor time (`cpu`), which waiting for a neighbour does not touch. One thread unless said otherwise.
@@ -24,7 +24,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -34,61 +34,22 @@ from router_ml.config import load_settings
 from router_ml.features.extractor import TABLE_NAMES
 from router_ml.features.onnx import OnnxEmbedder
 from router_ml.features.sentence_transformer import encoder_source, load_sentence_transformer
+from router_ml.predictors.bundle import load_bundle
 from router_ml.predictors.forest import MAX_LEAVES
 from router_ml.predictors.neighbours import Neighbours
 from router_ml.predictors.outcomes import OutcomePredictor
 from router_ml.router import Router
 from router_ml.schema import EMPTY_CONTEXT, LABELS
 from router_ml.shelf import active_bundle
+from training.limits import LENGTHS, PASSAGE, limit, operators, text_of
+from training.stopwatch import Call, Row, Samples, alone, interleaved
 
-Row: TypeAlias = dict[str, Any]
-Call: TypeAlias = Callable[[], Any]
-PASSAGE = (
-    "please find a free hour with the whole design team next week and book the small meeting room for it then mail "
-    "everyone the agenda with the open points from the last review and remind me the day before to print the plans "
-    "and to call the supplier about the missing parts so that we can decide on the order before the end of the month"
-)
-LENGTHS = (8, 16, 32, 64)  # tokens, the marks at both ends included
 N_BATCH = 256
 CALLERS = (1, 2, 8, 32)
 MODELS = (3, 10, 100)
 STORED = (1_000, 10_000, 100_000)
 TREES = 128  # a fit makes 64 for success and 64 for latency, tokens and cost
-IN_A_ROW = 5  # calls of one contender before the next has its turn
 BASIS, CENTROIDS = 32, 48
-
-
-class Samples:
-    """Wall and processor times of one contender, in seconds."""
-
-    def __init__(self) -> None:
-        self.wall_s: list[float] = []
-        self.cpu_s: list[float] = []
-
-    def add(self, call: Call) -> None:
-        """Run once, on the clock."""
-        cpu = time.process_time()
-        wall = time.perf_counter()  # innermost: the other clock takes most of a microsecond to read
-        call()
-        self.wall_s.append(time.perf_counter() - wall)
-        self.cpu_s.append(time.process_time() - cpu)
-
-    def row(self) -> Row:
-        """Quantiles in microseconds."""
-        p50, p95, p99 = (float(x) * 1e6 for x in np.quantile(self.wall_s, (0.5, 0.95, 0.99)))
-        cpu50, cpu99 = (float(x) * 1e6 for x in np.quantile(self.cpu_s, (0.5, 0.99)))
-        return {"p50_us": p50, "p95_us": p95, "p99_us": p99, "cpu_p50_us": cpu50, "cpu_p99_us": cpu99}
-
-
-def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, Row]:
-    """Every contender in turn, a few calls in a row; the first, its caches full of its rivals, does not count."""
-    samples = {name: Samples() for name in calls}
-    for _ in range(max(1, rounds // IN_A_ROW)):
-        for name, call in calls.items():
-            call()
-            for _ in range(IN_A_ROW):
-                samples[name].add(call)
-    return {name: sample.row() for name, sample in samples.items()}
 
 
 # what is measured ---------------------------------------------------------------------------------------------------
@@ -128,7 +89,7 @@ def latency(bundle: Path, rounds: int) -> Iterator[Row]:
     embedder = OnnxEmbedder(bundle / "encoder.onnx", bundle / "tokenizer.json")
     contenders = {"router_ml": router.decide, **_baselines()}
     for length in LENGTHS:
-        text = _text_of(length, embedder)
+        text = text_of(length, embedder)
         calls: dict[str, Call] = {name: partial(decide, text) for name, decide in contenders.items()}
         rows = interleaved(calls, rounds)
         for name, row in rows.items():
@@ -138,7 +99,8 @@ def latency(bundle: Path, rounds: int) -> Iterator[Row]:
                 "ratio": row["p50_us"] / rows["router_ml"]["p50_us"],
                 "cpu_ratio": row["cpu_p50_us"] / rows["router_ml"]["cpu_p50_us"],
             }
-        yield {"what": f"{length} tokens, outside the session", "cpu_p50_us": _outside(router, text, rounds)}
+        for what, kept in (("outside the session", False), ("the same, caches kept", True)):
+            yield {"what": f"{length} tokens, {what}", "cpu_p50_us": _outside(router, text, rounds, kept)}
 
 
 def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
@@ -147,17 +109,19 @@ def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
         predictor = OutcomePredictor.from_arrays(*_heads(n_models, novel=novel), Catalogue(tuple(_models(n_models))))
         router = _without_encoder(bundle, predictor)
         what = f"heads and selection, {n_models} models{', a query unlike any' if novel else ''}"
-        yield {"what": what, **_alone(partial(router.decide, "x"), rounds * 20)}
+        yield {"what": what, **alone(partial(router.decide, "x"), rounds * 20)}
+        if n_models == MODELS[0] and not novel:
+            yield {"what": "of which products and tests alone", **alone(partial(_bare, predictor._heads), rounds * 20)}
     os.environ["ROUTER_ML_BUNDLE"] = str(bundle)
     default.DEFAULT.reset()
     default.select_model("check email")
-    yield {"what": "kept decision", **_alone(lambda: default.select_model("check email"), rounds * 20)}
+    yield {"what": "kept decision", **alone(lambda: default.select_model("check email"), rounds * 20)}
     rng = np.random.default_rng(0)
     for n_rows in STORED:
         keys = _clustered(rng, n_rows)
         stored = Neighbours(keys, rng.random((n_rows, 3), np.float32), 100)
         query = keys[:1] + np.float32(0.01)
-        yield {"what": f"kNN head, {n_rows} rows", **_alone(partial(stored, query), rounds * 2)}
+        yield {"what": f"kNN head, {n_rows} rows", **alone(partial(stored, query), rounds * 2)}
 
 
 def throughput(bundle: Path, rounds: int) -> Iterator[Row]:
@@ -190,52 +154,18 @@ def throughput(bundle: Path, rounds: int) -> Iterator[Row]:
         yield {"what": f"{n} concurrent async callers", **rate, **cpu}
 
 
-def limit(bundle: Path, rounds: int) -> Iterator[Row]:
-    """The encoder's operations over the fastest int8 product of this machine, against what a pass takes."""
-    import onnx
+def quality(bundle: Path, rounds: int, bench: Path | None = None) -> Iterator[Row]:
+    """What is given up for speed: int8 against fp32, the bundle's own encoder on labels, an untuned one on outcomes."""
+    lost = load_bundle(bundle).manifest.get("metrics", {}).get("encoder/accuracy_lost_to_int8")
+    if lost is not None:
+        yield {"what": "label accuracy, when this bundle was fitted", "given_up": lost}
+    if bench is None or not bench.is_dir():
+        print("routing on outcomes is left out: give --bench a folder as training.study reads it", file=sys.stderr)
+        return
+    from training.fidelity import fidelity  # deferred: it loads everything that learns
 
-    graph = onnx.load(bundle / "encoder.onnx").graph
-    matrices = {i.name: list(i.dims) for i in graph.initializer if i.name.endswith("_weight") and len(i.dims) == 2}
-    per_token = 2 * sum(rows * columns for rows, columns in matrices.values())
-    peak, stored_bytes = _int8_peak(rounds), sum(rows * columns for rows, columns in matrices.values())
-    yield {"what": "int8 product in the cache", "gops": peak / 1e9}
-    embedder = OnnxEmbedder(bundle / "encoder.onnx", bundle / "tokenizer.json")
-    for length in LENGTHS:
-        text = _text_of(length, embedder)
-        row = _alone(partial(embedder.embed, [text]), rounds)
-        floor_us = per_token * length / peak * 1e6
-        yield {
-            "what": f"{length} tokens, {per_token * length / 1e6:.0f} Mop, {stored_bytes / 1e6:.1f} MB of weights",
-            "floor_us": floor_us,
-            "cpu_p50_us": row["cpu_p50_us"],
-            "ratio": row["cpu_p50_us"] / floor_us,
-        }
-
-
-def operators(bundle: Path, rounds: int) -> Iterator[Row]:
-    """Why the encoder's graph is written as it is: each step of a layer by the operators that could do it."""
-    rng = np.random.default_rng(0)
-    fixed = {name: rng.normal(size=384).astype(np.float32) for name in ("gamma", "beta")}
-    split = ("Split", ["qkv"], "q k v", {"axis": 2})
-    for length in (16, 64):
-        x = rng.normal(size=(1, length, 384)).astype(np.float32)
-        two, qkv = {"x": x, "s": x}, {"qkv": np.concatenate((x, x, x), axis=2)}
-        mask = {"mask": np.ones((1, length), np.int32)}
-        heads = {"num_heads": 12}
-        calls: dict[str, Call] = {
-            "SkipLayerNormalization": _graph(
-                [("SkipLayerNormalization", [*two, "gamma", "beta"], "y", {})], fixed, two
-            ),
-            "Sum + LayerNormalization": _graph(
-                [("Sum", [*two], "z", {}), ("LayerNormalization", ["z", "gamma", "beta"], "y", {})], fixed, two
-            ),
-            "attention with a mask": _graph(
-                [split, ("MultiHeadAttention", ["q", "k", "v", "", "mask"], "y", heads)], {}, qkv | mask
-            ),
-            "attention without": _graph([split, ("MultiHeadAttention", ["q", "k", "v"], "y", heads)], {}, qkv),
-        }
-        for name, row in interleaved(calls, rounds * 5).items():
-            yield {"what": f"{length} tokens, {name}", "p50_us": row["p50_us"], "cpu_p50_us": row["cpu_p50_us"]}
+    for row in fidelity(bench):
+        yield {**row, "what": f"{row['what']}, untuned encoder"}
 
 
 SECTIONS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
@@ -245,6 +175,7 @@ SECTIONS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
     "throughput": throughput,
     "limit": limit,
     "operators": operators,
+    "quality": quality,
 }
 
 # contenders ---------------------------------------------------------------------------------------------------------
@@ -325,17 +256,6 @@ def _xlm_roberta() -> Callable[[str], Any]:
 # helpers of the sections --------------------------------------------------------------------------------------------
 
 
-def _alone(call: Call, rounds: int) -> Row:
-    return interleaved({"": call}, rounds)[""]
-
-
-def _text_of(n_tokens: int, embedder: OnnxEmbedder) -> str:
-    """Words of the passage that make so many tokens."""
-    words = PASSAGE.split() * 2
-    sizes = [embedder.count_tokens(" ".join(words[:n])) for n in range(1, len(words))]
-    return " ".join(words[: 1 + next(i for i, size in enumerate(sizes) if size >= n_tokens)])
-
-
 def _mixed(n: int) -> list[str]:
     """Texts as long as real queries are: two to sixty words, most of them short."""
     rng = np.random.default_rng(0)
@@ -344,15 +264,17 @@ def _mixed(n: int) -> list[str]:
     return [" ".join(rng.choice(words, size)) for size in lengths]
 
 
-def _outside(router: Router, text: str, rounds: int) -> float:
-    """Microseconds of a decision that are not spent in the encoder's session."""
+def _outside(router: Router, text: str, rounds: int, caches_kept: bool) -> float:
+    """Microseconds of a decision that are not spent in the encoder's session. A pass pushes everything else out of the
+    processor's caches; with `caches_kept` its answer comes at once instead."""
     embedder: Any = router._features.embedder  # type: ignore[union-attr]
     session, inside = embedder._session, [0.0]
+    answer = [embedder.embed([text])]
 
     class Timed:
         def run(self, *args: Any) -> Any:
             start = time.process_time()
-            result = session.run(*args)
+            result = answer if caches_kept else session.run(*args)
             inside[0] = time.process_time() - start
             return result
 
@@ -432,6 +354,13 @@ def _without_encoder(bundle: Path, predictor: OutcomePredictor) -> Router:
     )
 
 
+def _bare(heads: Any) -> None:
+    """The arithmetic of the outcome heads that nothing can spare: their matrix product and the forest's tests."""
+    slate, forest = heads._slates.own, heads._forest
+    heads._matrix.dot(slate.inputs, slate.product)
+    slate.whole.take(forest._feature, mode="wrap") > forest._threshold  # noqa: B015
+
+
 def _models(n: int) -> list[Model]:
     from dataclasses import replace
 
@@ -485,54 +414,6 @@ def _clustered(rng: np.random.Generator, n: int) -> Any:
     return (centres[rng.integers(0, 64, n)] + rng.normal(0, 0.3, (n, BASIS))).astype(np.float32)
 
 
-def _int8_peak(rounds: int) -> float:
-    """Operations per second of onnxruntime's int8 product on one thread, its operands in the cache."""
-    rows, inner, columns = 64, 768, 768
-    rng = np.random.default_rng(0)
-    fixed = {
-        "w": rng.integers(-64, 64, (inner, columns)).astype(np.int8),
-        "s": np.array(0.01, np.float32),
-        "t": np.full(columns, 0.01, np.float32),
-        "z": np.array(128, np.uint8),
-    }
-    feed = {"x": rng.integers(0, 255, (rows, inner)).astype(np.uint8)}
-    product = _graph([("MatMulIntegerToFloat", ["x", "w", "s", "t", "z"], "y", {})], fixed, feed)
-    sample = Samples()
-    for _ in range(max(rounds, 50)):
-        sample.add(product)
-    return 2 * rows * inner * columns / float(np.quantile(sample.cpu_s, 0.1))  # the peak, not the usual
-
-
-def _graph(nodes: Sequence[tuple[str, list[str], str, dict[str, Any]]], fixed: Row, feed: Row) -> Call:
-    """A call of a small graph, as it is written; operators unknown to ONNX itself are onnxruntime's."""
-    import onnxruntime
-    from onnx import TensorProto, defs, helper, numpy_helper
-
-    made = []
-    for op, inputs, output, attributes in nodes:
-        domain = "" if defs.has(op, 17) else "com.microsoft"
-        made.append(helper.make_node(op, inputs, output.split(), domain=domain, **attributes))
-    given = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        for name, value in feed.items()
-    ]
-    graph = helper.make_graph(
-        made,
-        "small",
-        given,
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value, name) for name, value in fixed.items()],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets)
-    model.ir_version = 10
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return partial(session.run, None, feed)
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -541,9 +422,12 @@ def _cores() -> int:
 
 
 def _line(row: Row) -> str:
-    figures = [f"{name.removesuffix('_us')} {value:,.2f}" if abs(value) < 10 else
-               f"{name.removesuffix('_us')} {value:,.0f}" for name, value in row.items() if name != "what"]  # fmt: skip
+    figures = [f"{name.removesuffix('_us')} {_short(value)}" for name, value in row.items() if name != "what"]
     return f"  {row['what']:<52} " + "  ".join(figures)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -552,6 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, help="the bundle to measure (the active one)")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--bench", type=Path, help="folder of queries and outcomes, for the section `quality`")
     parser.add_argument("--json", action="store_true", help="one object on the last line of standard output")
     given = parser.parse_args(arguments)
     bundle = given.bundle or active_bundle(load_settings())
@@ -560,7 +445,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title = (SECTIONS[section].__doc__ or "").strip()
         print(f"{section}{': ' + title if title else ''} (times in microseconds)", flush=True)
         results[section] = []
-        for row in SECTIONS[section](bundle, given.rounds):
+        measure = partial(quality, bench=given.bench) if section == "quality" else SECTIONS[section]
+        for row in measure(bundle, given.rounds):
             results[section].append(row)
             print(_line(row), flush=True)
     if given.json:

@@ -76,9 +76,8 @@ def _with_margin(p: list[float], default: int, margin: float) -> list[float]:
     return [x if x <= best else x - (x - best if x - best < margin else margin) * _BELOW for x in p]
 
 
-class _Slate(threading.local):
-    """The numbers of one query side by side, where each head finds its own. Every thread has one and writes over its
-    last query."""
+class _Slate:
+    """The numbers of one query side by side, where each head finds its own; the next query is written over it."""
 
     def __init__(self, n_embedding: int, n_table: int, n_outputs: int, n_basis: int, n_columns: int) -> None:
         n_inputs = n_embedding + n_table + len(LABELS) + 1
@@ -89,6 +88,13 @@ class _Slate(threading.local):
         self.values = self.product[:n_outputs]
         self.basis = self.product[n_outputs : n_outputs + n_basis]
         self.squares = self.product[n_outputs + n_basis :]
+
+
+class _Slates(threading.local):
+    """A slate for every thread."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.own = _Slate(*sizes)
 
 
 class LearnedHeads:
@@ -110,12 +116,12 @@ class LearnedHeads:
         n_outputs, n_basis = len(self._transfer_bias), int(config["basis"])
         n_table, n_columns = len(self._centre), len(self._matrix)
         n_embedding = len(weights) - 1 - len(LABELS) - n_table
-        self._slate = _Slate(n_embedding, n_table, n_outputs, n_basis, n_columns)
+        self._slates = _Slates(n_embedding, n_table, n_outputs, n_basis, n_columns)
         self._novelty = _near_and_reach(config["novelty"])
         self._doubt = _near_and_reach(config.get("doubt", config["novelty"]))
         self._embedding_unit = float(config["novelty"]["embedding_unit"])
         self._table_unit = float(config["novelty"]["table_unit"])
-        place = np.arange(len(self._slate.whole))
+        place = np.arange(len(self._slates.own.whole))
         basis = len(weights) + n_outputs
         read = np.concatenate((place[basis : basis + n_basis], place[n_embedding : n_embedding + n_table]))
         self._forest = _forest(arrays, read)
@@ -133,7 +139,7 @@ class LearnedHeads:
 
     def __call__(self, embedding: Floats, table: Floats, complexity: Floats) -> Signal:
         """What they say of one query: its embedding (d,), table (m,) and label probabilities (4,)."""
-        slate = self._slate
+        slate = self._slates.own
         z = slate.table
         np.subtract(table, self._centre, out=z)
         np.multiply(z, self._scale, out=z)
