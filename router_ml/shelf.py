@@ -74,6 +74,12 @@ def forget_pointer(models_dir: Path) -> None:
     (models_dir / POINTER).unlink(missing_ok=True)
 
 
+def shipped_bundle() -> Path | None:
+    """The bundle that came with the package or the checkout, wherever the shelf stands; None where there is none."""
+    places = (PACKAGED_BUNDLES / DEFAULT, CHECKOUT / "models" / DEFAULT)
+    return next((place for place in places if (place / "manifest.json").is_file()), None)
+
+
 def active_bundle(settings: Settings) -> Path:
     """The folder of the bundle to serve: the one named by the settings, the promoted one, or the one shipped.
 
@@ -84,7 +90,9 @@ def active_bundle(settings: Settings) -> Path:
     pointer = read_pointer(models_dir)
     if pointer is not None:
         return models_dir / pointer.active
-    for shelf in (models_dir, PACKAGED_BUNDLES):
-        if (shelf / DEFAULT / "manifest.json").is_file():
-            return shelf / DEFAULT
+    if (models_dir / DEFAULT / "manifest.json").is_file():
+        return models_dir / DEFAULT
+    shipped = shipped_bundle()
+    if shipped is not None:
+        return shipped
     raise BundleMissing(f"no bundle in {models_dir} and none shipped; run 'python -m training.fit' to make one")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from router_ml import errors, shelf
-from router_ml.config import Settings, load_settings
+from router_ml.config import CHECKOUT, Settings, load_settings
 from router_ml.errors import BundleCorrupt, BundleMissing, RouterError, SettingsError
 from router_ml.shelf import Pointer, active_bundle, read_pointer, write_pointer
 
@@ -81,6 +81,8 @@ def test_the_order_in_which_bundles_are_found(tmp_path: Path, monkeypatch: pytes
 
 def test_no_bundle_anywhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "PACKAGED_BUNDLES", tmp_path / "none")
+    assert active_bundle(Settings(models_dir=tmp_path)) == CHECKOUT / "models" / "default"  # shipped with a checkout
+    monkeypatch.setattr(shelf, "CHECKOUT", tmp_path / "none")
     with pytest.raises(BundleMissing, match=r"training\.fit"):
         active_bundle(Settings(models_dir=tmp_path))
 

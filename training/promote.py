@@ -12,11 +12,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from router_ml.config import PACKAGED_BUNDLES, load_settings
+from router_ml.config import load_settings
 from router_ml.errors import BundleError, InputError, RouterError
 from router_ml.predictors.bundle import MANIFEST, load_bundle, read_manifest
 from router_ml.router import Router
-from router_ml.shelf import DEFAULT, Pointer, default_models_dir, forget_pointer, read_pointer, write_pointer
+from router_ml.shelf import (
+    DEFAULT,
+    Pointer,
+    default_models_dir,
+    forget_pointer,
+    read_pointer,
+    shipped_bundle,
+    write_pointer,
+)
 from training.tracking import CHAMPION, REGISTERED, crown
 
 REMEMBERED = 50  # bundles a shelf can be rolled back through
@@ -47,17 +55,12 @@ def roll_back(models_dir: Path) -> Pointer:
         )
     older = current.older
     before = Pointer(current.previous, older[0] if older else None, current.shadow, older[1:])
-    if before.active == DEFAULT and _only_shipped(models_dir):
+    if before.active == DEFAULT and not (models_dir / DEFAULT).exists() and shipped_bundle() is not None:
         forget_pointer(models_dir)
         return before
     load_bundle(models_dir / before.active)
     write_pointer(models_dir, before)
     return before
-
-
-def _only_shipped(models_dir: Path) -> bool:
-    """Whether the default bundle stands in the installed package, not on this shelf."""
-    return not (models_dir / DEFAULT).exists() and (PACKAGED_BUNDLES / DEFAULT / MANIFEST).is_file()
 
 
 def listing(models_dir: Path) -> str:

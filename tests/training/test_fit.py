@@ -407,7 +407,7 @@ def test_promoting_and_rolling_back(place: Path, fitted: SimpleNamespace, capsys
         promoting.promote(models, "absent")
     assert promoting.main(["--models-dir", str(models), "absent"]) == 2
     assert read_pointer(models).active == "first"  # type: ignore[union-attr]
-    assert promoting.main(["--models-dir", str(models), "--rollback"]) == 2  # no default bundle here to go back to
-    assert read_pointer(models).active == "first"  # type: ignore[union-attr]
+    assert promoting.main(["--models-dir", str(models), "--rollback"]) == 0  # to the bundle that is shipped
+    assert read_pointer(models) is None
     with pytest.raises(InputError):
         promoting.roll_back(place / "empty")

@@ -52,12 +52,7 @@ def test_a_shelf_of_an_older_version_goes_back_once(shelf: Path) -> None:
     assert roll_back(shelf) == Pointer("first")
 
 
-def test_rolling_back_to_the_shipped_bundle_of_an_installed_package(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packaged = shelf / "packaged"
-    shutil.copytree(shelf / "first", packaged / "default")
-    monkeypatch.setattr(promoting, "PACKAGED_BUNDLES", packaged)
+def test_rolling_back_to_the_shipped_bundle_which_stands_on_no_shelf(shelf: Path) -> None:
     promote(shelf, "second")
     assert roll_back(shelf).active == "default"
     assert read_pointer(shelf) is None
