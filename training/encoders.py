@@ -16,11 +16,12 @@ from router_ml.predictors.bundle import ENCODER, TOKENIZER
 from router_ml.predictors.heads import softmax
 from training.embeddings import memory, release_memory
 from training.export import Exported, export_encoder
-from training.finetune import Progress, Recipe, finetune
+from training.finetune import Logits, Progress, Recipe, finetune
 from training.scores import complexity_scores
 
 Array = NDArray[np.float32]
 TRAINING_CODE = ("finetune.py",)
+CURVE_ROWS = 500  # judge a training run before its end; at its end all rows do
 EXPORT_CODE = ("export.py", "bert_graph.py")
 
 
@@ -135,10 +136,11 @@ def _trial(
     curve: list[tuple[int, float]] = []
     last: list[Array] = []
 
-    def judge(seen: int, logits_of: Any) -> None:
-        logits = logits_of(held)
+    def judge(seen: int, ended: bool, logits_of: Logits) -> None:
+        chosen = slice(None) if ended else slice(None, None, max(1, len(held) // CURVE_ROWS))
+        logits = logits_of(held[chosen])
         last[:] = [logits]
-        curve.append((seen, complexity_scores(softmax(logits), np.array(truth))["macro_f1"]))
+        curve.append((seen, complexity_scores(softmax(logits), np.array(truth[chosen]))["macro_f1"]))
 
     release_memory()
     tuned = finetune(
@@ -164,7 +166,7 @@ def _files(
 ) -> EncoderFiles:
     last: list[Array] = []
 
-    def judge(seen: int, logits_of: Any) -> None:
+    def judge(seen: int, ended: bool, logits_of: Logits) -> None:
         last[:] = [logits_of(held)]
 
     release_memory()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import collections
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router_ml.predictors.bundle import ENCODER
 from training import embeddings
 from training.embeddings import CachedEmbedder, cache_dir
-from training.finetune import OPTIMISER_SHARE, Arithmetic, Recipe, _batches, _parts, _planned_examples
+from training.finetune import OPTIMISER_SHARE, Arithmetic, Recipe, _batches, _parts, _planned_examples, _Session
 
 SLOW = Arithmetic(threads=1, bfloat16=False, seconds_per_batch=1.0)
 
@@ -85,3 +87,43 @@ def test_few_texts_and_a_cache_switched_off_write_nothing(tiny_bundle: Path, cac
     CachedEmbedder(tiny_bundle).embed(["x"] * 10)
     assert not list(cache.rglob("*.pkl"))
     assert embeddings.memory(False).location is None
+
+
+class _Words(torch.nn.Module):
+    """An encoder of a table alone: what a session asks of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(50, 4)
+        self.dense = torch.nn.Linear(4, 4)
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.table
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.dense(self.table(input_ids)))
+
+
+class _Encoder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = SimpleNamespace(auto_model=_Words())
+
+    def __getitem__(self, _: int) -> SimpleNamespace:
+        return self.body
+
+    def get_embedding_dimension(self) -> int:
+        return 8
+
+
+@pytest.mark.parametrize(("rate", "moved"), [(0.01, {3, 7, 9}), (0.0, set())])
+def test_of_the_token_table_only_what_was_read_learns(rate: float, moved: set[int]) -> None:
+    torch.manual_seed(0)
+    encoder = _Encoder()
+    table = encoder.body.auto_model.table.weight
+    before = table.detach().clone()
+    session = _Session(encoder, Recipe(token_learning_rate=rate, dropout=0.0), seed=0)
+    session.schedule(4)
+    losses = [session.step([[3, 7], [9, 3]], np.array([0, 1])) for _ in range(4)]
+    assert losses[-1] < losses[0]
+    assert set(np.flatnonzero((table.detach() != before).any(dim=1).numpy())) == moved
