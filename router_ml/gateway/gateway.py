@@ -26,7 +26,7 @@ from router_ml.backends.stream import AnswerStream, AsyncAnswerStream, Item, Ope
 from router_ml.cache.exact import CacheStats, ExactCache
 from router_ml.cache.semantic import SemanticCache
 from router_ml.catalogue import Catalogue
-from router_ml.errors import DeadlineExceeded, NoModelAvailable, QueryError, StreamInterrupted
+from router_ml.errors import DeadlineExceeded, InputError, NoModelAvailable, QueryError, StreamInterrupted
 from router_ml.gateway.chooser import Assigner, Chooser, Decider
 from router_ml.gateway.clarification import asked_back, asks_back
 from router_ml.gateway.job import Job, context_of
@@ -160,6 +160,19 @@ class Gateway:
             task.cancel()
             raise
         return AsyncAnswerStream(_opened(first), items, task, self._patience_s(job))
+
+    def feedback(self, decision_id: str, score: float, comment: str | None = None) -> bool:
+        """Records what an answer was worth, 0 bad .. 1 good; the id is `answer.decision.decision_id`, and a comment is
+        kept only where text is.
+
+        False, and a warning in the log, where it is none of the latest answers of this gateway; it is recorded all the
+        same, for another process may have given that answer. Raises `InputError` for another score."""
+        if not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise InputError(f"a score is a number between 0 and 1, found {score!r:.60}")
+        known = self._journal.judged(decision_id, float(score), comment)
+        if not known:
+            log.warning("feedback on %.60r, which is none of this gateway's latest decisions", decision_id)
+        return known
 
     def machine(self) -> MachineState:
         """What is known of every model right now, by the latest looks; asks nobody."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import ollama
@@ -10,7 +11,16 @@ from router_ml.backends.answer import Answer, Timings
 from router_ml.catalogue import Catalogue
 from router_ml.gateway.job import Job
 from router_ml.schema import Decision
-from router_ml.telemetry.event import AttemptEvent, OutcomeEvent, Recorder, decision_event
+from router_ml.telemetry.event import (
+    AttemptEvent,
+    FeedbackEvent,
+    FeedbackKind,
+    OutcomeEvent,
+    Recorder,
+    decision_event,
+)
+
+_REMEMBERED = 10_000  # decisions on which feedback is known to be meant for this gateway
 
 
 class Journal:
@@ -20,6 +30,15 @@ class Journal:
         self._recorder = recorder
         self._catalogue = catalogue
         self._clock = clock
+        self._lock = threading.Lock()
+        self._decided: dict[str, None] = {}  # the latest decisions, the oldest first
+
+    def judged(self, decision_id: str, score: float, comment: str | None) -> bool:
+        """Somebody said what an answer was worth, 0 bad .. 1 good; whether it was one of the latest given here."""
+        kind: FeedbackKind = "thumb" if score in (0.0, 1.0) else "score"
+        self._recorder.record(FeedbackEvent(decision_id, kind, score, comment))
+        with self._lock:
+            return decision_id in self._decided
 
     def answered(self, job: Job, answer: Answer) -> None:
         """An answer came back."""
@@ -32,6 +51,7 @@ class Journal:
 
     def served_from_cache(self, job: Job, answer: Answer) -> None:
         """A kept answer was given; no model was chosen or called."""
+        self._remember(job.chosen.decision_id)
         self._recorder.record(self._outcome(job, answer, None))
 
     def shadow(self, job: Job, decision: Decision) -> None:
@@ -43,6 +63,7 @@ class Journal:
 
     def _write(self, job: Job, outcome: OutcomeEvent) -> None:
         decision = job.chosen
+        self._remember(decision.decision_id)
         self._recorder.record(
             decision_event(
                 decision,
@@ -70,6 +91,12 @@ class Journal:
                 )
             )
         self._recorder.record(outcome)
+
+    def _remember(self, decision_id: str) -> None:
+        with self._lock:
+            self._decided[decision_id] = None
+            if len(self._decided) > _REMEMBERED:
+                del self._decided[next(iter(self._decided))]
 
     def _outcome(self, job: Job, answer: Answer | None, error: str | None) -> OutcomeEvent:
         decision = job.chosen

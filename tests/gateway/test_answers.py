@@ -12,7 +12,7 @@ from router_ml.errors import InputError, NoModelAvailable, QueryError
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
 from router_ml.selection.policy import PRESETS
-from router_ml.telemetry.event import AttemptEvent, DecisionEvent, OutcomeEvent
+from router_ml.telemetry.event import AttemptEvent, DecisionEvent, FeedbackEvent, OutcomeEvent
 from tests.gateway.deciders import BrokenDecider, FixedDecider, catalogue_of
 from tests.gateway.waiting import until
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
@@ -38,6 +38,18 @@ def test_an_answer_reads_like_the_clients_own(gateway) -> None:
     assert isinstance(answer.response, ollama.ChatResponse)
     assert answer.model_dump()["model"] == LLAMA
     assert (answer.model, answer.decision.model, answer.fallback) == (LLAMA, LLAMA, False)
+
+
+def test_feedback_finds_its_answer_and_a_stranger_is_told(gateway, recording, caplog) -> None:
+    answer = gateway.chat(HELLO)
+    assert gateway.feedback(answer.decision.decision_id, 0.5, "so so")
+    assert not gateway.feedback("stranger", True)
+    assert "'stranger'" in caplog.text
+    given = [(event.decision_id, event.kind, event.score) for event in recording.of(FeedbackEvent)]
+    assert given == [(answer.decision.decision_id, "score", 0.5), ("stranger", "thumb", 1.0)]
+    for wrong in (2, -0.1, float("nan"), "up", None):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            gateway.feedback(answer.decision.decision_id, wrong)
 
 
 def test_timings_are_split_as_ollama_measures_them(double, gateway_of) -> None:
