@@ -48,8 +48,8 @@ N_BATCH = 256
 CALLERS = (1, 2, 8, 32)
 MODELS = (3, 10, 100)
 STORED = (1_000, 10_000, 100_000)
-TREES = 128  # a fit makes 64 for success and 64 for latency, tokens and cost
-BASIS, CENTROIDS = 32, 48
+TREES = 328  # a fit makes 200 for success and 128 for latency, tokens and cost
+BASIS, CENTROIDS = 32, 64
 
 
 # what is measured ---------------------------------------------------------------------------------------------------
@@ -380,8 +380,10 @@ def _heads(n_models: int, dim: int = 768, *, novel: bool = False) -> tuple[dict[
     arrays = {
         "table_centre": np.zeros(width),
         "table_scale": np.ones(width),
-        "weights": rng.normal(0, 0.01, (inputs, outputs + BASIS + CENTROIDS)),
-        "bias": rng.normal(0, 0.1, outputs + BASIS + CENTROIDS),
+        "weights": rng.normal(0, 0.01, (inputs, outputs + BASIS)),
+        "bias": rng.normal(0, 0.1, outputs + BASIS),
+        "joint_scale": np.ones(width + BASIS),
+        "centroids": rng.normal(size=(CENTROIDS, width + BASIS)),
         "transfer_weights": rng.normal(0, 0.01, (width, outputs)),
         "transfer_bias": rng.normal(0, 0.1, outputs),
         "forest_feature": rng.integers(0, BASIS + width, shape),
@@ -390,11 +392,11 @@ def _heads(n_models: int, dim: int = 768, *, novel: bool = False) -> tuple[dict[
         "forest_values": rng.normal(0, 0.01, (TREES, MAX_LEAVES, outputs)),
     }
     config = {
-        "format": 1,
+        "format": 2,
         "models": [f"model-{i}" for i in range(n_models)],
         "default_model": "model-0",
         "basis": BASIS,
-        "novelty": {"embedding_unit": 1.0, "table_unit": 1 / width, "near": -9.0 if novel else 1e6, "far": 1e7},
+        "novelty": {"near": -9.0 if novel else 1e6, "far": 1e7},
         "doubt": {"near": -9.0, "far": 99.0},
         "margin": {"near": 0.02, "far": 0.1},
         "columns": {

@@ -1,6 +1,6 @@
 """A forest of small regression trees as arrays, walked without branching.
 
-Every tree has at most 64 leaves, numbered from left to right. A node whose test fails rules out all leaves of its left
+Every tree has at most 32 leaves, numbered from left to right. A node whose test fails rules out all leaves of its left
 branch; the leaf reached is the leftmost one that no failed test rules out (QuickScorer: Lucchese et al., SIGIR 2015).
 So all tests of all trees are one comparison. Eight tests of a tree at a time are looked up in a table of the leaves
 they leave possible, and what all of them leave is one bitwise reduction.
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from router_ml.predictors.heads import Floats
 
-MAX_LEAVES = 64
-ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+MAX_LEAVES = 32
+ALL = np.uint32(0xFFFFFFFF)
 _AT_ONCE = 8  # tests that make one byte
 _FRACTION_BITS = np.array(52)  # of a double: what stands above them is the exponent
 _EXPONENT_OF_ONE = 1023
@@ -26,9 +26,9 @@ class Forest:
     """Sum over trees of the value of the leaf an input falls into. Thread-safe."""
 
     def __init__(
-        self, feature: NDArray[np.intp], threshold: Floats, keeps: NDArray[np.uint64], values: Floats, trees: int
+        self, feature: NDArray[np.intp], threshold: Floats, keeps: NDArray[np.uint32], values: Floats, trees: int
     ) -> None:
-        """Tests of shape (bytes, trees, 8), values (trees * 64, outputs)."""
+        """Tests of shape (bytes, trees, 8), values (trees * 32, outputs)."""
         self._feature, self._threshold = feature.ravel(), threshold.ravel()
         self._possible = _possible(keeps)
         self._entry = np.arange(keeps.size // _AT_ONCE, dtype=np.intp) << _AT_ONCE  # where each byte's part begins
@@ -38,7 +38,7 @@ class Forest:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Forest:
-        """From `feature`, `threshold` and `keeps` (nodes, trees) and `values` (trees, 64, outputs).
+        """From `feature`, `threshold` and `keeps` (nodes, trees) and `values` (trees, 32, outputs).
 
         Raises ValueError where they do not fit together."""
         trees, leaves, outputs = arrays["values"].shape
@@ -56,7 +56,7 @@ class Forest:
         return cls(
             in_bytes(feature, 0, np.intp),
             in_bytes(threshold, np.inf, np.float32),
-            in_bytes(keeps, ALL, np.uint64),
+            in_bytes(keeps, ALL, np.uint32),
             np.ascontiguousarray(arrays["values"].reshape(trees * leaves, outputs), dtype=np.float32),
             trees,
         )
@@ -79,9 +79,9 @@ class Forest:
         return result
 
 
-def _possible(keeps: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _possible(keeps: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The leaves that each byte of failed tests leaves possible, from what each test leaves (bytes, trees, 8)."""
-    table = np.full((keeps.size // _AT_ONCE, 1 << _AT_ONCE), ALL, np.uint64)
+    table = np.full((keeps.size // _AT_ONCE, 1 << _AT_ONCE), ALL, np.uint32)
     for bit in range(_AT_ONCE):  # the first test of a byte is its highest bit
         low = 1 << bit
         table[:, low : 2 * low] = table[:, :low] & keeps.reshape(-1, _AT_ONCE)[:, _AT_ONCE - 1 - bit, None]

@@ -23,7 +23,7 @@ from router_ml.predictors.heads import Floats
 from router_ml.predictors.neighbours import Neighbours
 from router_ml.schema import LABELS
 
-FORMAT = 1
+FORMAT = 2
 QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside success, in the log
 TABLE_LIMIT = np.float32(4.0)  # standardised features are cut here
 TRANSFER_LIMIT = np.float32(1.0)  # and here for the transfer head: which way, hardly how far
@@ -79,15 +79,14 @@ def _with_margin(p: list[float], default: int, margin: float) -> list[float]:
 class _Slate:
     """The numbers of one query side by side, where each head finds its own; the next query is written over it."""
 
-    def __init__(self, n_embedding: int, n_table: int, n_outputs: int, n_basis: int, n_columns: int) -> None:
-        n_inputs = n_embedding + n_table + len(LABELS) + 1
-        self.whole = np.ones(n_inputs + n_columns, np.float32)
-        self.inputs, self.product = self.whole[:n_inputs], self.whole[n_inputs:]  # the last input, 1, meets the bias
-        self.embedding, self.table = self.inputs[:n_embedding], self.inputs[n_embedding : n_embedding + n_table]
-        self.complexity = self.inputs[n_embedding + n_table : -1]
-        self.values = self.product[:n_outputs]
-        self.basis = self.product[n_outputs : n_outputs + n_basis]
-        self.squares = self.product[n_outputs + n_basis :]
+    def __init__(self, n_embedding: int, n_table: int, n_basis: int, n_outputs: int) -> None:
+        n_inputs = n_embedding + len(LABELS) + 1 + n_table
+        self.whole = np.ones(n_inputs + n_basis + n_outputs, np.float32)
+        self.inputs, self.product = self.whole[:n_inputs], self.whole[n_inputs:]
+        self.embedding, self.complexity = self.inputs[:n_embedding], self.inputs[n_embedding : -n_table - 1]
+        self.table = self.inputs[-n_table:]  # the input before it, 1, meets the bias
+        self.joint = self.whole[n_inputs - n_table : n_inputs + n_basis]  # the table and the main directions
+        self.values = self.product[n_basis:]
 
 
 class _Slates(threading.local):
@@ -110,22 +109,20 @@ class LearnedHeads:
         self._centre, self._scale = array("table_centre"), array("table_scale")
         self._high = np.full(len(self._centre), TABLE_LIMIT)
         self._low = -self._high
-        weights = np.vstack((array("weights"), array("bias")))  # (inputs, columns): outputs, basis, centroids
-        self._matrix = np.ascontiguousarray(weights.T)
         self._transfer, self._transfer_bias = array("transfer_weights"), array("transfer_bias")
-        n_outputs, n_basis = len(self._transfer_bias), int(config["basis"])
-        n_table, n_columns = len(self._centre), len(self._matrix)
-        n_embedding = len(weights) - 1 - len(LABELS) - n_table
-        self._slates = _Slates(n_embedding, n_table, n_outputs, n_basis, n_columns)
-        self._novelty = _near_and_reach(config["novelty"])
-        self._doubt = _near_and_reach(config.get("doubt", config["novelty"]))
-        self._embedding_unit = float(config["novelty"]["embedding_unit"])
-        self._table_unit = float(config["novelty"]["table_unit"])
-        place = np.arange(len(self._slates.own.whole))
-        basis = len(weights) + n_outputs
-        read = np.concatenate((place[basis : basis + n_basis], place[n_embedding : n_embedding + n_table]))
-        self._forest = _forest(arrays, read)
+        n_outputs, n_table, n_basis = len(self._transfer_bias), len(self._centre), int(config["basis"])
+        self._matrix = _in_order_of_a_slate(array("weights"), array("bias"), n_table, n_outputs)
+        n_embedding = len(arrays["weights"]) - len(LABELS) - n_table
+        self._slates = _Slates(n_embedding, n_table, n_basis, n_outputs)
+        self._scale_of_joint = array("joint_scale")
+        centroids = array("centroids")
+        self._centroids = np.ascontiguousarray(-2.0 * centroids)
+        self._centroid_squares = np.einsum("ij,ij->i", centroids, centroids)
+        self._novelty, self._doubt = _near_and_reach(config["novelty"]), _near_and_reach(config["doubt"])
+        table = np.arange(n_table) + n_embedding + len(LABELS) + 1
+        self._forest = _forest(arrays, np.concatenate((np.arange(n_basis) + table[-1] + 1, table)))
         self._neighbours, self._neighbour_weights = self._stored(config.get("neighbours"), arrays)
+        self._rotation = array("neighbour_rotation").T.copy() if self._neighbours is not None else None
 
     @staticmethod
     def _stored(
@@ -149,16 +146,27 @@ class LearnedHeads:
         slate.complexity[:] = complexity
         self._matrix.dot(slate.inputs, slate.product)
         values = slate.values if self._forest is None else slate.values + self._forest.sum(slate.whole)
-        if self._neighbours is not None:
-            values[: len(self._neighbour_weights)] += self._neighbours(slate.basis[None])[0] * self._neighbour_weights
-        # the distance to the nearest centroid and the size of the table, against those of the training rows
-        nearest = slate.squares.item(slate.squares.argmin())
-        distance = nearest * self._embedding_unit + float(z.dot(z)) * self._table_unit
+        joint = slate.joint * self._scale_of_joint
+        if self._neighbours is not None and self._rotation is not None:
+            key = self._rotation.dot(joint)
+            values[: len(self._neighbour_weights)] += self._neighbours(key[None])[0] * self._neighbour_weights
+        # the squared distance to the nearest centroid, against those of the training rows
+        squares = self._centroids.dot(joint)
+        np.add(squares, self._centroid_squares, out=squares)
+        distance = squares.item(squares.argmin()) + float(joint.dot(joint))
         novelty = _rise(distance, *self._novelty)
         if novelty:
             known = np.minimum(np.maximum(z, -TRANSFER_LIMIT), TRANSFER_LIMIT) @ self._transfer + self._transfer_bias
             values = values + novelty * (known - values)
         return Signal(values, novelty, _rise(distance, *self._doubt))
+
+
+def _in_order_of_a_slate(weights: Floats, bias: Floats, n_table: int, n_outputs: int) -> Floats:
+    """The map (columns, inputs) of a slate's inputs to its product. Stored are the inputs as embedding, table, label
+    probabilities and the columns as outputs, main directions."""
+    table = slice(len(weights) - len(LABELS) - n_table, len(weights) - len(LABELS))
+    rows = np.vstack((weights[: table.start], weights[table.stop :], bias, weights[table]))
+    return np.ascontiguousarray(np.roll(rows, -n_outputs, axis=1).T)
 
 
 def _rise(distance: float, near: float, reach: float) -> float:

@@ -63,9 +63,9 @@ def test_a_margin_of_one_never_lets_the_default_lose() -> None:
 
 
 def test_a_forest_of_one_stump() -> None:
-    values = np.zeros((1, 64, 2), np.float32)
+    values = np.zeros((1, 32, 2), np.float32)
     values[0, 0], values[0, 1] = (1.0, 2.0), (3.0, 4.0)
-    keeps = np.array([[int(ALL) & ~1]], np.uint64)  # a failed test rules out the left leaf
+    keeps = np.array([[int(ALL) & ~1]], np.uint32)  # a failed test rules out the left leaf
     arrays = {"feature": np.array([[1]]), "threshold": np.array([[0.5]]), "keeps": keeps, "values": values}
     stump = Forest.from_arrays(arrays)
     found = stump(np.array([[9.0, 0.5], [9.0, 0.6]], np.float32))
@@ -76,14 +76,14 @@ def test_a_forest_finds_the_leaf_that_its_tests_lead_to() -> None:
     rng = np.random.default_rng(0)
     n_nodes, n_trees = 11, 5  # neither fills whole bytes
     feature, threshold = rng.integers(0, 7, (n_nodes, n_trees)), rng.normal(size=(n_nodes, n_trees))
-    keeps = ~rng.integers(0, 2**40, (n_nodes, n_trees), dtype=np.uint64)  # never rules out the last leaves
-    values = rng.normal(size=(n_trees, 64, 3)).astype(np.float32)
+    keeps = ~rng.integers(0, 2**20, (n_nodes, n_trees), dtype=np.uint32)  # never rules out the last leaves
+    values = rng.normal(size=(n_trees, 32, 3)).astype(np.float32)
     forest = Forest.from_arrays({"feature": feature, "threshold": threshold, "keeps": keeps, "values": values})
     x = rng.normal(size=(40, 7)).astype(np.float32)
     for row, found in zip(x, forest(x), strict=True):
         expected = np.zeros(3)
         for tree in range(n_trees):
-            possible = (1 << 64) - 1
+            possible = (1 << 32) - 1
             for node in range(n_nodes):
                 if row[feature[node, tree]] > np.float32(threshold[node, tree]):
                     possible &= int(keeps[node, tree])
@@ -92,9 +92,9 @@ def test_a_forest_finds_the_leaf_that_its_tests_lead_to() -> None:
 
 
 def test_a_forest_whose_arrays_do_not_fit_together_is_refused() -> None:
-    arrays = {"feature": np.zeros((1, 2)), "threshold": np.zeros((1, 2)), "keeps": np.zeros((1, 2), np.uint64)}
+    arrays = {"feature": np.zeros((1, 2)), "threshold": np.zeros((1, 2)), "keeps": np.zeros((1, 2), np.uint32)}
     with pytest.raises(ValueError, match="fit together"):
-        Forest.from_arrays(arrays | {"values": np.zeros((3, 64, 1))})
+        Forest.from_arrays(arrays | {"values": np.zeros((3, 32, 1))})
 
 
 def learned(width: int = 65, dim: int = 6) -> OutcomePredictor:
@@ -103,8 +103,10 @@ def learned(width: int = 65, dim: int = 6) -> OutcomePredictor:
     arrays = {
         "table_centre": np.zeros(width),
         "table_scale": np.full(width, 0.5),
-        "weights": rng.normal(0, 0.1, (dim + width + 4, 3 + 2 + 3)),
-        "bias": np.zeros(8),
+        "weights": rng.normal(0, 0.1, (dim + width + 4, 3 + 2)),
+        "bias": np.zeros(5),
+        "joint_scale": np.full(width + 2, 0.5),
+        "centroids": rng.normal(size=(3, width + 2)),
         "transfer_weights": rng.normal(0, 0.1, (width, 3)),
         "transfer_bias": np.zeros(3),
         **{f"forest_{name}": np.zeros((0, 0)) for name in ("feature", "threshold", "keeps", "values")},
@@ -113,7 +115,8 @@ def learned(width: int = 65, dim: int = 6) -> OutcomePredictor:
         "models": ["llama3.2:3b-instruct", "qwen3:8b"],
         "default_model": "qwen3:8b",
         "basis": 2,
-        "novelty": {"embedding_unit": 1.0, "table_unit": 0.1, "near": 0.0, "far": 9.0},
+        "novelty": {"near": 0.0, "far": 99.0},
+        "doubt": {"near": 0.0, "far": 9.0},
         "columns": {"latency_s": [-1, 0], "output_tokens": [-1, -1], "cost_usd": [-1, -1]},
         "latency_residuals": [[0.0, 0.5, 0.7]],
         "prior_weight": [0.2, 0.2],

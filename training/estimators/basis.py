@@ -17,11 +17,12 @@ from training.estimators.linear import Matrix
 EMBEDDING_WEIGHT = 8.0
 BASIS_TABLE_WEIGHT = 0.3
 DIRECTIONS = 32
-CENTROIDS = 48
+JOINT_TABLE_WEIGHT = 0.5  # of the table beside the scaled main directions, where queries are compared
+NEIGHBOUR_DIRECTIONS = 48
+CENTROIDS = 64
 ROWS_PER_CENTROID = 8
 CLUSTERED_ROWS = 4_000  # k-means sees at most so many
 SMALLEST_SCALE = 0.05  # a column that never varied in training still shows when it does
-EMBEDDING_UNIT = 10.0  # weight of the squared distance to the nearest centroid in the novelty
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Basis:
     complexity_mean: Matrix  # (4,)
     directions: Matrix  # (d + m, p), orthonormal columns over the weighted blocks
     direction_scale: Matrix  # (p,) makes each direction of unit spread on the training queries
-    centroids: Matrix  # (c, d), in the embedding as it comes
+    rotation: Matrix  # (m + p, q), orthonormal columns: the neighbours' space within the joint one
+    centroids: Matrix  # (c, m + p), in the joint space
 
     def standardised(self, table: NDArray[np.float32]) -> Matrix:
         """The table as the heads see it: standardised and cut."""
@@ -46,7 +48,7 @@ class Basis:
         return np.hstack((self.keys(features) * self.direction_scale, z, complexity - self.complexity_mean))
 
     def keys(self, features: Features) -> Matrix:
-        """Coordinates in the main directions (n, p): the neighbours' space."""
+        """Coordinates in the main directions (n, p)."""
         z = self.standardised(features.table)
         embedding = features.embedding - self.embedding_mean
         return np.hstack((EMBEDDING_WEIGHT * embedding, BASIS_TABLE_WEIGHT * z)) @ self.directions
@@ -59,12 +61,25 @@ class Basis:
         """The transfer head's inputs (n, m): which way a surface feature leans, hardly how far."""
         return np.clip(self.standardised(features.table), -TRANSFER_LIMIT, TRANSFER_LIMIT)
 
+    @property
+    def joint_scale(self) -> Matrix:
+        """What table and main directions are multiplied with where queries are compared (m + p,)."""
+        return np.concatenate((np.full(len(self.table_mean), JOINT_TABLE_WEIGHT), self.direction_scale))
+
+    def joint(self, features: Features) -> Matrix:
+        """The space in which queries are compared (n, m + p): the table and the main directions, as weighty as each
+        other, for topics alone do not tell one task from the next."""
+        return np.hstack((self.standardised(features.table), self.keys(features))) * self.joint_scale
+
+    def neighbour_keys(self, features: Features) -> Matrix:
+        """The joint space's main directions (n, q): few enough to compare thousands of rows."""
+        return self.joint(features) @ self.rotation
+
     def distance(self, features: Features) -> Matrix:
-        """How unlike the training queries (n,): distance to the nearest centroid plus size of the table."""
-        e = features.embedding.astype(np.float64)
-        squares = (self.centroids**2).sum(axis=1) - 2 * e @ self.centroids.T + 1.0  # embeddings have length 1
-        z = self.standardised(features.table)
-        distance: Matrix = EMBEDDING_UNIT * squares.min(axis=1) + (z**2).mean(axis=1)
+        """How unlike the training queries (n,): squared distance to the nearest centroid."""
+        joint = self.joint(features)
+        squares = (joint**2).sum(axis=1)[:, None] - 2 * joint @ self.centroids.T + (self.centroids**2).sum(axis=1)
+        distance: Matrix = squares.min(axis=1)
         return distance
 
     def folded(self, weights: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
@@ -84,11 +99,6 @@ class Basis:
         raw = self.directions * scale[:, None]
         return np.vstack((raw, np.zeros((4, raw.shape[1])))), -self.embedding_mean @ raw[:d]
 
-    def folded_squares(self) -> tuple[Matrix, Matrix]:
-        """Squared distances to the centroids as a map of the same raw inputs."""
-        below = np.zeros((len(self.table_mean) + 4, len(self.centroids)))
-        return np.vstack((-2.0 * self.centroids.T, below)), (self.centroids**2).sum(axis=1) + 1.0
-
 
 def fit_basis(features: Features, complexity: Matrix, seed: int) -> Basis:
     """Scalings, principal directions and centroids of the training queries."""
@@ -100,7 +110,10 @@ def fit_basis(features: Features, complexity: Matrix, seed: int) -> Basis:
     n_directions = min(DIRECTIONS, len(blocks) - 1, blocks.shape[1])
     directions = PCA(n_directions, svd_solver="randomized", random_state=seed).fit(blocks).components_.T
     direction_scale = 1.0 / np.maximum((blocks @ directions).std(axis=0), SMALLEST_SCALE)
-    few = embedding[np.random.default_rng(seed).permutation(len(embedding))[:CLUSTERED_ROWS]]
+    joint = np.hstack((z * JOINT_TABLE_WEIGHT, blocks @ directions * direction_scale))
+    few = joint[np.random.default_rng(seed).permutation(len(joint))[:CLUSTERED_ROWS]]
     n_centroids = max(1, min(CENTROIDS, len(few) // ROWS_PER_CENTROID))
     centroids = KMeans(n_centroids, n_init=1, random_state=seed).fit(few).cluster_centers_
-    return Basis(mean, table_mean, scale, complexity.mean(axis=0), directions, direction_scale, centroids)
+    n_rotated = min(NEIGHBOUR_DIRECTIONS, len(joint) - 1, joint.shape[1])
+    rotation = PCA(n_rotated, svd_solver="randomized", random_state=seed).fit(joint).components_.T
+    return Basis(mean, table_mean, scale, complexity.mean(axis=0), directions, direction_scale, rotation, centroids)

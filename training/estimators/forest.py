@@ -10,13 +10,13 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from router_ml.predictors.forest import ALL, MAX_LEAVES
 
-SHARE_OF_FEATURES = 0.4
-MIN_LEAF = 3
+SHARE_OF_FEATURES = 0.5
+MIN_LEAF = 4
 _NEVER = np.float32(np.inf)
 
 
 def fit_forest(x: NDArray[Any], targets: NDArray[Any], seed: int, trees: int) -> ExtraTreesRegressor:
-    """Extremely randomised trees (Geurts et al. 2006) of at most 64 leaves on all targets at once.
+    """Extremely randomised trees (Geurts et al. 2006) of at most 32 leaves on all targets at once.
 
     One set of splits for every model's outcomes finds the kinds of queries on which the models differ, and its leaves
     hold enough rows to say by how much. Targets must be complete."""
@@ -33,14 +33,14 @@ def predict_forest(model: ExtraTreesRegressor, x: NDArray[Any]) -> NDArray[np.fl
 
 
 def export_forest(model: ExtraTreesRegressor) -> dict[str, NDArray[Any]]:
-    """Arrays `feature`, `threshold`, `keeps` (nodes, trees) and `values` (trees, 64, targets) whose sum over trees is
+    """Arrays `feature`, `threshold`, `keeps` (nodes, trees) and `values` (trees, 32, targets) whose sum over trees is
     the forest's prediction."""
     trees = [estimator.tree_ for estimator in model.estimators_]
     n_targets = trees[0].value.shape[1]
     shape = (MAX_LEAVES - 1, len(trees))
     feature = np.zeros(shape, np.int32)
     threshold = np.full(shape, _NEVER, np.float32)
-    keeps = np.full(shape, ALL, np.uint64)
+    keeps = np.full(shape, ALL, np.uint32)
     values = np.zeros((len(trees), MAX_LEAVES, n_targets), np.float32)
     for t, tree in enumerate(trees):
         leaves, spans = _left_to_right(tree)

@@ -21,7 +21,7 @@ from router_ml.features.extractor import Features
 from router_ml.predictors.neighbours import Neighbours
 from router_ml.predictors.outcomes import FORMAT, NEVER, QUANTITIES, with_margin
 from router_ml.schema import Outcome, Query
-from training.estimators.basis import EMBEDDING_UNIT, Basis, fit_basis
+from training.estimators.basis import Basis, fit_basis
 from training.estimators.forest import export_forest, fit_forest, predict_forest
 from training.estimators.linear import Matrix, fit_ridge
 from training.metrics import aiq, auc, brier, choose, ece, sweep
@@ -33,10 +33,10 @@ PENALTY = 300.0
 TRANSFER_PENALTY = 10_000.0  # so strong that each feature speaks almost for itself: that carries over to unseen tasks
 TRANSFER_PENALTY_LOG = 1_000.0
 MAX_SPREAD = 4.0
-NEIGHBOURS = 80
+NEIGHBOURS = 60
 ROWS_PER_NEIGHBOUR = 8
 STORED_ROWS = 32_768  # a bundle stays small
-SUCCESS_TREES, QUANTITY_TREES = 64, 64
+SUCCESS_TREES, QUANTITY_TREES = 200, 128
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' spread of quality over cost
 TRUST = (1.0, 0.75, 0.5, 0.25, 0.1)  # how far differences from the models' means are believed
 CAUTION = 2.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
@@ -45,7 +45,7 @@ SCARCE = 100.0  # and this over the number of queries more: the choice among lea
 MARGINS = (0.0, 0.02, 0.05, NEVER)  # chance of success by which another model must beat the default model
 NOVEL_MARGIN = 0.1  # the same for a query unlike all training queries
 NEAR, FAR = 0.95, 0.995  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
-DOUBT_NEAR, DOUBT_FAR = 0.3, 0.9  # the same for the margin, which is asked of queries that are only a little unusual
+DOUBT_NEAR, DOUBT_FAR = 0.7, 0.98  # the same for the margin, which is asked of queries that are only a little unusual
 LEVELS = (0.5, 0.9, 0.95)
 Log = Callable[[str, dict[str, float]], None]
 
@@ -60,8 +60,8 @@ class Blend(NamedTuple):
 
 # In the order in which they are preferred where the gain is not clear.
 LEARNERS: dict[str, Blend] = {
-    "linear + forest": Blend(1 / 3, 2 / 3, 0.0),
     "linear + forest + knn": Blend(1 / 4, 2 / 4, 1 / 4),
+    "linear + forest": Blend(1 / 3, 2 / 3, 0.0),
     "forest + knn": Blend(0.0, 1 / 2, 1 / 2),
     "forest": Blend(0.0, 1.0, 0.0),
     "linear": Blend(1.0, 0.0, 0.0),
@@ -212,7 +212,7 @@ def _out_of_fold(data: _Data, penalties: Sequence[float]) -> _OutOfFold:
         for penalty, ridge in learners.linear.items():
             out.linear[penalty][test] = ridge(inputs)
         out.forest[test] = learners.predict_forest(seen)
-        keys = learners.basis.keys(seen).astype(np.float32)
+        keys = learners.basis.neighbour_keys(seen).astype(np.float32)
         out.neighbours[test] = Neighbours(learners.keys, values[train, :n_models].astype(np.float32), learners.k)(keys)
         out.transfer[test] = learners.transfer(learners.basis.transfer_inputs(seen))
         out.means[test] = learners.means
@@ -301,7 +301,7 @@ def _fit_learners(data: _Data, rows: NDArray[np.intp], penalties: Sequence[float
         transfer,
         transfer(surface).mean(axis=0),
         means,
-        basis.keys(features).astype(np.float32),
+        basis.neighbour_keys(features).astype(np.float32),
         k,
     )
 
@@ -612,12 +612,7 @@ def _final(
         "prior_weight": (strength / (rows + strength)).tolist(),
         "basis": int(learners.basis.directions.shape[1]),
         "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN)},
-        "novelty": {
-            "embedding_unit": EMBEDDING_UNIT,
-            "table_unit": 1.0 / data.features.table.shape[1],
-            "near": near,
-            "far": max(far, near + 1e-3),
-        },
+        "novelty": {"near": near, "far": max(far, near + 1e-3)},
         "doubt": {"near": doubt_near, "far": max(doubt_far, doubt_near + 1e-3)},
         "neighbours": {"k": learners.k} if chosen.blend.neighbours and chosen.trust else None,
     }
@@ -666,7 +661,7 @@ def _export(
     weights = np.hstack((success.weights[:, :n_models], quantities.weights[:, n_models:])) * share
     bias = np.concatenate((success.bias[:n_models], quantities.bias[n_models:])) * share + learners.means * of_forest
     heads = basis.folded(weights @ mix.matrix, bias @ mix.matrix + mix.constant)
-    parts = (heads, basis.folded_keys(), basis.folded_squares())
+    parts = (heads, basis.folded_keys())
     exported = [forest.exported(n_columns) for forest in learners.forests]
     forest = {
         name: np.concatenate([one[name] for one in exported], axis=1) for name in ("feature", "threshold", "keeps")
@@ -678,6 +673,8 @@ def _export(
         "bias": np.concatenate([part[1] for part in parts]).astype(np.float32),
         "table_centre": basis.table_mean.astype(np.float32),
         "table_scale": basis.table_scale.astype(np.float32),
+        "joint_scale": basis.joint_scale.astype(np.float32),
+        "centroids": basis.centroids.astype(np.float32),
         "transfer_weights": transfer_weights.astype(np.float32),
         "transfer_bias": transfer_bias.astype(np.float32),
         "forest_feature": forest["feature"].astype(np.int16),
@@ -688,6 +685,7 @@ def _export(
     if blend.neighbours and slope.any():
         newest = slice(max(0, len(learners.keys) - STORED_ROWS), None)
         arrays |= {
+            "neighbour_rotation": basis.rotation.astype(np.float32),
             "neighbour_keys": learners.keys[newest].astype(np.float16),
             "neighbour_outcomes": data.table.success[newest].astype(np.float16),
             "neighbour_weights": (blend.neighbours * slope).astype(np.float32),
