@@ -112,6 +112,8 @@ def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
         yield {"what": what, **alone(partial(router.decide, "x"), rounds * 20)}
         if n_models == MODELS[0] and not novel:
             yield {"what": "of which products and tests alone", **alone(partial(_bare, predictor._heads), rounds * 20)}
+    head, vector = _sklearn_head(), np.ones((1, 384), np.float32)
+    yield {"what": "one head of scikit-learn (predict_proba)", **alone(partial(head.predict_proba, vector), rounds * 5)}
     os.environ["ROUTER_ML_BUNDLE"] = str(bundle)
     default.DEFAULT.reset()
     default.select_model("check email")
