@@ -48,9 +48,7 @@ Array = NDArray[np.float32]
 MIN_LABELS = 40
 MIN_CALIBRATION = 60  # rows kept from the training run to teach the calibrated head
 FIXED = Recipe(epochs=3.0)
-TRIAL = replace(
-    FIXED, epochs=2.0
-)  # the cross-validation teaches the head what to make of logits: two passes are enough
+TRIAL = replace(FIXED, epochs=2.0)  # of the cross-validation: enough to teach the head what to make of logits
 TRIAL_SECONDS = 110.0  # bound on each training run of the cross-validation
 FINAL_SECONDS = 220.0
 FIXED_SECONDS = 38.0  # bound on the one training run of a fit without tuning

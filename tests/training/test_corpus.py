@@ -19,6 +19,7 @@ from training.corpus import (
     data_sha256,
     main,
     near_duplicates,
+    whole_text,
 )
 from training.labelling import SECOND, read_agreement
 from training.splits import group_of, is_test
@@ -143,3 +144,13 @@ def test_the_data_hash_follows_the_rows_and_not_their_order(tmp_path: Path) -> N
     (tmp_path / "o").write_text("x")
     assert data_sha256(rows, tmp_path / "o") != data_sha256(rows) == data_sha256(rows, None)
     assert BALANCE == (0.20, 0.30)
+
+
+def test_the_held_out_rows_are_nobodys_training_rows(corpus: list[Query]) -> None:
+    held = read_queries(data_dir() / "heldout.jsonl")
+    assert len(held) >= 400
+    assert [finding for finding in check_corpus(held) if finding.check != "frame"] == []
+    known = {whole_text(query).lower() for query in corpus}
+    assert not [query.id for query in held if whole_text(query).lower() in known]
+    assert sum(query.extra["language"] != "en" for query in held) / len(held) >= 0.5
+    assert read_agreement(data_dir() / "heldout_second_labels.jsonl").rows == len(held)
