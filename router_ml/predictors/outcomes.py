@@ -85,7 +85,7 @@ class _Slate:
         self.inputs, self.product = self.whole[:n_inputs], self.whole[n_inputs:]
         self.embedding, self.complexity = self.inputs[:n_embedding], self.inputs[n_embedding : -n_table - 1]
         self.table = self.inputs[-n_table:]  # the input before it, 1, meets the bias
-        self.joint = self.whole[n_inputs - n_table : n_inputs + n_basis]  # the table and the main directions
+        self.joint = self.whole[n_inputs - n_table - 1 : n_inputs + n_basis]  # 1, the table, the main directions
         self.values = self.product[n_basis:]
 
 
@@ -114,15 +114,15 @@ class LearnedHeads:
         self._matrix = _in_order_of_a_slate(array("weights"), array("bias"), n_table, n_outputs)
         n_embedding = len(arrays["weights"]) - len(LABELS) - n_table
         self._slates = _Slates(n_embedding, n_table, n_basis, n_outputs)
-        self._scale_of_joint = array("joint_scale")
+        self._scale_of_joint = np.concatenate((np.ones(1, np.float32), array("joint_scale")))
         centroids = array("centroids")
-        self._centroids = np.ascontiguousarray(-2.0 * centroids)
-        self._centroid_squares = np.einsum("ij,ij->i", centroids, centroids)
+        squares = np.einsum("ij,ij->i", centroids, centroids)
+        self._centroids = np.column_stack((squares - 1.0, -2.0 * centroids))  # the 1 comes back with the joint's square
         self._novelty, self._doubt = _near_and_reach(config["novelty"]), _near_and_reach(config["doubt"])
         table = np.arange(n_table) + n_embedding + len(LABELS) + 1
         self._forest = _forest(arrays, np.concatenate((np.arange(n_basis) + table[-1] + 1, table)))
         self._neighbours, self._neighbour_weights = self._stored(config.get("neighbours"), arrays)
-        self._rotation = array("neighbour_rotation").T.copy() if self._neighbours is not None else None
+        self._rotation = array("neighbour_rotation").T.copy() if self._neighbours is not None else None  # (q, joint)
 
     @staticmethod
     def _stored(
@@ -148,11 +148,10 @@ class LearnedHeads:
         values = slate.values if self._forest is None else slate.values + self._forest.sum(slate.whole)
         joint = slate.joint * self._scale_of_joint
         if self._neighbours is not None and self._rotation is not None:
-            key = self._rotation.dot(joint)
+            key = self._rotation.dot(joint[1:])
             values[: len(self._neighbour_weights)] += self._neighbours(key[None])[0] * self._neighbour_weights
         # the squared distance to the nearest centroid, against those of the training rows
         squares = self._centroids.dot(joint)
-        np.add(squares, self._centroid_squares, out=squares)
         distance = squares.item(squares.argmin()) + float(joint.dot(joint))
         novelty = _rise(distance, *self._novelty)
         if novelty:

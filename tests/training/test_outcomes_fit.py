@@ -189,7 +189,7 @@ def test_missing_cells_do_no_harm() -> None:
 
 def test_stored_neighbours_serve_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner, "LEARNERS", {"knn": learner.Blend(0.0, 0.0, 1.0)})
-    monkeypatch.setattr(learner, "MARGINS", (0.0, 0.0))
+    monkeypatch.setattr(learner, "MARGINS", (0.0,))
     monkeypatch.setattr(learner, "NOVEL_MARGIN", 0.0)
     queries, features, complexity, kind = world()
     fit = fit_outcomes(queries, specialists(queries, kind), features, complexity, EMPTY, seed=0, tune=False)

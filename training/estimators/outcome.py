@@ -36,16 +36,17 @@ MAX_SPREAD = 4.0
 NEIGHBOURS = 60
 ROWS_PER_NEIGHBOUR = 8
 STORED_ROWS = 32_768  # a bundle stays small
-SUCCESS_TREES, QUANTITY_TREES = 200, 128
+SUCCESS_TREES, QUANTITY_TREES = 150, 90
 PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' spread of quality over cost
 TRUST = (1.0, 0.75, 0.5, 0.25, 0.1)  # how far differences from the models' means are believed
 CAUTION = 2.0  # standard errors an alternative must gain before it replaces the choice preferred without proof
 DOUBT = 1.0  # standard errors by which a gain over the best single model may be smaller than it looks,
 SCARCE = 100.0  # and this over the number of queries more: the choice among learners flatters most where rows are few
-MARGINS = (0.0, 0.02, 0.05, NEVER)  # chance of success by which another model must beat the default model
-NOVEL_MARGIN = 0.1  # the same for a query unlike all training queries
-NEAR, FAR = 0.95, 0.995  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
-DOUBT_NEAR, DOUBT_FAR = 0.7, 0.98  # the same for the margin, which is asked of queries that are only a little unusual
+MARGINS = (0.0, 0.02)  # chance of success by which another model must beat the default model; else `NEVER`
+MARGIN_DOUBT, MARGIN_SCARCE = 0.3, 250.0  # as DOUBT and SCARCE, for the gain in success alone
+NOVEL_MARGIN = 0.15  # the same for a query unlike all training queries
+NEAR, FAR = 0.92, 0.955  # quantiles of the training queries' own distance between which novelty rises from 0 to 1
+DOUBT_NEAR, DOUBT_FAR = 0.6, 0.96  # the same for the margin, which is asked of queries that are only a little unusual
 LEVELS = (0.5, 0.9, 0.95)
 Log = Callable[[str, dict[str, float]], None]
 
@@ -474,14 +475,12 @@ def _clearly_better(new: Matrix, old: Matrix) -> bool:
 
 
 def _margin(p: Matrix, means: Matrix, economy: _Economy) -> float:
-    """The margin over the default model whose gain in success is the surest; `NEVER` where none is proven."""
-    doubt, single = DOUBT + SCARCE / len(p), economy.gained(means)
-
-    def proven(margin: float) -> float:
-        return _lower_bound(economy.gained(_held(p, means, margin)) - single, doubt)
-
-    best = max(MARGINS[:-1], key=proven)
-    return best if proven(best) > 0 else NEVER
+    """The margin over the default model that gains most success; `NEVER` where not even that is likely a gain over
+    the best single model of all rows."""
+    single = economy.success[:, np.nanmean(np.where(economy.measured, economy.success, np.nan), axis=0).argmax()]
+    gains = {margin: economy.gained(_held(p, means, margin)) - single for margin in MARGINS}
+    best = max(gains, key=lambda margin: float(gains[margin].mean()))
+    return best if _lower_bound(gains[best], MARGIN_DOUBT + MARGIN_SCARCE / len(p)) > 0 else NEVER
 
 
 def _held(p: Matrix, means: Matrix, margin: float) -> Matrix:
@@ -614,7 +613,7 @@ def _final(
         "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN)},
         "novelty": {"near": near, "far": max(far, near + 1e-3)},
         "doubt": {"near": doubt_near, "far": max(doubt_far, doubt_near + 1e-3)},
-        "neighbours": {"k": learners.k} if chosen.blend.neighbours and chosen.trust else None,
+        "neighbours": {"k": learners.k} if "neighbour_keys" in arrays else None,
     }
     return FittedOutcomes(config, arrays, report, profiles)
 
