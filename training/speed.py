@@ -48,7 +48,7 @@ N_BATCH = 256
 CALLERS = (1, 2, 8, 32)
 MODELS = (3, 10, 100)
 STORED = (1_000, 10_000, 100_000)
-TREES = 240  # a fit makes 150 for success and 90 for latency, tokens and cost
+TREES = 200  # a fit makes 128 for success and 72 for latency, tokens and cost
 BASIS, CENTROIDS = 32, 64
 
 
