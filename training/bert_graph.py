@@ -23,6 +23,13 @@ EASE = {"mix": 0.7, "wide": 0.7, "narrow": 0.9}  # share of the range that moves
 _MICROSOFT = "com.microsoft"
 
 
+def middle_layer(layers: int) -> int:
+    """After how many layers the middle of an encoder is read; 0 for one too shallow to have a middle.
+
+    Tuning for one purpose changes the upper layers most: the middle still says what a text is about."""
+    return layers // 2
+
+
 def quantise(weights: NDArray[np.float32], bits: int, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Symmetric int8: whole numbers and the scales along `axis` that give the weights back as their product."""
     scale = np.abs(weights).max(axis=axis, keepdims=True) / LARGEST[bits]
@@ -65,9 +72,11 @@ class BertGraph:
     def build(self) -> onnx.ModelProto:
         """The graph: `input_ids` (batch, tokens), without padding, to `embedding` (batch, dim) of length 1."""
         hidden = self._embed()
+        middle = ""
         for index in range(self._layers):
             hidden = self._layer(hidden, f"encoder.layer.{index}.", f"l{index}_")
-        dim = self._pool(hidden)
+            middle = hidden if index + 1 == middle_layer(self._layers) else middle
+        dim = self._pool(hidden, middle)
         graph = helper.make_graph(
             self._nodes,
             "sentence_encoder",
@@ -157,15 +166,23 @@ class BertGraph:
         beta = self._tensor(name + "_beta", self._weights[f"{source}.LayerNorm.bias"])
         return self._node("LayerNormalization", [value, gamma, beta], name, axis=-1, epsilon=self._epsilon)
 
-    def _pool(self, hidden: str) -> int:
-        """The chosen poolings side by side, normalised as a whole; returns their width."""
-        pooled = [self._cls(hidden) if kind == "cls" else self._mean(hidden) for kind in self._pooling]
+    def _pool(self, hidden: str, middle: str) -> int:
+        """The chosen poolings side by side, and beside them, as weighty, the mean of the middle layer; returns the
+        width of it all."""
+        pooled = [self._cls(hidden) if kind == "cls" else self._mean(hidden, "mean") for kind in self._pooling]
         joined = self._node("Concat", pooled, "pooled", axis=1) if len(pooled) > 1 else pooled[0]
-        self._node("LpNormalization", [joined], "embedding", axis=1, p=2)
-        return len(pooled) * len(self._weights["embeddings.LayerNorm.weight"])
+        width = len(self._weights["embeddings.LayerNorm.weight"])
+        if not middle:
+            self._node("LpNormalization", [joined], "embedding", axis=1, p=2)
+            return len(pooled) * width
+        top = self._node("LpNormalization", [joined], "top", axis=1, p=2)
+        subject = self._node("LpNormalization", [self._mean(middle, "middle_mean")], "subject", axis=1, p=2)
+        both = self._node("Concat", [top, subject], "both", axis=1)
+        self._node("LpNormalization", [both], "embedding", axis=1, p=2)
+        return (len(pooled) + 1) * width
 
     def _cls(self, hidden: str) -> str:
         return self._node("Gather", [hidden, self._tensor("zero", np.array(0, dtype=np.int64))], "cls", axis=1)
 
-    def _mean(self, hidden: str) -> str:
-        return self._node("ReduceMean", [hidden], "mean", axes=[1], keepdims=0)
+    def _mean(self, hidden: str, name: str) -> str:
+        return self._node("ReduceMean", [hidden], name, axes=[1], keepdims=0)

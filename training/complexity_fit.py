@@ -49,8 +49,8 @@ MIN_LABELS = 40
 MIN_CALIBRATION = 60  # rows kept from the training run to teach the calibrated head
 FIXED = Recipe(epochs=3.0)
 TRIAL = replace(FIXED, epochs=2.0)  # of the cross-validation: enough to teach the head what to make of logits
-TRIAL_SECONDS = 110.0  # bound on each training run of the cross-validation
-FINAL_SECONDS = 220.0
+TRIAL_SECONDS = 100.0  # bound on each training run of the cross-validation
+FINAL_SECONDS = 180.0
 FIXED_SECONDS = 38.0  # bound on the one training run of a fit without tuning
 FOLDS = 2
 SHARPNESS_SHARE = 0.05  # of the training groups, kept from the last training run to set how sure it may be

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.features.onnx import OnnxEmbedder
 from router_ml.predictors.bundle import ENCODER, TOKENIZER
 from router_ml.predictors.heads import softmax
 from training.embeddings import memory, release_memory
-from training.export import Exported, export_encoder
+from training.export import Exported, export_encoder, widened
 from training.finetune import Logits, Progress, Recipe, finetune
 from training.scores import complexity_scores
 
@@ -185,9 +186,10 @@ def _files(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         exported = export_encoder(tuned.encoder, folder, texts[:n_check])
+        weights = widened(tuned.weights, OnnxEmbedder(folder / ENCODER, folder / TOKENIZER).dim)
         model, tokenizer = (folder / ENCODER).read_bytes(), (folder / TOKENIZER).read_bytes()
     logits = last[0] if last else np.zeros((len(held), 4), dtype=np.float32)
-    files = EncoderFiles(model, tokenizer, tuned.weights, tuned.bias, exported, logits, tuned.seconds, tuned.examples)
+    files = EncoderFiles(model, tokenizer, weights, tuned.bias, exported, logits, tuned.seconds, tuned.examples)
     del tuned
     release_memory()
     return files

@@ -18,7 +18,7 @@ from router_ml.errors import EncoderError
 from router_ml.features.onnx import MAX_TOKENS, OnnxEmbedder
 from router_ml.features.sentence_transformer import SentenceTransformerEmbedder
 from router_ml.predictors.bundle import ENCODER, TOKENIZER
-from training.bert_graph import BertGraph
+from training.bert_graph import BertGraph, middle_layer
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported
     is kept. Raises `EncoderError` where even that disagrees."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(encoder, folder / TOKENIZER)
-    reference = SentenceTransformerEmbedder("reference", model=encoder, max_tokens=MAX_TOKENS).embed(texts)
+    reference = reference_vectors(encoder, texts)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         float_path, int8_path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
         onnx.save(_graph(encoder), float_path)
@@ -63,6 +63,37 @@ def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported
         shutil.move(int8_path if quantised else float_path, folder / ENCODER)
     size = (folder / ENCODER).stat().st_size
     return Exported(float(exact.min()), float(rough.mean()), float(rough.min()), quantised, size)
+
+
+def reference_vectors(encoder: Any, texts: Sequence[str]) -> NDArray[np.float32]:
+    """What the exported encoder should say, by the model itself: its sentence vector and, for a plain BERT, the mean of
+    its middle layer beside it. Rows of length 1 (n, dim)."""
+    top = SentenceTransformerEmbedder("reference", model=encoder, max_tokens=MAX_TOKENS).embed(texts)
+    if not (_is_plain_bert(encoder) and middle_layer(encoder[0].auto_model.config.num_hidden_layers)):
+        return top
+    middle = np.array([_middle_mean(encoder, text) for text in texts], np.float32).reshape(len(texts), -1)
+    middle /= np.linalg.norm(middle, axis=1, keepdims=True)
+    return np.hstack((top, middle)) * np.float32(0.5**0.5)
+
+
+def _middle_mean(encoder: Any, text: str) -> NDArray[np.float32]:
+    import torch
+
+    body = encoder[0].auto_model
+    ids = encoder.tokenizer([text], truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        states = body(input_ids=ids.to(encoder.device), output_hidden_states=True).hidden_states
+    mean: NDArray[np.float32] = states[middle_layer(body.config.num_hidden_layers)][0].float().mean(0).cpu().numpy()
+    return mean
+
+
+def widened(weights: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    """Weights (k, d) on a model's sentence vector, as weights (k, dim) on what was exported of it: the middle layer's
+    part takes none, and the rest is shorter there."""
+    beside = dim - weights.shape[1]
+    if not beside:
+        return weights
+    return np.hstack((weights * np.float32(2**0.5), np.zeros((len(weights), beside), np.float32)))
 
 
 def _cosines(model: Path, tokenizer: Path, texts: Sequence[str], reference: Any) -> Any:

@@ -370,7 +370,7 @@ def _models(n: int) -> list[Model]:
     return [replace(base[i % len(base)], name=f"model-{i}", aliases=()) for i in range(n)]
 
 
-def _heads(n_models: int, dim: int = 768, *, novel: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+def _heads(n_models: int, dim: int = 1152, *, novel: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """Outcome heads of the shape a fit exports, with random numbers: success, latency and tokens of each model.
 
     `novel` makes every query unlike the training queries, which calls for the transfer head."""
