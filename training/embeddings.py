@@ -60,7 +60,7 @@ def _embed(digest: str, texts: tuple[str, ...], embedder: Any) -> NDArray[np.flo
 
 
 def frozen_vectors(texts: Sequence[str], source: str | None = None) -> NDArray[np.float32]:
-    """Vectors of the untuned encoder, remembered."""
+    """Sentence vectors of the untuned encoder (n, d), without its middle layer's part; remembered."""
     from router_ml.features.sentence_transformer import DEFAULT_ENCODER
 
     compute = memory().cache(_frozen)
@@ -76,9 +76,14 @@ def _frozen(texts: tuple[str, ...], source: str) -> NDArray[np.float32]:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        export_encoder(load_sentence_transformer(source, device="cpu"), folder, texts[:32])
+        encoder = load_sentence_transformer(source, device="cpu")
+        dim = int(encoder.get_embedding_dimension())
+        export_encoder(encoder, folder, texts[:32])
+        del encoder
         release_memory()
-        return OnnxEmbedder(folder / ENCODER, folder / TOKENIZER, threads=1).embed(texts)
+        vectors = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER, threads=1).embed(texts)[:, :dim]
+    unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 def release_memory() -> None:
