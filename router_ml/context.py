@@ -169,11 +169,15 @@ def _tool_from_row(name: str, row: Mapping[str, Any]) -> Tool:
     except ContextError as error:
         raise ContextError(f"tool {name!r:.60}: {error}", "tools") from error
     words = {key: str(row.get(key) or "") for key in ("description", "parameter_text")}
-    try:
-        parameters = tuple(Parameter(*parameter) for parameter in row.get("parameters") or ())
-    except TypeError as error:
-        raise ContextError(f"tool {name!r:.60}: parameters must be a list of lists", "tools") from error
+    parameters = tuple(_parameter_from_row(name, item) for item in _sequence(row, "parameters")[:MAX_PARAMETERS])
     return Tool(name=name, parameters=parameters, **words, **numbers)  # type: ignore[arg-type]
+
+
+def _parameter_from_row(tool: str, row: Any) -> Parameter:
+    kinds = (str, str, str, bool, int, bool, bool)
+    if isinstance(row, list | tuple) and 1 <= len(row) <= len(kinds) and all(map(isinstance, row, kinds)):
+        return Parameter(*row)
+    raise ContextError(f"tool {tool!r:.60}: a parameter must be a list of {', '.join(Parameter._fields)}", "tools")
 
 
 def _tool_from_schema(name: str, function: Mapping[str, Any]) -> Tool:

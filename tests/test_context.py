@@ -268,6 +268,12 @@ def test_the_json_form_of_schemas_has_the_same_features_without_session_and_stra
     assert parse_context(row).tools == context.tools
 
 
+@pytest.mark.parametrize("parameters", [{"type": "object"}, "to", [["to", ["string"]]], [[]], ["type"], [5]])
+def test_a_summed_up_tool_with_parameters_of_another_form_is_refused(parameters: Any) -> None:
+    with pytest.raises(ContextError, match="parameter"):
+        parse_context({"tools": [{"name": "mail", "schema_chars": 9, "parameters": parameters}]})
+
+
 _LOOK = {"type": "text", "text": "look"}
 
 

@@ -49,7 +49,7 @@ CALLERS = (1, 2, 8, 32)
 MODELS = (3, 10, 100)
 STORED = (1_000, 10_000, 100_000)
 TREES = 200  # a fit makes 128 for success and 72 for latency, tokens and cost
-BASIS, CENTROIDS = 32, 64
+BASIS, CENTROIDS, NEIGHBOUR_DIMENSIONS = 32, 64, 48
 
 
 # what is measured ---------------------------------------------------------------------------------------------------
@@ -414,8 +414,8 @@ def _heads(n_models: int, dim: int = 1152, *, novel: bool = False) -> tuple[dict
 
 def _clustered(rng: np.random.Generator, n: int) -> Any:
     """Keys that lie in groups, as queries do."""
-    centres = rng.normal(size=(64, BASIS))
-    return (centres[rng.integers(0, 64, n)] + rng.normal(0, 0.3, (n, BASIS))).astype(np.float32)
+    centres = rng.normal(size=(64, NEIGHBOUR_DIMENSIONS))
+    return (centres[rng.integers(0, 64, n)] + rng.normal(0, 0.3, (n, NEIGHBOUR_DIMENSIONS))).astype(np.float32)
 
 
 def _cores() -> int:

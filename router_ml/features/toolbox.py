@@ -81,7 +81,7 @@ def _declarations(tools: Sequence[Tool], read: list[_Declared]) -> list[float]:
         float(max((parameter.depth for parameter in flat), default=0)),
         min(sum(not parameter.required for parameter in flat) / n, 16.0),
         log1p(sum(parameter.has_choices for parameter in flat)),
-        log1p(sum(p.has_default or "efault" in p.description for p in flat) / n),
+        log1p(sum(p.has_default or "efault" in p.description for p in flat) / n),  # "Default", "default", "Defaults to"
         log1p(described / total),
         sum("." in tool.name for tool in tools) / n,
         sum(bool(_CAMEL.search(tool.name)) for tool in tools) / n,
