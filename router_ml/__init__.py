@@ -12,36 +12,40 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from router_ml import moved
+
 if TYPE_CHECKING:
     from router_ml.catalogue import Catalogue, load_catalogue
-    from router_ml.coordinator import CoordinatorNode
-    from router_ml.default import aselect_model, select_model, select_models
+    from router_ml.decide.api import aselect_model, select_model, select_models
+    from router_ml.decide.router import Router
+    from router_ml.decide.selection.policy import Policy
     from router_ml.errors import RouterError
-    from router_ml.gateway import Gateway
-    from router_ml.router import Router
-    from router_ml.schema import Candidate, Context, Decision, MachineState, ModelState
-    from router_ml.selection.policy import Policy
-    from router_ml.watch import open_watch
-    from router_ml.wiring import build_gateway
+    from router_ml.monitor.watch import open_watch
+    from router_ml.serve import Gateway
+    from router_ml.serve.build import build_gateway
+    from router_ml.serve.node import CoordinatorNode
+    from router_ml.types import Candidate, Context, Decision, MachineState, ModelState
+
+moved.install()
 
 _HOMES = {
-    "Candidate": "schema",
+    "Candidate": "types",
     "Catalogue": "catalogue",
-    "Context": "schema",
-    "CoordinatorNode": "coordinator",
-    "Decision": "schema",
-    "Gateway": "gateway",
-    "MachineState": "schema",
-    "ModelState": "schema",
-    "Policy": "selection.policy",
-    "Router": "router",
+    "Context": "types",
+    "CoordinatorNode": "serve.node",
+    "Decision": "types",
+    "Gateway": "serve.gateway",
+    "MachineState": "types",
+    "ModelState": "types",
+    "Policy": "decide.selection.policy",
+    "Router": "decide.router",
     "RouterError": "errors",
-    "aselect_model": "default",
-    "build_gateway": "wiring",
+    "aselect_model": "decide.api",
+    "build_gateway": "serve.build",
     "load_catalogue": "catalogue",
-    "open_watch": "watch",
-    "select_model": "default",
-    "select_models": "default",
+    "open_watch": "monitor.watch",
+    "select_model": "decide.api",
+    "select_models": "decide.api",
 }
 
 __all__ = [

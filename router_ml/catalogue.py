@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from router_ml.errors import CatalogueError
-from router_ml.schema import LABELS, ROLES, Label, Role
-from router_ml.spelling import warn_of_slips
+from router_ml.suggestions import warn_of_slips
+from router_ml.types import LABELS, ROLES, Label, Role
 
 FORMAT = 1
 CAPABILITIES = ("tools", "thinking", "vision")

@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 
 from router_ml.errors import ContextError
-from router_ml.schema import EMPTY_CONTEXT, Context, Parameter, Tool, Turn
-from router_ml.spelling import warn_of_slips
+from router_ml.suggestions import warn_of_slips
+from router_ml.types import EMPTY_CONTEXT, Context, Parameter, Tool, Turn
 
 _KNOWN = frozenset({
     "tools", "n_tools", "history", "attachment", "session_id", "latency_budget_s", "prompt_tokens", "has_images",

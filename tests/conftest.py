@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.fixtures"]
+
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_OFFLINE": "1",
@@ -78,11 +80,11 @@ def _write_tiny_bundle(folder: Path) -> None:
     import numpy as np
     import onnx
 
+    from router_ml.bundles.format import ARRAYS, CATALOGUE, ENCODER, HEADS, TOKENIZER, write_manifest
     from router_ml.catalogue import load_catalogue, model_entry
-    from router_ml.features.extractor import TABLE_NAMES
-    from router_ml.features.onnx import OnnxEmbedder
-    from router_ml.predictors.bundle import ARRAYS, CATALOGUE, ENCODER, HEADS, TOKENIZER, write_manifest
-    from training.bert_graph import BertGraph
+    from router_ml.decide.features.extractor import TABLE_NAMES
+    from router_ml.decide.features.onnx import OnnxEmbedder
+    from training.complexity.bert_graph import BertGraph
 
     folder.mkdir(parents=True)
     n_words = _tiny_tokenizer(folder / TOKENIZER)
@@ -122,7 +124,7 @@ class _Scripted:
     def __call__(self, embedding: Any, table: Any) -> Any:
         import numpy as np
 
-        from router_ml.schema import LABELS
+        from router_ml.types import LABELS
 
         out = np.full((len(table), 4), (1 - self.share) / 3, dtype=np.float32)
         out[:, LABELS.index(self.label)] = self.share  # type: ignore[arg-type]
@@ -135,7 +137,7 @@ class _NoEmbedding:
     def extract(self, texts: Sequence[str], contexts: Sequence[Any]) -> Any:
         import numpy as np
 
-        from router_ml.features.extractor import TABLE_NAMES, Features
+        from router_ml.decide.features.extractor import TABLE_NAMES, Features
 
         return Features(np.zeros((len(texts), 1), np.float32), np.zeros((len(texts), len(TABLE_NAMES)), np.float32))
 
@@ -146,8 +148,8 @@ def router_that_says() -> Callable[..., Any]:
 
     def make(label: str, share: float = 0.9, catalogue: Any = None, **options: Any) -> Any:
         from router_ml.catalogue import load_catalogue
-        from router_ml.predictors.outcomes import OutcomePredictor
-        from router_ml.router import Router
+        from router_ml.decide.predictors.outcomes import OutcomePredictor
+        from router_ml.decide.router import Router
 
         catalogue = catalogue or load_catalogue()
         return Router(

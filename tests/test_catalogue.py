@@ -9,7 +9,7 @@ import pytest
 
 from router_ml.catalogue import Catalogue, load_catalogue, model_entry, model_from
 from router_ml.errors import CatalogueError
-from router_ml.schema import LABELS
+from router_ml.types import LABELS
 
 PRIOR = {"latency_s": 1.0, "success": 0.9}
 MODEL = '[[model]]\nname = "m"\nprior = { latency_s = 1, success = 0.5 }\n'

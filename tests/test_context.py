@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from router_ml.context import context_row, parse_context, shows_image
 from router_ml.errors import ContextError
-from router_ml.schema import EMPTY_CONTEXT, Context, Tool, Turn
+from router_ml.types import EMPTY_CONTEXT, Context, Tool, Turn
 
 WEATHER = {
     "type": "function",

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from router_ml import config
+from router_ml import settings
 from router_ml.cli import parser as router_ml_parser
-from router_ml.config import CHECKOUT
-from router_ml.selection.policy import policy_from
+from router_ml.decide.selection.policy import policy_from
+from router_ml.settings import CHECKOUT
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 MADE_BY_THE_READER = {"queries.jsonl", "outcomes.jsonl", "queries.txt", "BUNDLE", "DECISION_ID", "up", "faster"}
@@ -121,7 +121,7 @@ def test_every_setting_is_read_somewhere() -> None:
     )
     for name in set(re.findall(r"\b(?:ROUTER_ML|OLLAMA)_[A-Z_]+\b", README)):
         assert f'"{name}"' in sources, name
-    assert "ROUTER_ML_POLICY" in Path(config.__file__).read_text(encoding="utf-8")
+    assert "ROUTER_ML_POLICY" in Path(settings.__file__).read_text(encoding="utf-8")
 
 
 def test_every_file_it_points_at_is_there() -> None:
@@ -133,7 +133,7 @@ def test_every_file_it_points_at_is_there() -> None:
 
 
 def test_the_result_shown_first_is_what_one_gets() -> None:
-    from router_ml.router import Router
+    from router_ml.decide.router import Router
 
     decision = Router.load(CHECKOUT / "models" / "default").decide("find a free hour with Dana and mail her the agenda")
     assert f'decision.model           # "{decision.model}"' in README

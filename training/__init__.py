@@ -3,6 +3,10 @@
 import sys
 from importlib.util import find_spec
 
+from router_ml import moved
+
+moved.install()
+
 if find_spec("sklearn") is None or find_spec("joblib") is None:
     _message = "training needs more packages than serving; pip install 'router-ml[train]'"
     raise SystemExit(_message) if sys.argv[:1] == ["-m"] else ImportError(_message)

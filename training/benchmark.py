@@ -43,18 +43,18 @@ from typing import Any
 
 import ollama
 
-from router_ml.backends.names import normal
 from router_ml.catalogue import load_catalogue
-from router_ml.config import load_settings
 from router_ml.errors import InputError, RouterError
-from router_ml.rows import query_row, read_outcomes, read_queries, write_rows
-from router_ml.schema import Query
-from training.benchmarking.comparison import Comparison, compare, comparison_table
-from training.benchmarking.conversation import SYSTEM, Manner
-from training.benchmarking.expectation import expectation
-from training.benchmarking.record import record
-from training.benchmarking.run import Benchmark, Plan
+from router_ml.hosts.names import normal
+from router_ml.jsonl import query_row, read_outcomes, read_queries, write_rows
+from router_ml.settings import load_settings
+from router_ml.types import Query
 from training.corpus import data_dir, data_sha256
+from training.measuring.comparison import Comparison, compare, comparison_table
+from training.measuring.conversation import SYSTEM, Manner
+from training.measuring.expectation import expectation
+from training.measuring.record import record
+from training.measuring.run import Benchmark, Plan
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.config import CHECKOUT
+from router_ml.decide.features.composition import compose
 from router_ml.errors import InputError
-from router_ml.features.composition import compose
-from router_ml.rows import query_row, read_queries
-from router_ml.schema import LABELS, Query
+from router_ml.jsonl import query_row, read_queries
+from router_ml.settings import CHECKOUT
+from router_ml.types import LABELS, Query
 from training.splits import group_of, is_test
 
 CORPUS = "queries.jsonl"

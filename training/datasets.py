@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.errors import InputError
-from router_ml.rows import write_rows
+from router_ml.jsonl import write_rows
 
 Row = Mapping[str, Any]
 Converted = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # query rows, outcome rows

@@ -14,8 +14,8 @@ import numpy as np
 from joblib import Memory
 from numpy.typing import NDArray
 
-from router_ml.features.onnx import OnnxEmbedder
-from router_ml.predictors.bundle import ENCODER, TOKENIZER, file_sha256
+from router_ml.bundles.format import ENCODER, TOKENIZER, file_sha256
+from router_ml.decide.features.onnx import OnnxEmbedder
 
 
 def cache_dir() -> Path:
@@ -61,7 +61,7 @@ def _embed(digest: str, texts: tuple[str, ...], embedder: Any) -> NDArray[np.flo
 
 def frozen_vectors(texts: Sequence[str], source: str | None = None) -> NDArray[np.float32]:
     """Sentence vectors of the untuned encoder (n, d), without its middle layer's part; remembered."""
-    from router_ml.features.sentence_transformer import DEFAULT_ENCODER
+    from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
 
     compute = memory().cache(_frozen)
     vectors: NDArray[np.float32] = compute(tuple(texts), source or DEFAULT_ENCODER)
@@ -71,8 +71,8 @@ def frozen_vectors(texts: Sequence[str], source: str | None = None) -> NDArray[n
 def _frozen(texts: tuple[str, ...], source: str) -> NDArray[np.float32]:
     import tempfile
 
-    from router_ml.features.sentence_transformer import load_sentence_transformer
-    from training.export import export_encoder
+    from router_ml.decide.features.sentence_transformer import load_sentence_transformer
+    from training.complexity.export import export_encoder
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

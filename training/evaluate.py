@@ -19,16 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.bundles.format import load_bundle
+from router_ml.decide.features.extractor import Extractor, Features
+from router_ml.decide.features.onnx import OnnxEmbedder
+from router_ml.decide.predictors.outcomes import Predictions
+from router_ml.decide.router import Router
 from router_ml.errors import InputError, RouterError
-from router_ml.features.extractor import Extractor, Features
-from router_ml.features.onnx import OnnxEmbedder
-from router_ml.predictors.bundle import load_bundle
-from router_ml.predictors.outcomes import Predictions
-from router_ml.router import Router
-from router_ml.rows import read_outcomes, read_queries
-from training import baselines
-from training.evaluation_plots import draw_all
-from training.metrics import (
+from router_ml.jsonl import read_outcomes, read_queries
+from training.measuring import baselines
+from training.measuring.metrics import (
     Aiq,
     Curve,
     Floats,
@@ -46,8 +45,9 @@ from training.metrics import (
     reliability,
     sweep_choices,
 )
-from training.outcomes import LEARNED_FROM, OutcomeTable, outcome_table, query_keys
-from training.tracking import tracked
+from training.measuring.plots import draw_all
+from training.outcomes.table import LEARNED_FROM, OutcomeTable, outcome_table, query_keys
+from training.tracking.tracker import tracked
 
 RESAMPLES = 200
 WITHIN = 0.01  # of the best single model's success

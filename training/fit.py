@@ -26,24 +26,24 @@ from typing import Any
 
 import numpy as np
 
+from router_ml.bundles.format import ARRAYS, CATALOGUE, ENCODER, HEADS, TOKENIZER, load_bundle, write_manifest
+from router_ml.bundles.registry import active_bundle, default_models_dir
 from router_ml.catalogue import Catalogue, Model, load_catalogue, model_entry
-from router_ml.config import load_settings
+from router_ml.decide.features.extractor import TABLE_NAMES, Extractor, Features
+from router_ml.decide.features.onnx import OnnxEmbedder
+from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
+from router_ml.decide.router import Router
 from router_ml.errors import InputError, RouterError
-from router_ml.features.extractor import TABLE_NAMES, Extractor, Features
-from router_ml.features.onnx import OnnxEmbedder
-from router_ml.features.sentence_transformer import DEFAULT_ENCODER
-from router_ml.predictors.bundle import ARRAYS, CATALOGUE, ENCODER, HEADS, TOKENIZER, load_bundle, write_manifest
-from router_ml.router import Router
-from router_ml.rows import read_outcomes, read_queries
-from router_ml.schema import LABELS, Outcome, Query
-from router_ml.shelf import active_bundle, default_models_dir
-from router_ml.table import SAMPLES, decision_table, savings
-from training.complexity_fit import ComplexityBundle, borrow_complexity, learn_complexity, refuse_few_labels
+from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.settings import load_settings
+from router_ml.terminal import SAMPLES, decision_table, savings
+from router_ml.types import LABELS, Outcome, Query
+from training.complexity.export import self_check_vectors
+from training.complexity.learning import ComplexityBundle, borrow_complexity, learn_complexity, refuse_few_labels
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
-from training.export import self_check_vectors
-from training.outcomes import LEARNED_FROM, not_learned, outcome_table, query_keys, refuse_strangers
-from training.tracking import FITS, Tracker, tracked
+from training.outcomes.table import LEARNED_FROM, not_learned, outcome_table, query_keys, refuse_strangers
+from training.tracking.tracker import FITS, Tracker, tracked
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ converted to ONNX and quantised to 8 bits. The heads were learned from the data 
 
 
 @dataclass(frozen=True)
-class Job:
+class FitJob:
     """What to learn from, and how."""
 
     queries: tuple[Query, ...]
@@ -75,7 +75,7 @@ class Job:
     given: dict[str, Any] = field(default_factory=dict)  # for the record
 
 
-def fit(job: Job, tracker: Tracker) -> tuple[Path, dict[str, float]]:
+def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
     """Learn a bundle, check it through the serving code, and put it on the shelf; returns its folder and metrics."""
     started = time.monotonic()
     job.models_dir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def fit(job: Job, tracker: Tracker) -> tuple[Path, dict[str, float]]:
     return target, metrics
 
 
-def _complexity(job: Job, folder: Path, plots: Path, tracker: Tracker) -> ComplexityBundle:
+def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> ComplexityBundle:
     labelled = [query for query in (*job.corpus, *job.queries) if query.label is not None]
     if not labelled:
         return borrow_complexity(load_bundle(active_bundle(load_settings())), folder)
@@ -121,7 +121,7 @@ def _complexity(job: Job, folder: Path, plots: Path, tracker: Tracker) -> Comple
 
 
 def _outcomes(
-    job: Job,
+    job: FitJob,
     folder: Path,
     complexity: ComplexityBundle,
     config: dict[str, Any],
@@ -130,7 +130,7 @@ def _outcomes(
     tracker: Tracker,
 ) -> dict[str, float]:
     """Learn success and latency per model into `config`, `arrays` and `models`; returns the metrics."""
-    from training.estimators.outcome import fit_outcomes
+    from training.outcomes.learning import fit_outcomes
 
     measured = {outcome.query_id for outcome in job.outcomes}
     queries = [query for query in job.queries if query.id in measured]
@@ -177,7 +177,7 @@ def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], m
     (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
 
 
-def _write_manifest(job: Job, folder: Path, metrics: dict[str, float], complexity: ComplexityBundle) -> None:
+def _write_manifest(job: FitJob, folder: Path, metrics: dict[str, float], complexity: ComplexityBundle) -> None:
     write_manifest(
         folder,
         {
@@ -192,7 +192,7 @@ def _write_manifest(job: Job, folder: Path, metrics: dict[str, float], complexit
     )
 
 
-def _shelve(folder: Path, job: Job) -> Path:
+def _shelve(folder: Path, job: FitJob) -> Path:
     """Move a finished bundle to its place in one step; one of the same name steps aside first."""
     target = job.models_dir / job.name
     if target.exists():
@@ -202,7 +202,7 @@ def _shelve(folder: Path, job: Job) -> Path:
     return target
 
 
-def _headline(job: Job, metrics: dict[str, float]) -> str:
+def _headline(job: FitJob, metrics: dict[str, float]) -> str:
     """The one plain line that lists of runs show."""
     parts = []
     if "test/macro_f1" in metrics:
@@ -219,7 +219,7 @@ def _show(router: Router) -> None:
     print(savings(decisions))
 
 
-def prepare(options: argparse.Namespace) -> Job:
+def prepare(options: argparse.Namespace) -> FitJob:
     """Read and check everything a fit needs. Raises `InputError` for anything that is wrong with it."""
     shipped = corpus_path()
     queries = read_queries(options.queries or shipped)
@@ -246,7 +246,7 @@ def prepare(options: argparse.Namespace) -> Job:
     models_dir = options.models_dir or load_settings().models_dir or default_models_dir()
     if (models_dir / name).exists() and not options.force:
         raise InputError(f"{models_dir / name} exists; choose another --name, or --force to replace it")
-    return Job(
+    return FitJob(
         queries=tuple(queries),
         outcomes=tuple(outcomes),
         catalogue=catalogue,

@@ -12,40 +12,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from router_ml.config import load_settings
-from router_ml.errors import BundleError, InputError, RouterError
-from router_ml.predictors.bundle import MANIFEST, load_bundle, read_manifest
-from router_ml.router import Router
-from router_ml.shelf import (
+from router_ml.bundles.format import MANIFEST, load_bundle, read_manifest
+from router_ml.bundles.registry import (
     DEFAULT,
-    Pointer,
+    ActiveBundle,
+    clear_active,
     default_models_dir,
-    forget_pointer,
-    read_pointer,
+    read_active,
     shipped_bundle,
-    write_pointer,
+    write_active,
 )
-from training.tracking import CHAMPION, REGISTERED, crown
+from router_ml.decide.router import Router
+from router_ml.errors import BundleError, InputError, RouterError
+from router_ml.settings import load_settings
+from training.tracking.tracker import CHAMPION, REGISTERED, set_champion
 
 REMEMBERED = 50  # bundles a shelf can be rolled back through
 
 
-def promote(models_dir: Path, name: str) -> Pointer:
+def promote(models_dir: Path, name: str) -> ActiveBundle:
     """Verify a bundle by deciding with it, then point at it. Raises `BundleError` or `EncoderError` where it fails."""
     Router.load(models_dir / name).decide("check email")
-    current = read_pointer(models_dir) or Pointer(DEFAULT)
+    current = read_active(models_dir) or ActiveBundle(DEFAULT)
     older = (current.previous, *current.older) if current.previous else ()
-    moved = Pointer(name, current.active, current.shadow, older[:REMEMBERED])
+    moved = ActiveBundle(name, current.active, current.shadow, older[:REMEMBERED])
     pointer = current if current.active == name else moved
-    write_pointer(models_dir, pointer)
+    write_active(models_dir, pointer)
     return pointer
 
 
-def roll_back(models_dir: Path) -> Pointer:
+def roll_back(models_dir: Path) -> ActiveBundle:
     """Point at the bundle that was active before, one further back each time.
 
     Raises `InputError` where there was none, and `BundleError` where it cannot be used any more."""
-    current = read_pointer(models_dir)
+    current = read_active(models_dir)
     if current is None:
         raise InputError(f"{models_dir}: nothing was promoted yet, so there is nothing to roll back to")
     if current.previous is None:
@@ -54,18 +54,18 @@ def roll_back(models_dir: Path) -> Pointer:
             "'python -m training.promote BUNDLE' makes any bundle active"
         )
     older = current.older
-    before = Pointer(current.previous, older[0] if older else None, current.shadow, older[1:])
+    before = ActiveBundle(current.previous, older[0] if older else None, current.shadow, older[1:])
     if before.active == DEFAULT and not (models_dir / DEFAULT).exists() and shipped_bundle() is not None:
-        forget_pointer(models_dir)
+        clear_active(models_dir)
         return before
     load_bundle(models_dir / before.active)
-    write_pointer(models_dir, before)
+    write_active(models_dir, before)
     return before
 
 
 def listing(models_dir: Path) -> str:
     """Every bundle of a shelf with its state and test figures, newest last."""
-    pointer = read_pointer(models_dir)
+    pointer = read_active(models_dir)
     active = pointer.active if pointer else DEFAULT
     lines = [f"{'bundle':<40}{'state':<11}{'made':<27}{'test macro-F1':>13}"]
     found = [read_manifest(path.parent) | {"folder": path.parent.name} for path in models_dir.glob(f"*/{MANIFEST}")]
@@ -111,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _announce(pointer: Pointer) -> None:
-    """Say which bundle serves now, and crown its registered version in MLflow where that is known."""
-    version = crown(pointer.active)
+def _announce(pointer: ActiveBundle) -> None:
+    """Say which bundle serves now, and set_champion its registered version in MLflow where that is known."""
+    version = set_champion(pointer.active)
     registered = f" (MLflow: {REGISTERED} version {version} is {CHAMPION})" if version else ""
     print(f"active: {pointer.active}{registered}; running processes load it when they start again")
 

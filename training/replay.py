@@ -26,16 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.decide.features.extractor import TABLE_NAMES
+from router_ml.decide.features.surface import surface_features
+from router_ml.decide.features.tools import TOOL_NAMES
+from router_ml.decide.predictors.heuristic import HeuristicComplexity
+from router_ml.decide.router import Router
 from router_ml.errors import InputError, RouterError
-from router_ml.features.extractor import TABLE_NAMES
-from router_ml.features.surface import surface_features
-from router_ml.features.tools import TOOL_NAMES
-from router_ml.predictors.heuristic import HeuristicComplexity
-from router_ml.router import Router
-from router_ml.rows import read_outcomes, read_queries
-from router_ml.schema import LABELS, Label, Query
+from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.types import LABELS, Label, Query
 from training.corpus import corpus_path
-from training.outcomes import OutcomeTable, outcome_table
+from training.outcomes.table import OutcomeTable, outcome_table
 
 Matrix = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.schema import Query
+from router_ml.types import Query
 
 TEST_SHARE = 0.10
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from router_ml.cli.events import age_s, event_store
-from router_ml.config import load_settings
-from router_ml.telemetry.alerts import UNHEARD_S
-from router_ml.telemetry.event import AlertEvent, as_dict
-from router_ml.telemetry.store import Selection
+from router_ml.events.event import AlertEvent, as_dict
+from router_ml.events.store import EventFilter
+from router_ml.monitor.alerts import UNHEARD_S
+from router_ml.settings import load_settings
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,7 +28,7 @@ def _alerts(options: argparse.Namespace) -> int:
     now_s = time.time()
     store = event_store(load_settings())
     try:
-        selection = Selection(("alert",), since_s=now_s - options.window)
+        selection = EventFilter(("alert",), since_s=now_s - options.window)
         told = [s.event for s in store.read(selection) if isinstance(s.event, AlertEvent)]
     finally:
         store.close()

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from router_ml.config import Settings
 from router_ml.context import parse_context
+from router_ml.decide.router import ContextLike, Router
 from router_ml.errors import ContextError, InputError, RowError
-from router_ml.router import ContextLike, Router
+from router_ml.settings import Settings
 
 STDIN = "standard input"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from router_ml.config import load_settings
-from router_ml.router import Router
-from router_ml.table import SAMPLES, decision_table, savings
+from router_ml.decide.router import Router
+from router_ml.settings import load_settings
+from router_ml.terminal import SAMPLES, decision_table, savings
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

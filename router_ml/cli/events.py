@@ -7,11 +7,12 @@ import re
 import time
 from pathlib import Path
 
-from router_ml.config import Settings, load_settings
 from router_ml.errors import InputError
-from router_ml.telemetry.export import export_events, export_outcomes, export_queries
-from router_ml.telemetry.retention import Retention
-from router_ml.telemetry.store import EventStore, Selection, open_store
+from router_ml.events.connect import open_store
+from router_ml.events.export import export_events, export_outcomes, export_queries
+from router_ml.events.retention import Retention
+from router_ml.events.store import EventFilter, EventStore
+from router_ml.settings import Settings, load_settings
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
@@ -60,7 +61,7 @@ def age_s(text: str) -> float:
 
 def _export(options: argparse.Namespace) -> int:
     store = event_store(load_settings())
-    selection = Selection(since_s=None if options.since is None else time.time() - options.since)
+    selection = EventFilter(since_s=None if options.since is None else time.time() - options.since)
     try:
         if options.content == "outcomes":
             count = export_outcomes(store, options.out, selection)

@@ -14,19 +14,19 @@ from typing import Any
 
 from router_ml.cli.events import duration_s, event_store
 from router_ml.cli.metrics import print_table
-from router_ml.config import Settings, load_settings
+from router_ml.decide.router import Router
+from router_ml.decide.selection.policy import resolve_policy
 from router_ml.errors import ExperimentError, StoreError
-from router_ml.experiments.board import Board, Latch
+from router_ml.events.event import ChangeKind, ExperimentEvent
+from router_ml.events.store import EventFilter
 from router_ml.experiments.experiment import Experiment, Limits, RampStep, Variant, experiment_from, experiment_row
+from router_ml.experiments.report import looks_of, report_html
+from router_ml.experiments.rollout import FOLDER, Rollout
+from router_ml.experiments.shadow import Choices, shadow_of
+from router_ml.experiments.state import ExperimentState, Halt
 from router_ml.experiments.verdict import Verdict, recompute
-from router_ml.rollout import FOLDER, Rollout
-from router_ml.router import Router
-from router_ml.selection.policy import resolve_policy
-from router_ml.spelling import suggestion
-from router_ml.telemetry.event import ChangeKind, ExperimentEvent
-from router_ml.telemetry.report import looks_of, report_html
-from router_ml.telemetry.shadow import Choices, shadow_of
-from router_ml.telemetry.store import Selection
+from router_ml.settings import Settings, load_settings
+from router_ml.suggestions import suggestion
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,7 +74,7 @@ def _start(options: argparse.Namespace) -> int:
     experiment = _from_file(options.file) if options.file else _from_options(options)
     for variant in (experiment.control, experiment.challenger):
         _check_variant(variant, settings)
-    Board(settings.state_dir / FOLDER).start(experiment)
+    ExperimentState(settings.state_dir / FOLDER).start(experiment)
     _tell(settings, experiment.id, "started", {"experiment": experiment_row(experiment)})
     print(
         f"{experiment.id} runs: {experiment.challenger.name} ({experiment.challenger.describe()}) against "
@@ -172,7 +172,7 @@ def _tell(settings: Settings, experiment: str, change: ChangeKind, detail: Mappi
 
 def _watch(settings: Settings) -> Rollout:
     """A rollout that only looks."""
-    return Rollout(Board(settings.state_dir / FOLDER), read_store=functools.partial(event_store, settings))
+    return Rollout(ExperimentState(settings.state_dir / FOLDER), read_store=functools.partial(event_store, settings))
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -184,7 +184,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         row = {
             "experiment": experiment_row(state.experiment) if state.experiment else None,
-            "latch": {name: getattr(state.latch, name) for name in Latch.__dataclass_fields__} if state.latch else None,
+            "latch": {name: getattr(state.latch, name) for name in Halt.__dataclass_fields__} if state.latch else None,
             "coverage": state.coverage,
             "verdict": verdict.as_dict() if verdict else None,
             "trouble": state.trouble,
@@ -231,7 +231,7 @@ def _print_state(experiment: Experiment, coverage: float, verdict: Verdict | Non
 def _print_shadow(settings: Settings, experiment: Experiment) -> None:
     store = event_store(settings)
     try:
-        selection = Selection(("decision",), since_s=experiment.started_s, experiment=experiment.id)
+        selection = EventFilter(("decision",), since_s=experiment.started_s, experiment=experiment.id)
         shadow = shadow_of((stored.event for stored in store.read(selection)), experiment.id)
     finally:
         store.close()
@@ -263,7 +263,7 @@ def _shadow_rows(served: Choices, shadowed: Choices) -> list[tuple[str, ...]]:
 
 def _stop(options: argparse.Namespace) -> int:
     settings = load_settings()
-    experiment = Board(settings.state_dir / FOLDER).stop()
+    experiment = ExperimentState(settings.state_dir / FOLDER).stop()
     _tell(settings, experiment.id, "stopped", {"reason": options.reason})
     print(f"{experiment.id} is stopped; everybody gets what ran before.")
     return 0
@@ -271,7 +271,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _clear(options: argparse.Namespace) -> int:
     settings = load_settings()
-    latch = Board(settings.state_dir / FOLDER).clear()
+    latch = ExperimentState(settings.state_dir / FOLDER).clear()
     _tell(settings, latch.experiment, "cleared", {"reason": options.reason})
     print(f"The latch of {latch.experiment} ({latch.kind}) is off; a new experiment may start.")
     return 0
@@ -279,7 +279,7 @@ def _clear(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     settings = load_settings()
-    board = Board(settings.state_dir / FOLDER)
+    board = ExperimentState(settings.state_dir / FOLDER)
     latch = board.latch()
     running = board.active()
     name = options.id or (latch.experiment if latch else running.id if running else None)
@@ -305,7 +305,7 @@ def _report(options: argparse.Namespace) -> int:
 def _events(settings: Settings, experiment: Experiment) -> list[ExperimentEvent]:
     store = event_store(settings)
     try:
-        selection = Selection(("experiment",), since_s=experiment.started_s - 1, experiment=experiment.id)
+        selection = EventFilter(("experiment",), since_s=experiment.started_s - 1, experiment=experiment.id)
         return [s.event for s in store.read(selection) if isinstance(s.event, ExperimentEvent)]
     finally:
         store.close()

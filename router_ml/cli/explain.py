@@ -6,8 +6,8 @@ import argparse
 import json
 
 from router_ml.cli.choosing import add_choosing_options, chosen_context, chosen_policy, chosen_router
-from router_ml.config import load_settings
-from router_ml.schema import Explanation
+from router_ml.settings import load_settings
+from router_ml.types import Explanation
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -6,10 +6,10 @@ import argparse
 import sys
 
 from router_ml.cli.events import event_store
-from router_ml.config import load_settings
 from router_ml.errors import InputError
-from router_ml.telemetry.event import FeedbackEvent, FeedbackKind
-from router_ml.telemetry.store import EventStore, Selection
+from router_ml.events.event import FeedbackEvent, FeedbackKind
+from router_ml.events.store import EventFilter, EventStore
+from router_ml.settings import load_settings
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,7 +51,7 @@ def _feedback(options: argparse.Namespace) -> int:
 
 def _known(store: EventStore, decision_id: str) -> bool:
     """Whether a decision was recorded; an answer from the cache has its outcome only."""
-    return any(store.read(Selection(("decision", "outcome"), decision_id=decision_id), limit=1))
+    return any(store.read(EventFilter(("decision", "outcome"), decision_id=decision_id), limit=1))
 
 
 def _score(verdict: str) -> float:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from router_ml.cli.events import age_s, event_store
-from router_ml.config import load_settings
-from router_ml.telemetry.store import Selection
-from router_ml.telemetry.summary import Summary, summarise
+from router_ml.events.store import EventFilter
+from router_ml.monitor.summary import Summary, summarise
+from router_ml.settings import load_settings
 
 _HEAD = (
     "",
@@ -43,7 +43,7 @@ def _metrics(options: argparse.Namespace) -> int:
     try:
         kinds = ("decision", "outcome", "feedback")
         # A decision comes shortly before its outcome; an hour is more than any request may take.
-        events = [stored.event for stored in store.read(Selection(kinds, since_s=now_s - options.window - 3600))]
+        events = [stored.event for stored in store.read(EventFilter(kinds, since_s=now_s - options.window - 3600))]
     finally:
         store.close()
     snapshot = summarise(events, now_s - options.window, now_s)

@@ -6,9 +6,9 @@ import argparse
 import json
 
 from router_ml.catalogue import Model, model_entry
-from router_ml.config import load_settings
-from router_ml.router import Router
-from router_ml.schema import LABELS
+from router_ml.decide.router import Router
+from router_ml.settings import load_settings
+from router_ml.types import LABELS
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

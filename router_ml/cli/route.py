@@ -7,8 +7,8 @@ import json
 import sys
 
 from router_ml.cli.choosing import add_choosing_options, chosen_context, chosen_policy, chosen_router, given_queries
-from router_ml.config import load_settings
-from router_ml.table import decision_table, savings
+from router_ml.settings import load_settings
+from router_ml.terminal import decision_table, savings
 
 BATCH = 256
 

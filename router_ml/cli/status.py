@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from router_ml.config import Settings, load_settings
+from router_ml.bundles.format import load_bundle
+from router_ml.bundles.registry import active_bundle
+from router_ml.decide.router import Router
 from router_ml.errors import BundleError, RouterError
-from router_ml.predictors.bundle import load_bundle
-from router_ml.router import Router
-from router_ml.shelf import active_bundle
+from router_ml.settings import Settings, load_settings
 
 SHOWN = ("test/macro_f1", "test/accuracy", "test/ece", "test/heuristic_macro_f1")
 

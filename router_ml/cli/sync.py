@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from router_ml.cli.events import age_s, event_store
-from router_ml.config import load_settings
 from router_ml.errors import StoreError
-from router_ml.telemetry.mlflow_sink import WINDOW_S, MlflowSync, SyncReport
+from router_ml.experiments.mlflow import WINDOW_S, MlflowSync, SyncReport
+from router_ml.settings import load_settings
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

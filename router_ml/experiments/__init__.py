@@ -1,1 +1,1 @@
-
+"""A/B experiments: assignment, evidence, verdicts, rollout and their MLflow runs."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from router_ml.experiments.evidence import Evidence
 from router_ml.experiments.experiment import Experiment
-from router_ml.experiments.unit import Request, Units
+from router_ml.experiments.unit import UnitRequest, Units
 from router_ml.experiments.verdict import Verdict, judge, verdict_record
 
 
@@ -18,7 +18,7 @@ class Trial:
         self.units = Units(experiment)
         self.evidence = Evidence(experiment.limits)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: UnitRequest) -> None:
         """Take one served request."""
         if self.units.begins(request):
             self.evidence.add_first(request.arm, request.failure)
@@ -26,7 +26,7 @@ class Trial:
         if seen is not None:
             self.evidence.add(seen)
 
-    def add_all(self, requests: Iterable[Request]) -> None:
+    def add_all(self, requests: Iterable[UnitRequest]) -> None:
         """Take several, in their order."""
         for request in requests:
             self.add(request)

@@ -16,7 +16,7 @@ _FASTEST_S = 1e-3  # a latency below this is a clock's mistake, and its log woul
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class UnitRequest:
     """One served request of an experiment."""
 
     decision_id: str
@@ -47,7 +47,7 @@ class Observation:
 @dataclass(slots=True)
 class _Open:
     arm: Arm
-    requests: dict[str, Request] = field(default_factory=dict)
+    requests: dict[str, UnitRequest] = field(default_factory=dict)
     last_s: float = -math.inf
 
 
@@ -63,11 +63,11 @@ class Units:
     def __len__(self) -> int:
         return len(self._open)
 
-    def begins(self, request: Request) -> bool:
+    def begins(self, request: UnitRequest) -> bool:
         """Whether this is the first request of its unit."""
         return request.unit not in self._open and request.unit not in self._done
 
-    def add(self, request: Request) -> Observation | None:
+    def add(self, request: UnitRequest) -> Observation | None:
         """Take a request; the observation of its unit, where this completes it."""
         if request.unit in self._done:
             return None
@@ -85,7 +85,7 @@ class Units:
         name = self._unit_of.get(decision_id)
         if name is not None:
             known = self._open[name].requests[decision_id]
-            self._open[name].requests[decision_id] = Request(
+            self._open[name].requests[decision_id] = UnitRequest(
                 known.decision_id, known.unit, known.arm, known.at_s, failure,
                 known.latency_s, known.service_s, known.cost_usd,
             )  # fmt: skip
@@ -105,7 +105,7 @@ class Units:
         return _observe(unit.arm, unit.last_s, list(unit.requests.values()), self._experiment)
 
 
-def _observe(arm: Arm, at_s: float, requests: list[Request], experiment: Experiment) -> Observation:
+def _observe(arm: Arm, at_s: float, requests: list[UnitRequest], experiment: Experiment) -> Observation:
     limits = experiment.limits
     latencies = [r.latency_s for r in requests if r.latency_s is not None]
     services = [r.service_s for r in requests if r.service_s is not None and r.service_s > 0]

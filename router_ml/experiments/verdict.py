@@ -21,7 +21,7 @@ from router_ml.experiments.experiment import (
     experiment_from,
     experiment_row,
 )
-from router_ml.experiments.guardrail import Guardrail, guardrails
+from router_ml.experiments.guardrails import Guardrail, guardrails
 from router_ml.experiments.statistics import fair_split_log_e, log_e, mean_log_e, split_log_e, width_in_errors
 
 Kind: TypeAlias = Literal["INVALID", "ROLLBACK", "SHIP", "HOLD"]

@@ -14,9 +14,9 @@ import pytest
 
 from router_ml.catalogue import load_catalogue
 from router_ml.cli import DECIDING, LOOKING_AFTER, main
-from router_ml.config import CHECKOUT
-from router_ml.telemetry.event import DecisionEvent
-from router_ml.telemetry.store import open_store
+from router_ml.events.connect import open_store
+from router_ml.events.event import DecisionEvent
+from router_ml.settings import CHECKOUT
 
 Capture = pytest.CaptureFixture[str]
 

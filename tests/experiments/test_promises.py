@@ -1,4 +1,4 @@
-"""The promises of the verdicts, on few runs; `python -m training.simulate --table` keeps them on ten thousand.
+"""The promises of the verdicts, on few runs; `python -m benchmarks.simulate --table` keeps them on ten thousand.
 
 A share that is truly at its target still exceeds it on few runs; each bound here lies where chance alone would take
 it less than once in ten thousand times.
@@ -11,9 +11,9 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.simulate import LOOK, PROMISES, Promise, Truth, draw, fates, keep, requests_of
 from router_ml.experiments.experiment import Experiment, Limits, Variant
 from router_ml.experiments.trial import Trial
-from training.simulate import LOOK, PROMISES, Promise, Truth, draw, fates, keep, requests_of
 
 RUNS = 60
 

@@ -26,15 +26,17 @@ from router_ml.experiments.experiment import (
 )
 from router_ml.experiments.statistics import mean_log_e
 from router_ml.experiments.trial import Trial
-from router_ml.experiments.unit import Request, Units
+from router_ml.experiments.unit import UnitRequest, Units
 from router_ml.experiments.verdict import recompute
 
 EXPERIMENT = Experiment("e1", Variant("old"), Variant("new", policy="fast"), started_s=1000.0, unit="request")
 UNITS = [f"session-{i}" for i in range(20_000)]
 
 
-def request(number: int, arm: Arm, failure: float = 0.0, latency_s: float = 2.0, unit: str | None = None) -> Request:
-    return Request(f"d{number}", unit or f"u{number}", arm, 1000.0 + number, failure, latency_s, 0.02, 0.0)
+def request(
+    number: int, arm: Arm, failure: float = 0.0, latency_s: float = 2.0, unit: str | None = None
+) -> UnitRequest:
+    return UnitRequest(f"d{number}", unit or f"u{number}", arm, 1000.0 + number, failure, latency_s, 0.02, 0.0)
 
 
 def test_the_hash_is_sha256_of_salt_and_unit() -> None:

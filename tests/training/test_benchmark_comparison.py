@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from router_ml.schema import Outcome, Query
-from training.benchmarking.comparison import compare, comparison_table, summary, wilson
-from training.benchmarking.progress import Pace, duration
+from router_ml.types import Outcome, Query
+from training.measuring.comparison import compare, comparison_table, summary, wilson
+from training.measuring.progress import Pace, duration
 
 
 def test_wilsons_interval_as_published() -> None:

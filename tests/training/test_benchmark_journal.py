@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router_ml.errors import InputError, StoreError
-from training.benchmarking.journal import Journal
+from training.measuring.journal import RowLog
 
 ROWS = [{"query_id": f"q{i}", "model": "m", "text": "größer\u2028" * i} for i in range(5)]
 
@@ -26,7 +26,7 @@ def test_cut_anywhere_and_gone_on_with_it_holds_each_row_once(
     cut %= len(whole) + 1
     path.write_bytes(whole[:cut])
     complete = whole[:cut].count(b"\n")
-    with pytest.MonkeyPatch.context() as patch, Journal(path) as journal:
+    with pytest.MonkeyPatch.context() as patch, RowLog(path) as journal:
         patch.setattr(os, "fsync", lambda file: None)  # what survives a power cut is not asked here
         # A row that lacks nothing but its line end is whole.
         assert len(journal) in (complete, complete + 1)
@@ -37,19 +37,19 @@ def test_cut_anywhere_and_gone_on_with_it_holds_each_row_once(
 
 def test_rows_are_there_after_opening_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    with Journal(path) as journal:
+    with RowLog(path) as journal:
         journal.append(ROWS[1])
         journal.append(ROWS[1])
-    with Journal(path) as journal:
+    with RowLog(path) as journal:
         assert ("q1", "m") in journal
         assert journal.rows["q1", "m"] == ROWS[1]
     assert len(path.read_text("utf-8").split("\n")) == 2
 
 
 def test_only_one_process_at_a_time(tmp_path: Path) -> None:
-    with Journal(tmp_path / "rows.jsonl"), pytest.raises(InputError, match="another benchmark"):
-        Journal(tmp_path / "rows.jsonl")
-    Journal(tmp_path / "rows.jsonl").close()
+    with RowLog(tmp_path / "rows.jsonl"), pytest.raises(InputError, match="another benchmark"):
+        RowLog(tmp_path / "rows.jsonl")
+    RowLog(tmp_path / "rows.jsonl").close()
 
 
 @pytest.mark.parametrize("text", ['{"id": "x"}\n', "hello\nworld\n", '{"query_id": "q0", "model": "m"}\n' * 2])
@@ -57,14 +57,14 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, text: str) -> None
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     with pytest.raises(InputError):
-        Journal(path)
+        RowLog(path)
     assert path.read_text() == text
 
 
 def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
     real = os.write
-    with Journal(path) as journal:
+    with RowLog(path) as journal:
         journal.append(ROWS[0])
         monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:9]))
         with pytest.raises(StoreError, match="--resume"):

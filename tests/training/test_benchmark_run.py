@@ -16,11 +16,11 @@ from typing import Any
 import ollama
 import pytest
 
-from router_ml.rows import read_outcomes
-from router_ml.schema import Outcome
+from router_ml.jsonl import read_outcomes
+from router_ml.types import Outcome
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from training import benchmark
-from training.benchmarking import run as run_module
+from training.measuring import run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 WEATHER = {

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router_ml.errors import InputError
-from router_ml.schema import Query
-from training.benchmarking.answer import Answer
-from training.benchmarking.calls import Call, score_calls
-from training.benchmarking.expectation import Expectation, ExpectedCall, expectation
-from training.benchmarking.judge import Verdict
-from training.benchmarking.scoring import needs_judge, outcome
-from training.benchmarking.text import asks_back, score_text
+from router_ml.types import Query
+from training.measuring.answer import Answer
+from training.measuring.calls import Call, score_calls
+from training.measuring.expectation import Expectation, ExpectedCall, expectation
+from training.measuring.judge import Verdict
+from training.measuring.scoring import needs_judge, outcome
+from training.measuring.text import asks_back, score_text
 
 LIGHT = ExpectedCall("lights", {"room": "study", "on": False}, frozenset({"color"}))
 MAIL = ExpectedCall("mail", {"unread": True})

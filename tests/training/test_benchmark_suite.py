@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from router_ml.rows import read_queries
-from router_ml.schema import LABELS, Query
+from router_ml.jsonl import read_queries
+from router_ml.types import LABELS, Query
 from training.benchmark import suite_path
-from training.benchmarking.answer import Answer
-from training.benchmarking.calls import Call
-from training.benchmarking.conversation import messages_of, tools_of
-from training.benchmarking.expectation import Expectation, ExpectedCall, expectation
-from training.benchmarking.scoring import outcome
+from training.measuring.answer import Answer
+from training.measuring.calls import Call
+from training.measuring.conversation import messages_of, tools_of
+from training.measuring.expectation import Expectation, ExpectedCall, expectation
+from training.measuring.scoring import outcome
 
 QUERIES = read_queries(suite_path())
 EXPECTED = {query.id: expectation(query) for query in QUERIES}

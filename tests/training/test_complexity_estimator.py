@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from router_ml.predictors.complexity import LearnedComplexity
-from training.estimators.complexity import STRENGTHS, fit_complexity, held_out_probabilities
+from router_ml.decide.predictors.complexity import LearnedComplexity
+from training.complexity.head import STRENGTHS, fit_complexity, held_out_probabilities
 
 DIM, COLUMNS = 6, 5
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from router_ml.rows import query_row, read_queries, write_rows
-from router_ml.schema import LABELS, Query
+from benchmarks.labelling import SECOND, read_agreement
+from router_ml.jsonl import query_row, read_queries, write_rows
+from router_ml.types import LABELS, Query
 from training.corpus import (
     BALANCE,
     MAX_FRAME_USES,
@@ -21,7 +22,6 @@ from training.corpus import (
     near_duplicates,
     whole_text,
 )
-from training.labelling import SECOND, read_agreement
 from training.splits import group_of, is_test
 
 

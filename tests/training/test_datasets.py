@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from router_ml.rows import read_outcomes, read_queries
+from router_ml.jsonl import read_outcomes, read_queries
 from training.datasets import main
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from router_ml.catalogue import load_catalogue
+from router_ml.decide.features.extractor import TABLE_NAMES, Features
+from router_ml.decide.router import Router
 from router_ml.errors import InputError
-from router_ml.features.extractor import TABLE_NAMES, Features
-from router_ml.router import Router
-from router_ml.schema import Outcome, Query
+from router_ml.types import Outcome, Query
 from training.evaluate import Judged, judge, report, summary
-from training.evaluation_plots import draw_all
-from training.outcomes import OutcomeTable, outcome_table
+from training.measuring.plots import draw_all
+from training.outcomes.table import OutcomeTable, outcome_table
 from training.replay import DEFAULT_MIX, replay, world_of_outcomes, world_of_priors
 
 MODELS = ("cheap", "dear")

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from router_ml.bundles.format import ENCODER, TOKENIZER
 from router_ml.context import parse_context
+from router_ml.decide.features.composition import compose
+from router_ml.decide.features.onnx import OnnxEmbedder
+from router_ml.decide.features.sentence_transformer import SentenceTransformerEmbedder
 from router_ml.errors import EncoderError
-from router_ml.features.composition import compose
-from router_ml.features.onnx import OnnxEmbedder
-from router_ml.features.sentence_transformer import SentenceTransformerEmbedder
-from router_ml.predictors.bundle import ENCODER, TOKENIZER
-from router_ml.rows import read_queries
-from training import export
-from training.bert_graph import ease
+from router_ml.jsonl import read_queries
+from training.complexity import export
+from training.complexity.bert_graph import ease
 from training.corpus import corpus_path
 
 N_TEXTS = 500
@@ -38,7 +38,7 @@ def _texts() -> list[str]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The default encoder with the pooling that is served: reference vectors, the float graph and the int8 one."""
-    from training.finetune import pooled_encoder
+    from training.complexity.finetune import pooled_encoder
 
     folder = tmp_path_factory.mktemp("export")
     texts = _texts()
@@ -122,7 +122,7 @@ def test_no_texts_give_no_vectors(exported: SimpleNamespace) -> None:
 def test_an_export_that_disagrees_is_refused(
     exported: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.bert_graph import BertGraph
+    from training.complexity.bert_graph import BertGraph
 
     class Spoilt(BertGraph):
         def __init__(self, weights: dict, **kwargs: object) -> None:  # type: ignore[type-arg]

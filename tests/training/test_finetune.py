@@ -12,10 +12,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_ml.predictors.bundle import ENCODER
+from router_ml.bundles.format import ENCODER
 from training import embeddings
+from training.complexity.finetune import (
+    OPTIMISER_SHARE,
+    Arithmetic,
+    Recipe,
+    _batches,
+    _parts,
+    _planned_examples,
+    _Session,
+)
 from training.embeddings import CachedEmbedder, cache_dir
-from training.finetune import OPTIMISER_SHARE, Arithmetic, Recipe, _batches, _parts, _planned_examples, _Session
 
 SLOW = Arithmetic(threads=1, bfloat16=False, seconds_per_batch=1.0)
 

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from router_ml.bundles.format import load_bundle
+from router_ml.bundles.registry import read_active
 from router_ml.catalogue import load_catalogue
+from router_ml.decide.router import Router
 from router_ml.errors import BundleError, InputError
-from router_ml.predictors.bundle import load_bundle
-from router_ml.router import Router
-from router_ml.rows import write_rows
-from router_ml.schema import LABELS
-from router_ml.shelf import read_pointer
+from router_ml.jsonl import write_rows
+from router_ml.types import LABELS
 from training import evaluate as evaluating
 from training import fit as fitting
 from training import promote as promoting
-from training.tracking import Tracker
+from training.tracking.tracker import Tracker
 
 WORDS = {
     "simple": "check read open show mute",
@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name)
         patch.setenv("ROUTER_ML_CACHE_DIR", str(folder / "cache"))
         patch.setenv("ROUTER_ML_MODELS_DIR", str(folder / "models"))
-        patch.setattr("router_ml.telemetry.mlflow_store.CHECKOUT", folder / "nowhere")
+        patch.setattr("router_ml.experiments.mlflow_store.CHECKOUT", folder / "nowhere")
         patch.chdir(folder)  # the store is made here, not in the checkout
         yield folder
 
@@ -111,7 +111,7 @@ def test_the_last_line_is_json_and_names_a_bundle_that_loads(place: Path, fitted
 
 
 def test_the_bundle_says_what_it_was_made_from(place: Path, fitted: SimpleNamespace) -> None:
-    from router_ml.rows import read_queries
+    from router_ml.jsonl import read_queries
     from training.corpus import data_sha256
 
     bundle = load_bundle(fitted.answer["bundle"])
@@ -175,7 +175,7 @@ def test_the_registered_model_loads_without_unpickling(
 def test_a_fit_with_tuning_tries_the_alternatives(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
-    from training import complexity_fit
+    from training.complexity import learning as complexity_fit
 
     monkeypatch.setattr(complexity_fit, "TRIAL_SECONDS", 2.0)
     monkeypatch.setattr(complexity_fit, "FINAL_SECONDS", 2.0)
@@ -367,7 +367,7 @@ def test_two_fits_at_once_leave_two_bundles_and_a_sound_store(place: Path, fitte
     import subprocess
     import sys
 
-    from router_ml.config import CHECKOUT
+    from router_ml.settings import CHECKOUT
 
     def run(name: str) -> subprocess.CompletedProcess[str]:
         command = [
@@ -400,14 +400,14 @@ def test_promoting_and_rolling_back(place: Path, fitted: SimpleNamespace, capsys
     models = place / "models"
     bundle = str(models / "first")
     assert promoting.main([bundle]) == 0
-    assert read_pointer(models).active == "first"  # type: ignore[union-attr]
+    assert read_active(models).active == "first"  # type: ignore[union-attr]
     assert promoting.main(["--models-dir", str(models)]) == 0
     assert "first" in capsys.readouterr().out
     with pytest.raises(BundleError):
         promoting.promote(models, "absent")
     assert promoting.main(["--models-dir", str(models), "absent"]) == 2
-    assert read_pointer(models).active == "first"  # type: ignore[union-attr]
+    assert read_active(models).active == "first"  # type: ignore[union-attr]
     assert promoting.main(["--models-dir", str(models), "--rollback"]) == 0  # to the bundle that is shipped
-    assert read_pointer(models) is None
+    assert read_active(models) is None
     with pytest.raises(InputError):
         promoting.roll_back(place / "empty")

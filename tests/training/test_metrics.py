@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from training.metrics import (
+from training.measuring.metrics import (
     Curve,
     aiq,
     apgr,

@@ -11,16 +11,16 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 
 from router_ml.catalogue import Catalogue, load_catalogue
-from router_ml.features.extractor import TABLE_NAMES, Features
-from router_ml.predictors.forest import Forest
-from router_ml.predictors.neighbours import PULL
-from router_ml.predictors.outcomes import OutcomePredictor, Predictions
-from router_ml.schema import Outcome, Query
-from training.estimators import outcome as learner
-from training.estimators.basis import fit_basis
-from training.estimators.forest import export_forest, fit_forest
-from training.estimators.linear import fit_ridge
-from training.estimators.outcome import FittedOutcomes, fit_outcomes
+from router_ml.decide.features.extractor import TABLE_NAMES, Features
+from router_ml.decide.predictors.forest import Forest
+from router_ml.decide.predictors.neighbours import PULL
+from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
+from router_ml.types import Outcome, Query
+from training.outcomes import learning as learner
+from training.outcomes.basis import fit_basis
+from training.outcomes.forest import export_forest, fit_forest
+from training.outcomes.learning import FittedOutcomes, fit_outcomes
+from training.outcomes.linear import fit_ridge
 
 N = 400
 EMPTY = Catalogue(())

@@ -7,8 +7,8 @@ import pytest
 
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.errors import InputError
-from router_ml.schema import Outcome, Query
-from training.outcomes import UNKNOWN_LATENCY_S, derived_profiles, outcome_table
+from router_ml.types import Outcome, Query
+from training.outcomes.table import UNKNOWN_LATENCY_S, derived_profiles, outcome_table
 
 QUERIES = [Query(id=f"q{i}", text=f"text {i}") for i in range(4)]
 

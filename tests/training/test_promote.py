@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from router_ml.bundles.registry import ActiveBundle, read_active
 from router_ml.errors import BundleCorrupt, BundleMissing, InputError
-from router_ml.shelf import Pointer, read_pointer
 from training import promote as promoting
 from training.promote import listing, main, promote, roll_back
 
@@ -26,13 +26,13 @@ def shelf(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promoting, "crown", lambda bundle: None)
+    monkeypatch.setattr(promoting, "set_champion", lambda bundle: None)
 
 
 def test_a_promoted_bundle_is_active_and_the_one_before_is_remembered(shelf: Path) -> None:
     promote(shelf, "first")
-    assert promote(shelf, "second") == Pointer("second", "first", older=("default",))
-    assert read_pointer(shelf) == Pointer("second", "first", older=("default",))
+    assert promote(shelf, "second") == ActiveBundle("second", "first", older=("default",))
+    assert read_active(shelf) == ActiveBundle("second", "first", older=("default",))
 
 
 def test_each_rollback_goes_one_further_back_until_nothing_is_left(shelf: Path) -> None:
@@ -42,20 +42,20 @@ def test_each_rollback_goes_one_further_back_until_nothing_is_left(shelf: Path) 
     assert [roll_back(shelf).active for _ in range(3)] == ["second", "first", "default"]
     with pytest.raises(InputError, match="nothing is further back than default"):
         roll_back(shelf)
-    assert read_pointer(shelf) == Pointer("default")
+    assert read_active(shelf) == ActiveBundle("default")
     promote(shelf, "second")
     assert roll_back(shelf).active == "default"
 
 
 def test_a_shelf_of_an_older_version_goes_back_once(shelf: Path) -> None:
     (shelf / "active.json").write_text('{"active": "second", "previous": "first", "shadow": null}')
-    assert roll_back(shelf) == Pointer("first")
+    assert roll_back(shelf) == ActiveBundle("first")
 
 
 def test_rolling_back_to_the_shipped_bundle_which_stands_on_no_shelf(shelf: Path) -> None:
     promote(shelf, "second")
     assert roll_back(shelf).active == "default"
-    assert read_pointer(shelf) is None
+    assert read_active(shelf) is None
 
 
 def test_promoting_twice_does_not_forget_the_one_before(shelf: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_damaged_bundle_is_not_promoted(shelf: Path) -> None:
     encoder.write_bytes(encoder.read_bytes()[:-1] + b"?")
     with pytest.raises(BundleCorrupt, match="SHA-256"):
         promote(shelf, "second")
-    assert read_pointer(shelf) == Pointer("first", "default")
+    assert read_active(shelf) == ActiveBundle("first", "default")
 
 
 def test_a_bundle_that_is_not_there_is_named(shelf: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.labelling import Agreement, main, read_agreement
 from router_ml.errors import InputError, RowError
-from training.labelling import Agreement, main, read_agreement
-from training.scores import calibration_error, complexity_scores, confusion, f1_per_label
+from training.complexity.scores import calibration_error, complexity_scores, confusion, f1_per_label
 
 
 def test_confusion_by_hand() -> None:

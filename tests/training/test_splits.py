@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_ml.schema import Query
+from router_ml.types import Query
 from training.splits import TEST_SHARE, group_of, grouped_folds, is_test, unit_interval
 
 _GROUPS = st.lists(st.sampled_from([f"g{i}" for i in range(12)]), min_size=1, max_size=40)

@@ -1,0 +1,1 @@
+"""Measure the project itself; not installed with it."""

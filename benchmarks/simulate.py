@@ -1,0 +1,477 @@
+"""Simulated experiments with a known truth: how often each verdict is wrong, and how soon it is right.
+
+    python -m benchmarks.simulate                      two experiments told look by look: one rolls back, one ships
+    python -m benchmarks.simulate --latency-ratio 1.2  one experiment with a truth of your choice (see --help)
+    python -m benchmarks.simulate --table              every promise of the verdicts, with --runs 10000 (the default)
+    python -m benchmarks.simulate --table --runs 500   the same in a minute or two
+
+Many experiments are simulated at once in arrays; a test holds that path to what `Trial` decides on the same data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_ml.experiments.evidence import BLOCK
+from router_ml.experiments.experiment import Arm, Experiment, Limits, Variant
+from router_ml.experiments.guardrails import guardrails
+from router_ml.experiments.statistics import (
+    BETS,
+    benefit_growth,
+    fair_split_log_e,
+    harm_growth,
+    log_e,
+    split_log_e,
+    width_in_errors,
+)
+from router_ml.experiments.trial import Trial
+from router_ml.experiments.unit import UnitRequest
+from router_ml.experiments.verdict import EXACT_FLOOR, POWER, Finding, Verdict
+
+Floats: TypeAlias = NDArray[np.float64]
+Counts: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
+
+LOOK = 50  # requests between looks
+_CHUNK = 50  # runs at once: the working set stays within a few hundred megabytes
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is true in a simulated world. Differences are challenger minus control."""
+
+    failure: float = 0.10
+    failure_end: float | None = None  # the common level drifts to this over the experiment
+    failure_difference: float = 0.0
+    latency_median_s: float = 2.5
+    latency_log_sd: float = 0.8
+    latency_ratio: float = 1.0
+    latency_drift_log: float = 0.0  # the common log latency drifts by this over the experiment
+    service_log_sd: float = 0.3
+    service_ratio: float = 1.0
+    share: float = 0.5  # of units that land in the challenger's arm
+    unit_requests: int = 1
+    unit_log_sd: float = 0.0  # of log latency between units
+    unit_failure_spread: float = 0.0  # a unit's own failure chance: Beta with this intraclass correlation
+    ramped: bool = False  # requests arrive slowly first: the drift happens mostly while coverage is small
+
+
+@dataclass(frozen=True, slots=True)
+class Worlds:
+    """Units of several simulated experiments, one row a run; in the order in which they complete."""
+
+    challenger: Bools
+    first_failure: Floats  # of each unit's first request
+    failure: Floats
+    log_latency: Floats
+    slo_miss: Floats
+    log_service: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Fates:
+    """For each run the requests at the first look that gave a verdict; infinity where none did."""
+
+    invalid: Floats
+    rollback: Floats
+    ship: Floats
+    ship_better: Floats
+
+
+def draw(truth: Truth, runs: int, requests: int, slo_s: float, generator: np.random.Generator) -> Worlds:
+    """Draw units. The share of the experiment's time that has passed is squared under a ramp."""
+    units, size = requests // truth.unit_requests, truth.unit_requests
+    shape = (runs, units)
+    challenger = generator.random(shape) < truth.share
+    passed = np.linspace(0.0, 1.0, units)
+    passed = np.sqrt(passed) if truth.ramped else passed
+    level = truth.failure + passed * ((truth.failure_end or truth.failure) - truth.failure)
+    chance = np.clip(level + challenger * truth.failure_difference, 0.0, 1.0)
+    if truth.unit_failure_spread:
+        scale = 1 / truth.unit_failure_spread - 1
+        chance = generator.beta(np.maximum(chance * scale, 1e-9), np.maximum((1 - chance) * scale, 1e-9))
+    wrong = generator.random((*shape, size)) < chance[..., np.newaxis]
+    centre = math.log(truth.latency_median_s) + passed * truth.latency_drift_log
+    centre = centre + challenger * math.log(truth.latency_ratio)
+    centre = centre + truth.unit_log_sd * generator.standard_normal(shape)
+    within = generator.standard_normal((*shape, size)) * truth.latency_log_sd + centre[..., np.newaxis]
+    service = generator.standard_normal(shape) * truth.service_log_sd + challenger * math.log(truth.service_ratio)
+    return Worlds(
+        challenger,
+        wrong[..., 0].astype(float),
+        wrong.mean(-1),
+        within.mean(-1),
+        (within > math.log(slo_s)).mean(-1),
+        service,
+    )
+
+
+def fates(worlds: Worlds, truth: Truth, limits: Limits) -> Fates:
+    """The first look at which each verdict was given, with a look every `LOOK` requests."""
+    runs, units = worlds.challenger.shape
+    step = max(LOOK // truth.unit_requests, 1)
+    ends = np.arange(step, units + 1, step)
+    sign = np.where(worlds.challenger, 1.0, -1.0)
+    n_challenger: Counts = np.cumsum(worlds.challenger, axis=1, dtype=np.int64)[:, ends - 1]
+    n_control = ends - n_challenger
+    fewest = np.minimum(n_challenger, n_control)
+    invalid, proven = _splits(n_challenger, ends, limits)
+    harm = np.zeros((runs, len(ends)), dtype=bool)
+    better, fair = harm.copy(), ~harm
+    for rail in guardrails(limits):
+        if rail.metric == "cost_usd":
+            continue
+        value: Floats = getattr(worlds, rail.metric)
+        error, difference = _difference(value, worlds.challenger, ends)
+        widths = [
+            np.array([width_in_errors(int(n), alpha, limits.planned_units) for n in ends])
+            for alpha in (rail.alpha_harm, limits.alpha_ship, rail.alpha_better)
+        ]
+        if rail.exact:
+            harms, fairs, betters = _wagers(value, sign, ends, rail.tolerance, rail.margin)
+            if rail.metric == "failure" and truth.unit_requests > 1:
+                first = worlds.first_failure
+                early = _log_e_at(harm_growth(first, sign, _middles(first), rail.tolerance), ends)
+                harms = np.logaddexp(harms, early) - math.log(2)
+            harm |= (fewest >= EXACT_FLOOR) & (harms >= math.log(1 / rail.alpha_harm))
+            fair &= fairs >= math.log(1 / limits.alpha_ship)
+            better |= (fewest >= EXACT_FLOOR) & (betters >= math.log(1 / rail.alpha_better))
+        else:
+            speaks = fewest >= limits.min_units
+            harm |= speaks & (difference - error * widths[0] > rail.tolerance)
+            fair &= speaks & (difference + error * widths[1] < rail.margin)
+            better |= speaks & (difference + error * widths[2] < 0)
+        needed = -_normal_quantile(1 - POWER)
+        powerful = (rail.margin - error * widths[1]) >= needed * error
+        fair &= powerful | (difference + error * widths[1] < 0)
+    ship = fair & proven & (fewest >= limits.min_units) & ~harm & ~invalid
+    scale = float(truth.unit_requests)
+    return Fates(
+        _first(invalid, ends) * scale,
+        _first(harm & ~invalid, ends) * scale,
+        _first(ship, ends) * scale,
+        _first(ship & better, ends) * scale,
+    )
+
+
+def _first(seen: Bools, ends: Counts) -> Floats:
+    return np.where(seen.any(axis=1), ends[seen.argmax(axis=1)], np.inf)
+
+
+def _normal_quantile(p: float) -> float:
+    low, high = -10.0, 10.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if 0.5 * math.erfc(-middle / math.sqrt(2)) < p else (low, middle)
+    return low
+
+
+def _difference(value: Floats, challenger: Bools, ends: Counts) -> tuple[Floats, Floats]:
+    """Standard error and difference of the arms' means at each look."""
+    shifted = value - value.mean()  # the variance of sums of squares would lose digits otherwise
+    parts = []
+    for mask in (challenger, ~challenger):
+        n = np.maximum(np.cumsum(mask, axis=1)[:, ends - 1], 1)
+        total = np.cumsum(shifted * mask, axis=1)[:, ends - 1]
+        square = np.cumsum(shifted**2 * mask, axis=1)[:, ends - 1]
+        variance = np.maximum(square - total**2 / n, 0.0) / np.maximum(n - 1, 1)
+        parts.append((total / n, variance / n))
+    return np.sqrt(parts[0][1] + parts[1][1]), parts[0][0] - parts[1][0]
+
+
+def _wagers(
+    value: Floats, sign: Floats, ends: Counts, tolerance: float, margin: float
+) -> tuple[Floats, Floats, Floats]:
+    """Log e-values of harm, fair and better at each look."""
+    middle = _middles(value)
+    found = []
+    questions: tuple[tuple[Callable[..., Floats], float], ...] = (
+        (harm_growth, tolerance),
+        (benefit_growth, margin),
+        (benefit_growth, 0.0),
+    )
+    for growth, shift in questions:
+        found.append(_log_e_at(growth(value, sign, middle, shift), ends))
+    return found[0], found[1], found[2]
+
+
+def _middles(value: Floats) -> Floats:
+    """For each unit the mean of all units before its block, as `Evidence` keeps it."""
+    units = value.shape[1]
+    before = np.cumsum(value, axis=1)
+    starts = (np.arange(units) // BLOCK) * BLOCK
+    known = before[:, np.maximum(starts - 1, 0)] / np.maximum(starts, 1)
+    return np.where(starts == 0, 0.25, known)
+
+
+def _log_e_at(growth: Floats, ends: Counts) -> Floats:
+    step = int(ends[0])
+    used = growth[:, : int(ends[-1])]
+    blocks = used.reshape(used.shape[0], len(ends), step, len(BETS)).sum(axis=2)
+    return log_e(np.cumsum(blocks, axis=1))
+
+
+def _splits(n_challenger: Counts, ends: Counts, limits: Limits) -> tuple[Bools, Bools]:
+    """At each look: is the split proven unfair, and is it proven fair?"""
+    unfair, fair = np.zeros(n_challenger.shape, dtype=bool), np.zeros(n_challenger.shape, dtype=bool)
+    wrong, right = math.log(1 / limits.alpha_split), math.log(1 / limits.alpha_split_ship)
+    for column, n in enumerate(ends.tolist()):
+        counts, where = np.unique(n_challenger[:, column], return_inverse=True)
+        unfair[:, column] = np.array([split_log_e(k, n) >= wrong for k in counts.tolist()])[where]
+        near = [fair_split_log_e(k, n, limits.split_tolerance) >= right for k in counts.tolist()]
+        fair[:, column] = np.array(near)[where]
+    return unfair, fair
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One line of the table: a world, what is counted in it, and the target."""
+
+    name: str
+    truth: Truth
+    count: str  # "false", "rollback" or "ship"
+    target: float  # share of runs
+    median_target: float | None = None  # requests
+
+
+PROMISES: tuple[Promise, ...] = (
+    Promise("A/A", Truth(), "false", 0.05),
+    Promise("A/A, rare failures (0.2 %)", Truth(failure=0.002), "false", 0.05),
+    Promise(
+        "A/A, ramp with drifting baseline",
+        Truth(failure=0.04, failure_end=0.20, latency_drift_log=0.7, ramped=True),
+        "false",
+        0.05,
+    ),
+    Promise(
+        "A/A, clustered sessions",
+        Truth(unit_requests=10, unit_log_sd=0.8, unit_failure_spread=0.3),
+        "false",
+        0.05,
+    ),
+    Promise("5-point drop, 90 to 85 %", Truth(failure_difference=0.05), "rollback", 0.99, 2000),
+    Promise("5-point drop, 95 to 90 %", Truth(failure=0.05, failure_difference=0.05), "rollback", 0.99, 2000),
+    Promise("latency +10 %, log sd 0.8", Truth(latency_ratio=1.10), "rollback", 0.99, 3000),
+    Promise("drop exactly at the margin", Truth(failure_difference=0.05), "ship", 0.025),
+    Promise("latency exactly at the margin", Truth(latency_ratio=1.10), "ship", 0.025),
+    Promise("48/52 split", Truth(share=0.52), "ship", 0.02),
+    Promise("30 % faster, as good", Truth(latency_ratio=0.7), "ship", 0.70),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a promise."""
+
+    promise: Promise
+    runs: int
+    share: float
+    median_requests: float | None
+    kept: bool
+
+
+def keep(promise: Promise, runs: int, requests: int = 10_000, seed: int = 0, limits: Limits | None = None) -> Result:
+    """Simulate one promise."""
+    limits = limits or Limits()
+    generator = np.random.default_rng([seed, len(promise.name), runs])
+    parts = []
+    for start in range(0, runs, _CHUNK):
+        worlds = draw(promise.truth, min(_CHUNK, runs - start), requests, limits.slo_s or 5.0, generator)
+        parts.append(fates(worlds, promise.truth, limits))
+    rollback = np.concatenate([part.rollback for part in parts])
+    ship = np.concatenate([part.ship for part in parts])
+    better = np.concatenate([part.ship_better for part in parts])
+    ended = np.minimum(rollback, np.concatenate([part.invalid for part in parts]))
+    if promise.count == "false":
+        hit = np.isfinite(rollback) | np.isfinite(better)
+    elif promise.count == "rollback":
+        hit = np.isfinite(rollback)
+    else:
+        hit = np.isfinite(ship) & (ship < ended)
+    share = float(hit.mean())
+    median = float(np.median(rollback if promise.count == "rollback" else ship))
+    low_is_good = promise.count == "false" or promise.target < 0.5
+    kept = share <= promise.target if low_is_good else share >= promise.target
+    if promise.median_target is not None:
+        kept = kept and median <= promise.median_target
+    return Result(promise, runs, share, median if math.isfinite(median) else None, kept)
+
+
+def table(runs: int, seed: int) -> list[Result]:
+    """Every promise, printed as it comes."""
+    print(
+        f"| world ({runs} runs of 10,000 requests, a look every {LOOK}) | counted | share | target | median | target |"
+    )
+    print("|---|---|---|---|---|---|")
+    results = []
+    for promise in PROMISES:
+        result = keep(promise, runs, seed=seed)
+        results.append(result)
+        sign = "<=" if promise.count == "false" or promise.target < 0.5 else ">="
+        counted = {"false": "rolled back or shipped as better", "rollback": "rolled back", "ship": "shipped"}
+        median = "" if promise.count == "false" or result.median_requests is None else f"{result.median_requests:,.0f}"
+        median_target = "" if promise.median_target is None else f"<= {promise.median_target:,.0f}"
+        flag = "" if result.kept else " MISSED"
+        print(
+            f"| {promise.name} | {counted[promise.count]} | {result.share:.2%}{flag} | {sign} {promise.target:.1%} "
+            f"| {median} | {median_target} |",
+            flush=True,
+        )
+    return results
+
+
+def requests_of(worlds: Worlds, run: int, started_s: float = 0.0, every_s: float = 1.0) -> list[UnitRequest]:
+    """One run of a world with single-request units as the requests `Trial` takes."""
+    rows = []
+    for index in range(worlds.challenger.shape[1]):
+        arm: Arm = "challenger" if worlds.challenger[run, index] else "control"
+        rows.append(
+            UnitRequest(
+                decision_id=f"d{index}",
+                unit=f"u{index}",
+                arm=arm,
+                at_s=started_s + index * every_s,
+                failure=float(worlds.failure[run, index]),
+                latency_s=math.exp(worlds.log_latency[run, index]),
+                service_s=math.exp(worlds.log_service[run, index]),
+                cost_usd=0.0,
+            )
+        )
+    return rows
+
+
+def tell(truth: Truth, requests: int, seed: int, limits: Limits | None = None) -> Verdict:
+    """Run one experiment through `Trial` and print its looks until a verdict stands."""
+    limits = limits or Limits()
+    print(f"The truth, which the experiment is not told: {_told(truth)}")
+    experiment = Experiment(
+        "simulated", Variant("old"), Variant("new", policy="new"), 0.0, limits=limits, unit="request"
+    )
+    worlds = draw(replace(truth, unit_requests=1), 1, requests, limits.slo_s or 5.0, np.random.default_rng(seed))
+    trial = Trial(experiment)
+    verdict = trial.look(0.0)
+    rows = requests_of(worlds, 0)
+    for start in range(0, len(rows), LOOK):
+        trial.add_all(rows[start : start + LOOK])
+        verdict = trial.look(float(start + LOOK))
+        if verdict.kind != "HOLD":
+            break
+        if (start // LOOK) % 20 == 19:
+            print(f"{sum(verdict.requests.values()):6,} requests  HOLD: {_held(verdict)}")
+    print(f"{sum(verdict.requests.values()):6,} requests  {verdict.summary}")
+    said = verdict.summary if verdict.kind == "ROLLBACK" else ""
+    for finding in _shown(verdict) if verdict.kind != "INVALID" else ():
+        if finding.words not in said:
+            print(f"                 {finding.words}")
+    print(_MEANINGS[verdict.kind])
+    return verdict
+
+
+_MEANINGS = {
+    "ROLLBACK": "So everybody is served the old variant from this look on, until a person clears the experiment.",
+    "INVALID": "So everybody is served the old variant: the arms cannot be compared until their split is mended.",
+    "SHIP": "So the new variant can be recommended; a person makes it everybody's.",
+    "HOLD": "So nothing is decided: both variants stay, and the experiment goes on.",
+}
+
+
+def _told(truth: Truth) -> str:
+    failure = f"{truth.failure:.1%} of the old variant's answers fail"
+    if truth.failure_difference:
+        failure += f", {truth.failure + truth.failure_difference:.1%} of the new one's"
+    else:
+        failure += ", and as many of the new one's"
+    latency = "both are equally fast"
+    if truth.latency_ratio != 1:
+        latency = (
+            f"the new one takes {abs(truth.latency_ratio - 1):.0%} {'less' if truth.latency_ratio < 1 else 'more'} time"
+        )
+    split = (
+        "" if truth.share == 0.5 else f"; {truth.share:.0%} of the requests land in the new one's arm instead of half"
+    )
+    return f"{failure}; {latency}{split}."
+
+
+def _shown(verdict: Verdict) -> list[Finding]:
+    """What is known of each guardrail; these models cost nothing, so cost is left out."""
+    return [finding for finding in verdict.findings if finding.control is not None and finding.metric != "cost_usd"]
+
+
+def _held(verdict: Verdict) -> str:
+    """What is known before a verdict, and what is missing."""
+    known = _shown(verdict)
+    fair = sum(finding.fair for finding in known)
+    first = known[0].words.partition(";")[0] + "; " if known else ""
+    split = "" if verdict.split_proven else ", the split not yet proven even"
+    return f"{first}{fair} of {len(known)} guardrails proven so far{split}"
+
+
+_STORIES = (
+    ("A challenger that is worse", Truth(failure_difference=0.05)),
+    ("A challenger that is as good, and faster", Truth(latency_ratio=0.8, service_ratio=0.8)),
+)
+
+
+def tell_stories(requests: int, seed: int) -> None:
+    """One experiment that has to be rolled back, and one that may ship."""
+    print(
+        f"Half of the requests go to a new variant. After every {LOOK} requests the experiment looks at both arms and\n"
+        "says ROLLBACK (worse), SHIP (proven not worse in everything), INVALID (unfair split) or HOLD (not known yet)."
+    )
+    for title, truth in _STORIES:
+        print(f"\n{title}")
+        tell(truth, requests, seed)
+    print(
+        "\nOne run may be luck: 'python -m benchmarks.simulate --table --runs 500' counts how often verdicts are wrong."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__.splitlines()[0])
+    parser.add_argument("--table", action="store_true", help="check every promise")
+    parser.add_argument("--one", action="store_true", help="one experiment, also where both variants are equal")
+    parser.add_argument("--runs", type=int, default=10_000, help="runs a promise (default 10000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--requests", type=int, default=10_000, help="length of the one experiment")
+    parser.add_argument("--failure", type=float, default=0.10, help="control's failure rate")
+    parser.add_argument("--failure-difference", type=float, default=0.0, help="challenger minus control")
+    parser.add_argument("--latency-ratio", type=float, default=1.0, help="challenger over control")
+    parser.add_argument("--share", type=float, default=0.5, help="share of units that land in the challenger's arm")
+    parser.add_argument("--json", help="write the table to this file as well")
+    options = parser.parse_args(arguments)
+    if not options.table:
+        truth = Truth(
+            failure=options.failure,
+            failure_difference=options.failure_difference,
+            latency_ratio=options.latency_ratio,
+            share=options.share,
+        )
+        if truth == Truth() and not options.one:
+            tell_stories(options.requests, options.seed)
+        else:
+            tell(truth, options.requests, options.seed)
+        return 0
+    began = time.perf_counter()
+    results = table(options.runs, options.seed)
+    print(f"\n{sum(r.kept for r in results)} of {len(results)} kept, {time.perf_counter() - began:.0f} s")
+    if options.json:
+        rows = [
+            {"name": r.promise.name, "share": r.share, "median": r.median_requests, "kept": r.kept} for r in results
+        ]
+        with open(options.json, "w", encoding="utf-8") as handle:
+            json.dump({"runs": options.runs, "results": rows}, handle, indent=2)
+    return 0 if all(result.kept for result in results) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

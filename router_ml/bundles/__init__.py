@@ -1,0 +1,1 @@
+"""What was learned, as verified files, and the registry that says which bundle is active."""

@@ -1,0 +1,1 @@
+"""Turn a query and its context into the numbers the heads read."""

@@ -1,0 +1,1 @@
+"""Predict complexity, and success, latency, tokens and cost of each model."""

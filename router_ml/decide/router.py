@@ -1,0 +1,370 @@
+"""The router: query -> features -> predictions -> decision. Pure: no network, no clock, no files after loading."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from router_ml.bundles.format import Bundle, load_bundle
+from router_ml.bundles.registry import active_bundle
+from router_ml.catalogue import Catalogue, Model, load_catalogue, model_from
+from router_ml.context import parse_context
+from router_ml.decide.features.embedder import Embedder
+from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
+from router_ml.decide.features.onnx import OnnxEmbedder
+from router_ml.decide.features.surface import surface_features
+from router_ml.decide.features.tools import TOOL_NAMES
+from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredictor, LearnedComplexity
+from router_ml.decide.predictors.heads import Floats, LinearHead
+from router_ml.decide.predictors.heuristic import HeuristicComplexity
+from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
+from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.decide.selection.selector import Forecast, Selector
+from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
+from router_ml.settings import Settings, load_settings
+from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
+
+log = logging.getLogger(__name__)
+
+ContextLike = Context | Mapping[str, Any] | None
+MIN_SELF_CHECK_COSINE = 0.97  # of the encoder on this machine against the vectors stored when it was exported
+SHOWN_EVIDENCE = 12
+LONG_PROMPT_CHARS = 16_000  # shorter prompts fit the window of every model in use
+# What says nothing at either end of a query: white space, NUL, the byte order mark, marks without width.
+_BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\x00\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
+_EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
+
+
+class FeatureSource(Protocol):
+    """What turns queries into features."""
+
+    def extract(self, texts: Sequence[str], contexts: Sequence[Context]) -> Features: ...
+
+
+class Router:
+    """Decides which model serves a query. Thread-safe and free of state.
+
+    Build one with `Router.load`; without a bundle `Router.heuristic` decides by rules and the catalogue's priors."""
+
+    def __init__(
+        self,
+        *,
+        features: FeatureSource | None,
+        complexity: ComplexityPredictor,
+        outcomes: OutcomePredictor,
+        catalogue: Catalogue,
+        name: str,
+        degraded: str = "",
+        new_id: Callable[[], str] | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._features = features
+        self._complexity = complexity
+        self._heuristic = HeuristicComplexity(TABLE_NAMES)
+        self._outcomes = outcomes
+        self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model)
+        self.new_id = new_id or _random_id
+        self._draw = draw
+        self.catalogue = catalogue
+        self.name = name
+        self.degraded = degraded  # why it is not all learned; "" where it is
+
+    @classmethod
+    def load(cls, path: Path | str | None = None, *, settings: Settings | None = None, **options: Any) -> Router:
+        """The router of a bundle, or of the active one.
+
+        Raises `BundleMissing`, `BundleCorrupt`, `BundleFormatError` or `EncoderError` where it cannot be used."""
+        settings = settings or load_settings()
+        bundle = load_bundle(active_bundle(settings) if path is None else path)
+        embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
+        return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, embedder: Embedder, catalogue: Catalogue, **options: Any) -> Router:
+        """A router from a bundle in memory and any encoder of the same vectors."""
+        complexity = _complexity(bundle, embedder)
+        check = _self_check(bundle, embedder)
+        try:
+            outcomes = OutcomePredictor.from_arrays(
+                bundle.config.get("outcomes") or {}, bundle.section("outcomes"), catalogue
+            )
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise BundleCorrupt(f"{bundle.path}: the outcome heads do not fit together ({error!r})") from error
+        return cls(
+            features=Extractor(embedder),
+            complexity=complexity,
+            outcomes=outcomes,
+            catalogue=outcomes.catalogue,
+            name=bundle.name,
+            degraded=check,
+            **options,
+        )
+
+    @classmethod
+    def heuristic(cls, catalogue: Catalogue | None = None, *, why: str = "no bundle", **options: Any) -> Router:
+        """A router without anything learned: rules and priors."""
+        catalogue = catalogue or load_catalogue()
+        outcomes = OutcomePredictor.from_arrays({}, {}, catalogue)
+        return cls(
+            features=None,
+            complexity=HeuristicComplexity(TABLE_NAMES),
+            outcomes=outcomes,
+            catalogue=catalogue,
+            name=HEURISTIC,
+            degraded=f"heuristic: {why}",
+            **options,
+        )
+
+    @classmethod
+    def load_or_heuristic(cls, *, settings: Settings | None = None, **options: Any) -> Router:
+        """The active bundle's router, or the heuristic one where that bundle cannot be used; never an error for it."""
+        settings = settings or load_settings()
+        try:
+            return cls.load(settings=settings, **options)
+        except (BundleError, EncoderError) as error:
+            quiet = isinstance(error, BundleMissing)
+            log.log(logging.INFO if quiet else logging.WARNING, "routing by rules: %s", error)
+            return cls.heuristic(load_catalogue(settings.catalogue), why=_first_line(error), **options)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models it chooses among, in the order of the predictions."""
+        return self._selector.models
+
+    def decide(
+        self,
+        query: str,
+        context: ContextLike = None,
+        policy: Policy | str = "balanced",
+        machine: MachineState | None = None,
+        variant: str | None = None,
+    ) -> Decision:
+        """Choose a model for one query.
+
+        `machine` says what is loaded, waiting and how fast right now; without it the predictions stand alone.
+        Raises `QueryError`, `ContextError` or `PolicyError` for input of the wrong kind; an empty query is
+        ambiguous."""
+        return self._decide([query], [context], policy, machine, variant)[0]
+
+    def explain(self, query: str, context: ContextLike = None, policy: Policy | str = "balanced") -> Explanation:
+        """A decision with the evidence behind its label, in log-odds against the runner-up. Raises as `decide` does."""
+        decision = self.decide(query, context, policy)
+        order = sorted(LABELS, key=lambda label: -decision.complexity_probabilities[label])
+        first, second = LABELS.index(order[0]), LABELS.index(order[1])
+        features, _, degraded = self._judge([_clean(query)], [parse_context(context)])
+        if degraded.startswith(HEURISTIC) or not isinstance(self._complexity, LearnedComplexity):
+            return Explanation(decision, order[0], order[1], (("hand-written rules", 0.0),))
+        evidence = self._complexity.evidence(features.embedding[0], features.table[0], TABLE_NAMES, first, second)
+        strongest = sorted(evidence.items(), key=lambda item: -abs(item[1]))[:SHOWN_EVIDENCE]
+        return Explanation(decision, order[0], order[1], tuple(strongest))
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """Models whose predictions were learned from outcomes; the others ride on their priors."""
+        return frozenset(self._outcomes.learned)
+
+    def decide_many(
+        self,
+        queries: Sequence[str],
+        contexts: Sequence[ContextLike] | None = None,
+        policy: Policy | str = "balanced",
+        machine: MachineState | None = None,
+    ) -> list[Decision]:
+        """Choose a model for each of many queries in small batches; same answers and errors as `decide`."""
+        for name, given in (("queries", queries), ("contexts", () if contexts is None else contexts)):
+            if not is_list(given):
+                advice = "use decide for one" if isinstance(given, str | Mapping) else "put list(...) around it"
+                raise QueryError(f"decide_many takes a list of {name}, found {type(given).__name__}; {advice}")
+        if contexts is not None and len(contexts) != len(queries):
+            raise QueryError(
+                f"{len(queries)} queries but {len(contexts)} contexts; give one for each, None where absent"
+            )
+        return self._decide(queries, contexts or [None] * len(queries), policy, machine, None)
+
+    def predict_many(
+        self, texts: Sequence[str], contexts: Sequence[ContextLike] | None = None
+    ) -> tuple[Floats, Predictions]:
+        """Complexity probabilities (n, 4) and predictions per model, without choosing."""
+        parsed = [parse_context(context) for context in contexts] if contexts is not None else [Context()] * len(texts)
+        features, probabilities, _ = self._judge([_clean(text) for text in texts], parsed)
+        prompt_tokens = np.array([_prompt_tokens(context) for context in parsed], np.float32)
+        predict = self._predictor(features)
+        return probabilities, predict(features.embedding, features.table, probabilities, prompt_tokens)
+
+    def _decide(
+        self,
+        queries: Sequence[str],
+        contexts: Sequence[ContextLike],
+        policy: Policy | str,
+        machine: MachineState | None,
+        variant: str | None,
+    ) -> list[Decision]:
+        chosen_policy = resolve_policy(policy)
+        parsed = [parse_context(context) for context in contexts]
+        texts = [_clean(query) for query in queries]
+        if not texts:
+            return []
+        features, probabilities, degraded = self._judge(texts, parsed)
+        predict = self._predictor(features).predict_one
+        decisions = []
+        for i, context in enumerate(parsed):  # not `zip`: iterators over arrays are dear where there is one row
+            label = probabilities[i]
+            expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context))
+            forecast, novelty = Forecast(*expected[:-1]), expected.novelty
+            sized = _sized(texts[i], context)
+            decisions.append(
+                self._decision(label.tolist(), forecast, sized, chosen_policy, machine, novelty, degraded, variant)
+            )
+        return decisions
+
+    def _decision(
+        self,
+        probabilities: list[float],
+        forecast: Forecast,
+        context: Context,
+        policy: Policy,
+        machine: MachineState | None,
+        novelty: float,
+        degraded: str,
+        variant: str | None,
+    ) -> Decision:
+        choice = self._selector.select(
+            forecast, context, policy, machine=machine, novelty=novelty, draw=self._draw if policy.exploration else None
+        )
+        top = max(probabilities)
+        label = LABELS[probabilities.index(top)]
+        clarify = label == "ambiguous" and policy.on_ambiguous == "clarify" and top >= policy.clarify_at
+        reason = f"{choice.reason} ({degraded})" if degraded else choice.reason
+        return Decision(  # by place: names cost a third more
+            choice.ranked[0].model,
+            label,
+            dict(zip(LABELS, probabilities)),  # noqa: B905 - saying `strict` takes longer than the rest
+            choice.ranked,
+            "clarify" if clarify else "answer",
+            f"ask back, what is meant is open; {reason}" if clarify else reason,
+            self.new_id(),
+            policy.name,
+            self.name,
+            choice.propensity,
+            variant,
+            novelty,
+            choice.excluded,
+            bool(degraded),
+        )
+
+    def _predictor(self, features: Features) -> OutcomePredictor:
+        return self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
+
+    def _judge(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
+        """Features and complexity; a query that says nothing is ambiguous."""
+        features, probabilities, degraded = self._read(texts, contexts)
+        for i, text in enumerate(texts):
+            if not text and not contexts[i].attachment:
+                probabilities[i] = _EMPTY_QUERY
+        return features, probabilities, degraded
+
+    def _read(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
+        """Features and complexity of what the texts say; the rules stand in where the encoder fails."""
+        if self._features is not None:
+            try:
+                features = self._features.extract(texts, contexts)
+                return features, self._complexity(features.embedding, features.table), self.degraded
+            except Exception as error:  # the encoder is foreign code; a decision must come
+                log.warning("the encoder failed, routing by rules: %s", error)
+                why = f"heuristic: the encoder failed ({_first_line(error)})"
+        else:
+            why = self.degraded
+        table = np.array(
+            [surface_features(t, c) + [0.0] * len(TOOL_NAMES) for t, c in zip(texts, contexts, strict=True)]
+        )
+        features = Features(np.zeros((len(texts), 0), np.float32), table.astype(np.float32))
+        return features, self._heuristic(None, features.table), why
+
+
+def _prompt_tokens(context: Context) -> float:
+    return math.nan if context.prompt_tokens is None else context.prompt_tokens
+
+
+def _sized(text: str, context: Context) -> Context:
+    """The context with a count of tokens (a quarter of the characters) where the prompt could overflow a window."""
+    if context.prompt_tokens is not None:
+        return context
+    characters = len(text)
+    if context.history:
+        characters += sum(len(turn.content) for turn in context.history)
+    return context if characters < LONG_PROMPT_CHARS else replace(context, prompt_tokens=characters // 4)
+
+
+def is_list(value: object) -> bool:
+    """Whether a value may stand for many queries or contexts."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _clean(query: object) -> str:
+    """The query as text an encoder can read. Raises `QueryError` where it is no text."""
+    if not isinstance(query, str):
+        raise QueryError(f"a query must be a string, found {type(query).__name__}; decode or convert it first")
+    text = query.strip(_BLANK)
+    if not text.isascii() and any("\ud800" <= ch <= "\udfff" for ch in text):  # lone surrogates
+        text = text.encode("utf-8", "replace").decode("utf-8")
+    return text
+
+
+def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
+    """The user's catalogue where there is one, else the models the bundle was made for."""
+    if settings.catalogue is not None or not bundle.models:
+        return load_catalogue(settings.catalogue)
+    try:
+        models = [model_from(entry, f"{bundle.path}: model {i}") for i, entry in enumerate(bundle.models, 1)]
+        return Catalogue(tuple(models), source=str(bundle.path))
+    except CatalogueError as error:
+        raise BundleCorrupt(f"{error}; fit or copy the bundle again") from error
+
+
+def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
+    arrays = bundle.section("complexity")
+    if bundle.config.get("table") != list(TABLE_NAMES):
+        raise BundleCorrupt(f"{bundle.path} was fitted on other features than this version computes; fit it again")
+    try:
+        head = LinearHead(arrays["weights"].astype(np.float32), arrays["bias"].astype(np.float32))
+    except KeyError as error:
+        raise BundleCorrupt(f"{bundle.path} lacks the complexity head's {error}; fit or copy it again") from error
+    except ValueError as error:
+        raise BundleCorrupt(f"{bundle.path}: the complexity head is no numbers; fit or copy it again") from error
+    if head.weights.shape != (len(LABELS), embedder.dim + len(TABLE_NAMES)) or head.bias.shape != (len(LABELS),):
+        raise BundleCorrupt(f"{bundle.path}: the complexity head does not fit the encoder; fit or copy it again")
+    weights = head.weights.copy()
+    weights[:, [embedder.dim + column for column in TOOL_COLUMNS]] = 0.0  # an assistant offers tools with every query
+    return LearnedComplexity(LinearHead(weights, head.bias))
+
+
+def _self_check(bundle: Bundle, embedder: Embedder) -> str:
+    """A quantised encoder may differ between processors: compare a few vectors with those stored at export."""
+    texts = bundle.config.get("self_check")
+    vectors = bundle.arrays.get("self_check/vectors")
+    if not texts or vectors is None:
+        return ""
+    try:
+        mean = float((embedder.embed(texts) * vectors.astype(np.float32)).sum(axis=1).mean())
+    except Exception as error:  # the encoder is foreign code, and the texts and vectors may not fit it
+        raise BundleCorrupt(f"{bundle.path}: the encoder cannot be checked ({_first_line(error)})") from error
+    if mean >= MIN_SELF_CHECK_COSINE:
+        return ""
+    log.warning("the encoder of %s differs on this processor (mean cosine %.3f); fit a bundle here", bundle.path, mean)
+    return f"the encoder differs on this processor, cosine {mean:.3f}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _random_id() -> str:
+    return os.urandom(8).hex()

@@ -1,0 +1,205 @@
+"""Chooses: predictions, limits and the state of the machine in; a ranked chain and a reason out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import NamedTuple
+
+from router_ml.catalogue import Model
+from router_ml.decide.selection.limits import cut_to_widest, over_limit, unable
+from router_ml.decide.selection.policy import Policy
+from router_ml.decide.selection.utility import live_latency, live_p_success, utility
+from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles
+
+_UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
+WORTH_SAYING_S = 0.05  # waits shorter than this are not worth a word
+
+
+class Forecast(NamedTuple):
+    """Predictions for one query, one entry per model of the selector, in its order."""
+
+    p_success: Sequence[float]
+    latency_s: Sequence[Sequence[float]]  # p50, p90, p95
+    output_tokens: Sequence[float]  # NaN where unknown
+    cost_usd: Sequence[float]
+
+
+class Selection(NamedTuple):
+    """The outcome of a choice."""
+
+    ranked: tuple[Candidate, ...]
+    excluded: dict[str, str]
+    reason: str
+    propensity: float
+    relaxed: bool  # no model was within every limit
+
+
+class Selector:
+    """Ranks the models of a catalogue. Stateless; thread-safe."""
+
+    def __init__(self, models: Sequence[Model], default_model: str | None = None) -> None:
+        self.models = tuple(models)
+        self.default_model = default_model
+
+    def select(
+        self,
+        forecast: Forecast,
+        context: Context,
+        policy: Policy,
+        *,
+        machine: MachineState | None = None,
+        novelty: float = 0.0,
+        draw: Callable[[], float] | None = None,
+    ) -> Selection:
+        """Rank the models for one query. `draw` gives uniform numbers in 0..1 where the policy explores."""
+        excluded: dict[str, str] = {}
+        candidates = self._candidates(forecast, context, policy, machine, excluded)
+        notes: list[str] = []
+        if not candidates:
+            candidates = self._despite_all(forecast, context, policy, machine, excluded, notes)
+        candidates.sort(key=_UTILITY, reverse=True)
+        fit = [c for c in candidates if c.admissible]
+        if fit:
+            fit = self._keep_default(fit, policy, novelty, notes)
+            chain = fit if len(fit) == len(candidates) else fit + [c for c in candidates if not c.admissible]
+        else:
+            chain = _least_bad(candidates, policy, context)
+            notes.append(chain[0].reasons[0] if chain[0].reasons else "no model is within the limits")
+        chain, propensity = _explore(chain, len(fit) or 1, policy, draw, notes)
+        return Selection(tuple(chain), excluded, _reason(chain, notes), propensity, not fit)
+
+    def _candidates(
+        self,
+        forecast: Forecast,
+        context: Context,
+        policy: Policy,
+        machine: MachineState | None,
+        excluded: dict[str, str] | None,
+    ) -> list[Candidate]:
+        """Every model that can serve the request; with `excluded` None, every model whatsoever."""
+        budget = _budget(policy, context)
+        longest_s = math.inf if budget is None else budget
+        dearest_usd = math.inf if policy.max_cost_usd is None else policy.max_cost_usd
+        states = machine.models if machine is not None else None
+        out: list[Candidate] = []
+        for model, p, quantiles, tokens, cost in zip(
+            self.models, forecast.p_success, forecast.latency_s, forecast.output_tokens, forecast.cost_usd, strict=True
+        ):
+            if excluded is not None and (why := unable(model, context, policy, machine)) is not None:
+                excluded[model.name] = why
+                continue
+            latency, known_tokens = Quantiles._make(quantiles), tokens if tokens == tokens else None
+            reasons: tuple[str, ...] = ()
+            state = states.get(model.name) if states is not None else None
+            if state is not None:
+                p = live_p_success(p, state)
+                latency = live_latency(latency, known_tokens, context.prompt_tokens, state)
+                reasons = _state_reasons(state)
+            limit = None
+            if latency.p95 > longest_s or p < policy.min_p_success or cost > dearest_usd:
+                limit = over_limit(policy, budget, p, latency, cost)
+            if limit is not None:
+                reasons = (limit, *reasons)
+            worth = utility(policy, p, latency.p50, cost)
+            out.append(Candidate(model.name, p, latency, cost, worth, reasons, known_tokens, limit is None))
+        return out
+
+    def _despite_all(
+        self,
+        forecast: Forecast,
+        context: Context,
+        policy: Policy,
+        machine: MachineState | None,
+        excluded: dict[str, str],
+        notes: list[str],
+    ) -> list[Candidate]:
+        """No model can serve the request: those of the widest window where its length alone is in the way, else all."""
+        short = cut_to_widest(self.models, context, policy, machine)
+        if short is None:
+            notes.append("no model can serve this as it is")
+            return self._candidates(forecast, context, policy, machine, None)
+        notes.append(
+            f"the prompt of {context.prompt_tokens} tokens exceeds every window, {short.prompt_tokens} is the widest"
+        )
+        candidates = self._candidates(forecast, short, policy, machine, {})
+        for candidate in candidates:
+            del excluded[candidate.model]
+        return candidates
+
+    def _keep_default(self, fit: list[Candidate], policy: Policy, novelty: float, notes: list[str]) -> list[Candidate]:
+        """Far from the training queries only a clear advantage leaves the default model."""
+        if not novelty or self.default_model is None or fit[0].model == self.default_model:
+            return fit
+        default = next((c for c in fit if c.model == self.default_model), None)
+        if default is None or fit[0].utility - default.utility > policy.default_margin * novelty:
+            return fit
+        notes.append("unlike the training queries, so the default model stays")
+        return [default, *(c for c in fit if c is not default)]
+
+
+def _budget(policy: Policy, context: Context) -> float | None:
+    if context.latency_budget_s is None:
+        return policy.latency_budget_s
+    if policy.latency_budget_s is None:
+        return context.latency_budget_s
+    return min(policy.latency_budget_s, context.latency_budget_s)
+
+
+def _state_reasons(state: ModelState) -> tuple[str, ...]:
+    reasons = []
+    if state.resident:
+        reasons.append("warm")
+    elif state.resident is False and state.load_s:
+        reasons.append(f"cold: {state.load_s:.1f} s to load")
+    if state.queue_s > WORTH_SAYING_S:
+        reasons.append(f"{state.queue_s:.1f} s queue")
+    return tuple(reasons)
+
+
+def _least_bad(candidates: list[Candidate], policy: Policy, context: Context) -> list[Candidate]:
+    """No candidate is within the limits: the fastest where time is the trouble, else the likeliest to succeed."""
+    budget = _budget(policy, context)
+    in_time = [c for c in candidates if budget is None or not c.latency_s.p95 > budget]
+    best = max(in_time, key=_P_SUCCESS) if in_time else min(candidates, key=lambda c: c.latency_s.p95)
+    return [best, *(c for c in candidates if c is not best)]
+
+
+def _explore(
+    chain: list[Candidate], n_fit: int, policy: Policy, draw: Callable[[], float] | None, notes: list[str]
+) -> tuple[list[Candidate], float]:
+    """Now and then another admissible model, with the probability that the choice had."""
+    if not policy.exploration or draw is None or n_fit < 2:
+        return chain, 1.0
+    share = policy.exploration / n_fit
+    if draw() >= policy.exploration:
+        return chain, 1.0 - policy.exploration + share
+    pick = min(int(draw() * n_fit), n_fit - 1)
+    if pick == 0:
+        return chain, 1.0 - policy.exploration + share
+    notes.append("explored")
+    return [chain[pick], *chain[:pick], *chain[pick + 1 :]], share
+
+
+def _reason(chain: list[Candidate], notes: list[str]) -> str:
+    chosen = chain[0]
+    head = f"p_success {_decimal(chosen.p_success)}"
+    p50 = chosen.latency_s.p50
+    if p50 == p50:
+        head += f" at {p50:.1f} s"
+    better = max(chain, key=_P_SUCCESS)
+    gain = better.p_success - chosen.p_success
+    if better is not chosen and gain >= 0.005:
+        extra = better.latency_s.p50 - p50
+        price = f" for {extra:.1f} s more" if extra > 0 else ""
+        barred = "" if better.admissible or not chosen.admissible else f", but {better.reasons[0]}"
+        head += f"; {better.model} would add {_decimal(gain)}{price}{barred}"
+    if not chosen.reasons and not notes:
+        return head
+    state = [word for word in chosen.reasons if word not in notes]
+    return "; ".join([head, *state, *notes])
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.2f}".lstrip("0") if value < 1 else "1.00"

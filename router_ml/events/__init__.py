@@ -1,0 +1,1 @@
+"""Events: what is recorded of each request, and the stores that keep it."""

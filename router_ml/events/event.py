@@ -1,0 +1,351 @@
+"""What is remembered: frozen events, their JSON form, and the door they go through (`Recorder`).
+
+An event is made on the request path, so making one does no more than hold its values; text is dropped or redacted,
+and units of assignment become keyed hashes, when the event is written (see `privacy`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from router_ml.context import context_row, parse_context
+from router_ml.errors import InputError
+from router_ml.types import Candidate, Context, Decision, Outcome, Quantiles
+
+VERSION = 1
+
+ChangeKind: TypeAlias = Literal[
+    "started", "ramped", "look", "invalid", "rolled_back", "shipped", "stopped", "cleared", "failed"
+]
+FeedbackKind: TypeAlias = Literal["thumb", "score", "tool_error", "retry", "rephrasing"]
+AlertState: TypeAlias = Literal["firing", "resolved"]
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+def _empty() -> Mapping[str, Any]:
+    return _EMPTY
+
+
+def new_id() -> str:
+    """A random identifier of 32 hexadecimal characters."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionEvent:
+    """One decision of the router: what could have been chosen, what was, and with which probability."""
+
+    decision_id: str
+    model: str
+    complexity: str
+    policy: str
+    bundle: str
+    propensity: float  # over the candidates left after filtering
+    candidates: tuple[Candidate, ...] = ()  # the chosen first
+    excluded: Mapping[str, str] = field(default_factory=_empty)
+    action: str = "answer"
+    novelty: float = 0.0
+    degraded: bool = False
+    experiment: str | None = None
+    variant: str | None = None
+    unit: str | None = None  # unit of assignment (a session or a request); written as a keyed hash
+    shadow: bool = False  # decided by a challenger that serves nobody
+    pinned: bool = False  # the caller named the model, so no experiment counts it
+    features_digest: str = ""
+    prompt_tokens: int | None = None
+    text: str | None = None  # the query; written only where that is enabled, then redacted
+    context: Context | None = None  # what came with it; written with the text, and redacted like it
+    query_key: str | None = None  # keyed hash of the query, filled in when the event is written
+    at_s: float = field(default_factory=time.time)  # Unix time
+    event_id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEvent:
+    """One call of one model within a request."""
+
+    decision_id: str
+    model: str
+    index: int  # 0 is the first model of the chain
+    ok: bool
+    latency_s: float | None = None
+    first_token_s: float | None = None
+    error: str | None = None  # kind of error, never its payload
+    host: str | None = None
+    breaker: str = "closed"  # state of the circuit breaker after this attempt: closed, open, half_open
+    variant: str | None = None
+    at_s: float = field(default_factory=time.time)
+    event_id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeEvent:
+    """What the whole request really gave. One per decision that was served."""
+
+    decision_id: str
+    model: str  # the model that answered; where none did, the one that was chosen
+    success: float | None  # 0..1; 0 where no model answered, None where nobody knows whether the answer is right
+    latency_s: float | None  # end to end
+    ok: bool = True  # an answer came back
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    queue_s: float | None = None
+    load_s: float | None = None
+    prompt_eval_s: float | None = None
+    eval_s: float | None = None
+    first_token_s: float | None = None
+    cost_usd: float | None = None
+    resident: bool | None = None
+    error: str | None = None
+    cache_hit: bool = False  # answered from the response cache; no model was called
+    clarified: bool = False  # the user was asked what is meant; no model was called
+    attempts: int = 1
+    fallback: bool = False  # a model further down the chain answered, because an earlier one failed
+    escalated: bool = False  # a stronger model answered, because the first answer was not good enough
+    complexity: str | None = None
+    policy: str | None = None
+    bundle: str | None = None
+    p_success: float | None = None  # as predicted for the model that answered
+    predicted_latency_s: float | None = None  # p50 as predicted for the model that answered
+    budget_s: float | None = None  # latency budget of the request
+    accurate_latency_s: float | None = None  # expected of the accurate model, for the savings
+    accurate_cost_usd: float | None = None
+    experiment: str | None = None
+    variant: str | None = None
+    unit: str | None = None
+    pinned: bool = False
+    at_s: float = field(default_factory=time.time)
+    event_id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackEvent:
+    """What somebody, or something, thought of an answer."""
+
+    decision_id: str
+    kind: FeedbackKind
+    score: float  # 0 bad .. 1 good
+    comment: str | None = None  # written only where text is enabled
+    at_s: float = field(default_factory=time.time)
+    event_id: str = field(default_factory=new_id)
+
+    @property
+    def explicit(self) -> bool:
+        """Given by a person, not inferred."""
+        return self.kind in ("thumb", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class AlertEvent:
+    """A rule began or ceased to fire."""
+
+    rule: str
+    state: AlertState
+    subject: str  # what it is about: a model, "all", an experiment
+    value: float
+    threshold: float
+    summary: str
+    advice: str  # what to do
+    at_s: float = field(default_factory=time.time)
+    event_id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentEvent:
+    """A change in the life of an experiment, with the numbers behind it."""
+
+    experiment: str
+    change: ChangeKind
+    detail: Mapping[str, Any] = field(default_factory=_empty)
+    at_s: float = field(default_factory=time.time)
+    event_id: str = field(default_factory=new_id)
+
+
+Event: TypeAlias = DecisionEvent | AttemptEvent | OutcomeEvent | FeedbackEvent | AlertEvent | ExperimentEvent
+
+KINDS: Mapping[str, type[Event]] = MappingProxyType(
+    {
+        "decision": DecisionEvent,
+        "attempt": AttemptEvent,
+        "outcome": OutcomeEvent,
+        "feedback": FeedbackEvent,
+        "alert": AlertEvent,
+        "experiment": ExperimentEvent,
+    }
+)
+_KIND_OF: Mapping[type[Event], str] = MappingProxyType({cls: kind for kind, cls in KINDS.items()})
+_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {kind: tuple(f.name for f in fields(cls)) for kind, cls in KINDS.items()}
+)
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Takes events on the request path: never blocks and never raises; what cannot be kept is counted as dropped."""
+
+    def record(self, event: Event) -> None:
+        """Take one event."""
+
+
+class NullRecorder:
+    """Forgets everything."""
+
+    def record(self, event: Event) -> None:
+        """Take one event and forget it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorders:
+    """Passes each event on to several recorders; one that breaks the rules and raises does not hinder the others."""
+
+    recorders: tuple[Recorder, ...]
+
+    def record(self, event: Event) -> None:
+        """Pass one event on."""
+        for recorder in self.recorders:
+            try:
+                recorder.record(event)
+            except Exception:  # the request must go on, whatever a recorder does
+                continue
+
+
+def kind_of(event: Event) -> str:
+    """The name of an event's kind, as it stands in its JSON form."""
+    return _KIND_OF[type(event)]
+
+
+def as_dict(event: Event) -> dict[str, Any]:
+    """A JSON-ready dictionary; `event` names the kind and `v` the version."""
+    kind = _KIND_OF[type(event)]
+    row: dict[str, Any] = {"event": kind, "v": VERSION}
+    for name in _FIELDS[kind]:
+        value = getattr(event, name)
+        if value is not None:
+            row[name] = _plain(value)
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Context):
+        return context_row(value)
+    if isinstance(value, tuple):
+        return [_candidate_row(item) if isinstance(item, Candidate) else item for item in value]
+    return value
+
+
+def _candidate_row(candidate: Candidate) -> dict[str, Any]:
+    return {
+        **candidate._asdict(),
+        "latency_s": list(candidate.latency_s),
+        "reasons": list(candidate.reasons),
+    }
+
+
+def to_json(event: Event) -> str:
+    """The event as one line of JSON. A value JSON cannot hold is written as its text."""
+    return json.dumps(as_dict(event), ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def from_dict(row: Mapping[str, Any]) -> Event:
+    """The event of a dictionary; unknown keys (of a newer version) are ignored.
+
+    Raises `InputError` where the kind is unknown or a field is missing."""
+    kind = row.get("event")
+    cls = KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise InputError(f"unknown kind of event {kind!r}; expected one of {', '.join(KINDS)}")
+    values = {name: row[name] for name in _FIELDS[str(kind)] if name in row}
+    if cls is OutcomeEvent:
+        values = {"success": None, "latency_s": None} | values
+    if "candidates" in values:
+        values["candidates"] = tuple(_candidate(item) for item in values["candidates"])
+    if "context" in values:
+        values["context"] = parse_context(values["context"])
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise InputError(f"an event of kind {kind!r} is incomplete: {error}") from error
+
+
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    values = {name: row[name] for name in Candidate._fields if name in row}
+    values["latency_s"] = Quantiles(*values["latency_s"])
+    values["reasons"] = tuple(values.get("reasons", ()))
+    return Candidate(**values)
+
+
+def from_json(text: str | bytes) -> Event:
+    """The event of one line of JSON. Raises `InputError` where it is none."""
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"an event is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise InputError("an event must be a JSON object")
+    return from_dict(row)
+
+
+def decision_event(
+    decision: Decision,
+    *,
+    experiment: str | None = None,
+    unit: str | None = None,
+    shadow: bool = False,
+    pinned: bool = False,
+    features_digest: str = "",
+    prompt_tokens: int | None = None,
+    text: str | None = None,
+    context: Context | None = None,
+    at_s: float | None = None,
+) -> DecisionEvent:
+    """The event of a decision."""
+    return DecisionEvent(
+        decision_id=decision.decision_id,
+        model=decision.model,
+        complexity=decision.complexity,
+        policy=decision.policy,
+        bundle=decision.bundle,
+        propensity=decision.propensity,
+        candidates=decision.ranked,
+        excluded=decision.excluded,
+        action=decision.action,
+        novelty=decision.novelty,
+        degraded=decision.degraded,
+        experiment=experiment,
+        variant=decision.variant,
+        unit=unit,
+        shadow=shadow,
+        pinned=pinned,
+        features_digest=features_digest,
+        prompt_tokens=prompt_tokens,
+        text=text,
+        context=context,
+        at_s=time.time() if at_s is None else at_s,
+    )
+
+
+def outcome_of(event: OutcomeEvent, success: float | None = None) -> Outcome:
+    """The file form's value of an outcome event; `success` (from feedback, say) replaces the event's own."""
+    return Outcome(
+        query_id=event.decision_id,
+        model=event.model,
+        success=event.success if success is None else success,
+        latency_s=event.latency_s,
+        prompt_tokens=event.prompt_tokens,
+        output_tokens=event.output_tokens,
+        load_s=event.load_s,
+        prompt_eval_s=event.prompt_eval_s,
+        eval_s=event.eval_s,
+        cost_usd=event.cost_usd,
+        resident=event.resident,
+        error=event.error,
+    )

@@ -1,0 +1,358 @@
+"""From the event store to MLflow: closed windows become metrics of one flat run per arm.
+
+Never on the request path: a job (`router-ml sync`, or a thread) reads the store and catches up from where MLflow
+stands. A window is one `log_batch`, which MLflow's store commits as a whole, and its number is the metrics' step; so
+the highest step is the watermark, and a job that was killed repeats nothing and leaves nothing out. The tag
+`ab.watermark` shows it to people.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from router_ml.errors import StoreError
+from router_ml.events.event import ExperimentEvent, FeedbackEvent, OutcomeEvent
+from router_ml.events.store import EventFilter, EventStore
+from router_ml.experiments.mlflow_store import database_uri, ensure_experiment, open_tracking, tracking_root
+from router_ml.experiments.report import Look, looks_of, report_html
+from router_ml.files import file_lock
+from router_ml.monitor.summary import Summary, summarise
+
+_LOG = logging.getLogger("router_ml.events")
+
+WINDOW_S = 600.0
+_GRACE_S = 30.0  # a window is closed once events of its time have surely been written
+_WATERMARK = "ab.watermark"
+_STEP_METRIC = "win/requests"
+_COLOURS = {"control": "#8a8a86", "challenger": "#2a78d6"}
+_ENDINGS = ("rolled_back", "invalid", "stopped", "failed")
+
+# Three to six a section, because each section is a row of charts; `ab` is cumulative, since the comparison table
+# shows only the last step, and `win` is the window alone.
+_AB = {
+    "requests": "requests",
+    "success_rate": "success_rate",
+    "latency_p50_s": "latency_p50_s",
+    "latency_p95_s": "latency_p95_s",
+    "cost_usd": "cost_usd",
+    "saved_share": "saved_share",
+}
+_WIN = {
+    "requests": "requests",
+    "success_rate": "success_rate",
+    "latency_p50_s": "latency_p50_s",
+    "latency_p95_s": "latency_p95_s",
+    "output_tokens_per_s": "output_tokens_per_s",
+    "fallback_rate": "fallback_rate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What one pass brought over."""
+
+    experiments: int
+    windows: int
+    metrics: int
+    uri: str = ""  # of the tracking store
+    pages: tuple[str, ...] = ()  # fragments of the comparison's address in MLflow's pages, one an experiment
+
+
+class MlflowSync:
+    """Brings experiments from an event store to MLflow. One pass at a time, also among processes."""
+
+    def __init__(
+        self,
+        open_store: Callable[[], EventStore],
+        *,
+        root: Path | None = None,
+        window_s: float = WINDOW_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._open_store = open_store
+        self._root = root
+        self._window_s = window_s
+        self._clock = clock
+        self._settled: set[str] = set()  # ended and fully brought over
+
+    def sync(self) -> SyncReport:
+        """One pass. Raises `StoreError` where the event store or MLflow cannot be reached; the next pass catches up."""
+        try:
+            uri = open_tracking(self._root)
+            with self._alone(uri):
+                return self._sync(uri)
+        except StoreError:
+            raise
+        except ModuleNotFoundError as error:
+            needed = "bringing experiments to MLflow needs its package: pip install 'router-ml[train]'"
+            raise StoreError(f"{needed} ({error})") from error
+        except Exception as error:
+            raise StoreError(f"cannot write to MLflow: {error}; events wait in the store until it is back") from error
+
+    def _alone(self, uri: str) -> AbstractContextManager[None]:
+        folder = tracking_root(self._root)
+        return file_lock(folder / ".sync.lock") if uri == database_uri(folder) else nullcontext()
+
+    def _sync(self, uri: str) -> SyncReport:
+        from mlflow.tracking import MlflowClient
+
+        client: Any = MlflowClient(tracking_uri=uri)
+        store = self._open_store()
+        windows = metrics = 0
+        pages: dict[str, str] = {}
+        try:
+            lives = _lives(store)
+            for life in lives:
+                if life.key in self._settled:
+                    continue
+                done = self._sync_one(client, uri, store, life)
+                pages[life.name] = _page(client, life.name)
+                windows, metrics = windows + done[0], metrics + done[1]
+        finally:
+            store.close()
+        return SyncReport(len(lives), windows, metrics, uri, tuple(pages.values()))
+
+    def _sync_one(self, client: Any, uri: str, store: EventStore, life: _Life) -> tuple[int, int]:
+        experiment_id = ensure_experiment(f"ab/{life.name}", self._root, uri)
+        _note(client, experiment_id, life, self._window_s)
+        now_s = self._clock()
+        until_s = min(now_s - _GRACE_S, life.ended_s + self._window_s if life.ended_s else math.inf)
+        closed = max(0, int((until_s - life.began_s) // self._window_s))
+        runs = {arm: self._run(client, experiment_id, life, arm) for arm in ("control", "challenger")}
+        marks = {arm: _watermark(client, run) for arm, run in runs.items()}
+        first = min(marks.values()) + 1
+        metrics = 0
+        if first < closed:
+            events = _traffic(store, life)
+            for window in range(first, closed):
+                for arm, run in runs.items():
+                    if window > marks[arm]:
+                        metrics += self._log_window(client, run, life, arm, window, events)
+        settled = life.ended_s is not None and now_s > life.ended_s + 2 * self._window_s + _GRACE_S
+        self._tell_verdict(client, runs, life, ended=settled)
+        if settled:
+            self._settled.add(life.key)
+        return max(0, closed - first), metrics
+
+    def _run(self, client: Any, experiment_id: str, life: _Life, arm: str) -> str:
+        """The run of an arm; made once, found again by its tags."""
+        started = f"{life.began_s:.3f}"
+        found = client.search_runs(
+            [experiment_id], f"tags.`ab.arm` = '{arm}' and tags.`ab.started_s` = '{started}'", max_results=1
+        )
+        params = _params(life.definition, arm)
+        if found:
+            run_id = str(found[0].info.run_id)
+            missing = {key: value for key, value in params.items() if key not in found[0].data.params}
+        else:
+            run_id, missing = self._make_run(client, experiment_id, life, arm, started), params
+        for key, value in missing.items():  # also those that a killed pass had no time for
+            client.log_param(run_id, key, value)
+        return run_id
+
+    def _make_run(self, client: Any, experiment_id: str, life: _Life, arm: str, started: str) -> str:
+        name = str(life.definition.get(arm, {}).get("name", arm))
+        tags = {
+            "ab.id": life.name,
+            "ab.arm": arm,
+            "ab.variant": name,
+            "ab.started_s": started,
+            "ab.verdict": "HOLD",
+            "mlflow.runColor": _COLOURS[arm],
+        }
+        began_ms = int(life.began_s * 1000)
+        run = client.create_run(experiment_id, start_time=began_ms, run_name=f"{name} ({arm})", tags=tags)
+        return str(run.info.run_id)
+
+    def _log_window(
+        self, client: Any, run: str, life: _Life, arm: str, window: int, events: Sequence[OutcomeEvent | FeedbackEvent]
+    ) -> int:
+        from mlflow.entities import Metric, RunTag
+
+        begin_s = life.began_s + window * self._window_s
+        end_s = begin_s + self._window_s
+        variant = life.definition.get(arm, {}).get("name", arm)
+        mine = [e for e in events if isinstance(e, FeedbackEvent) or e.variant == variant]
+        values = {
+            **_values("ab", _AB, summarise(mine, life.began_s, end_s).total),
+            **_values("win", _WIN, summarise(mine, begin_s, end_s).total),
+        }
+        if arm == "challenger":
+            values |= _verdict_values(life.looks, end_s)
+        stamp = int(end_s * 1000)
+        batch = [Metric(key, value, stamp, window) for key, value in values.items()]
+        client.log_batch(run, metrics=batch)
+        client.log_batch(run, tags=[RunTag(_WATERMARK, str(window))])
+        return len(batch)
+
+    def _tell_verdict(self, client: Any, runs: Mapping[str, str], life: _Life, *, ended: bool) -> None:
+        told = f"{life.verdict}@{len(life.looks)}"
+        page = report_html(life.definition, life.looks) if life.looks else None
+        for run in runs.values():
+            info = client.get_run(run)
+            if info.data.tags.get("ab.told") != told:
+                client.set_tag(run, "ab.verdict", life.verdict)
+                client.set_tag(run, "mlflow.note.content", life.line)
+                if page is not None:
+                    client.log_text(run, page, "report.html")
+                client.set_tag(run, "ab.told", told)  # last: a kill before it only repeats what is the same
+            if ended and info.info.status == "RUNNING":
+                client.set_terminated(run, "FINISHED", int((life.ended_s or 0.0) * 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """One run of an experiment, from its start to its end, as the store tells it."""
+
+    definition: Mapping[str, Any]
+    began_s: float
+    ended_s: float | None
+    looks: tuple[Look, ...]
+    verdict: str
+    line: str  # one plain line on where it stands
+
+    @property
+    def name(self) -> str:
+        return str(self.definition["id"])
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}@{self.began_s:.3f}"
+
+
+def _lives(store: EventStore) -> list[_Life]:
+    """Every start in the store with what followed it; an experiment may be started again under its name."""
+    by_name: dict[str, list[list[ExperimentEvent]]] = {}
+    for _, event in store.read(EventFilter(("experiment",))):
+        if not isinstance(event, ExperimentEvent):
+            continue
+        if event.change == "started" and "experiment" in event.detail:
+            by_name.setdefault(event.experiment, []).append([event])
+        elif event.experiment in by_name:
+            by_name[event.experiment][-1].append(event)
+    return [_life(events) for lives in by_name.values() for events in lives]
+
+
+def _life(events: Sequence[ExperimentEvent]) -> _Life:
+    definition = events[0].detail["experiment"]
+    looks = tuple(looks_of(events))
+    ended = next((e for e in events if e.change in _ENDINGS), None)
+    verdict = str(looks[-1].verdict["kind"]) if looks else "HOLD"
+    line = str(looks[-1].verdict["summary"]) if looks else "Runs; no look has been taken yet."
+    if ended is not None and ended.change == "stopped":
+        line = f"Stopped by a person. {line}"
+    if ended is not None and ended.change == "failed":
+        verdict, line = "ROLLBACK", str(ended.detail.get("reason", "the experiment could not be judged"))
+    began_s = float(definition.get("started_s", events[0].at_s))
+    return _Life(definition, began_s, ended.at_s if ended else None, looks, verdict, line)
+
+
+def _traffic(store: EventStore, life: _Life) -> list[OutcomeEvent | FeedbackEvent]:
+    outcomes = [
+        e
+        for _, e in store.read(EventFilter(("outcome",), since_s=life.began_s, experiment=life.name))
+        if isinstance(e, OutcomeEvent)
+    ]
+    known = {e.decision_id for e in outcomes}
+    feedback = [
+        e
+        for _, e in store.read(EventFilter(("feedback",), since_s=life.began_s))
+        if isinstance(e, FeedbackEvent) and e.decision_id in known
+    ]
+    return [*outcomes, *feedback]
+
+
+def _watermark(client: Any, run: str) -> int:
+    """The last window MLflow has; -1 before the first."""
+    return max((metric.step for metric in client.get_metric_history(run, _STEP_METRIC)), default=-1)
+
+
+def _values(section: str, names: Mapping[str, str], summary: Summary) -> dict[str, float]:
+    found = {f"{section}/{name}": getattr(summary, attribute) for name, attribute in names.items()}
+    return {key: float(value) for key, value in found.items() if value is not None and not _idle(key, value)}
+
+
+def _idle(key: str, value: float) -> bool:
+    """Whether a chart would be a line at zero: the cost of models one runs oneself."""
+    return key.endswith("/cost_usd") and value == 0
+
+
+def _verdict_values(looks: Iterable[Look], until_s: float) -> dict[str, float]:
+    """The newest change with its bounds before a time: failures in points, latency as a share of the control's."""
+    known = [look for look in looks if look.at_s < until_s]
+    if not known:
+        return {}
+    values: dict[str, float] = {}
+    for metric, name in (("failure", "failure"), ("log_latency", "latency")):
+        finding = known[-1].finding(metric)
+        if finding is not None:
+            scale = math.expm1 if finding["ratio"] else float
+            parts = {"change": finding["difference"], "low": finding["low"], "high": finding["high"]}
+            values |= {f"verdict/{name}_{part}": scale(v) for part, v in parts.items() if v is not None}
+    return values
+
+
+def _params(definition: Mapping[str, Any], arm: str) -> dict[str, str]:
+    """The arm's configuration; what the arms share is the same in both, so that "show diff only" hides it."""
+    variant = definition.get(arm, {})
+    limits = definition.get("limits", {})
+    shared = {name: definition.get(name) for name in ("mode", "unit", "unit_requests", "holdout")}
+    shared |= {name: limits.get(name) for name in ("failure_margin", "latency_margin_ratio", "slo_s", "planned_units")}
+    own = {name: variant.get(name) or "as today" for name in ("policy", "bundle", "model")}
+    return {key: str(value) for key, value in {**own, **shared}.items()}
+
+
+def _page(client: Any, name: str) -> str:
+    found = client.get_experiment_by_name(f"ab/{name}")
+    return f"#/experiments/{found.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+
+
+def _note(client: Any, experiment_id: str, life: _Life, window_s: float) -> None:
+    control, challenger = (life.definition.get(arm, {}).get("name", arm) for arm in ("control", "challenger"))
+    text = (
+        f"{life.line}\n\n"
+        f"The question: is {challenger!r} better than {control!r}? {life.definition.get('hypothesis') or ''}\n\n"
+        f"In the charts a step is {window_s / 60:g} minutes. `ab/` is everything up to then, `win/` that step alone. "
+        "`verdict/` is the challenger minus the control: failures as a share of requests, latency as a share of the "
+        "control's; the truth lies between low and high. `report.html`, an artifact of both runs, tells it in words."
+    )
+    known = client.get_experiment(experiment_id)
+    if known.tags.get("mlflow.note.content") != text:
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", text)
+
+
+class SyncThread:
+    """Takes a pass every so often; what cannot be reached is tried again at the next."""
+
+    def __init__(self, sync: MlflowSync, *, every_s: float = 60.0) -> None:
+        self._sync, self._every_s = sync, every_s
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        if self._thread is None or not self._thread.is_alive():
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._run, name="router-ml-mlflow", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the pass that is under way."""
+        self._stop.set()
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(5.0)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                self._sync.sync()
+            except StoreError as error:
+                _LOG.warning("%s", error)

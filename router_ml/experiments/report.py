@@ -1,0 +1,177 @@
+"""The report on an experiment: one page of HTML that stands alone, with the difference and its bounds over time.
+
+The drawings are written as SVG here, so that neither serving nor syncing needs a plotting library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from router_ml.events.event import ExperimentEvent
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 640, 240, 64, 34, 14, 16
+_LINE, _BAND, _LIMIT, _GRID, _INK = "#2a78d6", "#cde2fb", "#c0392b", "#e4e4e0", "#52514e"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look of an experiment, as it was written down."""
+
+    at_s: float
+    change: str
+    verdict: Mapping[str, Any]
+
+    @property
+    def units(self) -> int:
+        """Units of both arms."""
+        return sum(self.verdict.get("units", {}).values())
+
+    def finding(self, metric: str) -> Mapping[str, Any] | None:
+        """What was known of a metric, or None."""
+        found = [f for f in self.verdict.get("findings", ()) if f["metric"] == metric]
+        return found[0] if found and found[0]["difference"] is not None else None
+
+
+def looks_of(events: Iterable[ExperimentEvent]) -> list[Look]:
+    """The looks among an experiment's events, in their order."""
+    return [Look(e.at_s, e.change, e.detail["verdict"]) for e in events if "verdict" in e.detail]
+
+
+def report_html(experiment: Mapping[str, Any], looks: Sequence[Look]) -> str:
+    """The report as one HTML page. `experiment` is the definition in its JSON form."""
+    name = escape(str(experiment.get("id", "experiment")))
+    last = looks[-1] if looks else None
+    summary = escape(str(last.verdict["summary"])) if last else "No look has been taken yet."
+    body = [
+        f"<h1>{name}</h1>",
+        f"<p class=lead>{summary}</p>",
+        f"<p>{escape(str(experiment.get('hypothesis') or ''))}</p>",
+        _arms(experiment, last),
+    ]
+    if last:
+        body += [_reasons(last), _findings(last)]
+        for finding in last.verdict.get("findings", ()):
+            drawn = difference_svg(finding["metric"], looks)
+            if drawn:
+                body.append(f"<h2>{escape(finding['title'])}</h2>{drawn}")
+        body.append(
+            "<p class=note>The line is the challenger minus the control. The band holds the true difference at every "
+            "look at once: its lower edge at the error rate of rolling back, its upper edge at that of shipping. "
+            "Rolled back when the band lies above zero; shipped when all bands lie below their red line.</p>"
+        )
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:720px;margin:2em auto;padding:0 1em;color:#0b0b0b;"
+        "background:#fcfcfb}h1{font-size:1.5em}h2{font-size:1.1em;margin-top:2em}.lead{font-weight:600}"
+        "table{border-collapse:collapse}td,th{padding:.25em .9em .25em 0;text-align:left;"
+        f"border-bottom:1px solid {_GRID}}}.note{{color:{_INK}}}"
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{style}</style>"
+        f"{''.join(body)}</html>"
+    )
+
+
+def _arms(experiment: Mapping[str, Any], last: Look | None) -> str:
+    rows = []
+    for arm in ("control", "challenger"):
+        variant = experiment.get(arm, {})
+        parts = ", ".join(f"{k} {v}" for k, v in variant.items() if k != "name" and v) or "what runs today"
+        units = last.verdict.get("units", {}).get(arm, 0) if last else 0
+        requests = last.verdict.get("requests", {}).get(arm, 0) if last else 0
+        cells = (arm, variant.get("name", ""), parts, f"{units:,}", f"{requests:,}")
+        rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    began = _when(float(experiment.get("started_s", 0.0)))
+    until = f", last look {_when(last.at_s)}" if last else ""
+    return (
+        "<table><tr><th>arm<th>variant<th>runs<th>units<th>requests</tr>"
+        f"{''.join(rows)}</table><p class=note>Started {began}{until}.</p>"
+    )
+
+
+def _reasons(last: Look) -> str:
+    return "<ul>" + "".join(f"<li>{escape(str(reason))}</li>" for reason in last.verdict.get("reasons", ())) + "</ul>"
+
+
+def _findings(last: Look) -> str:
+    rows = []
+    for finding in last.verdict.get("findings", ()):
+        if finding["difference"] is None:
+            continue
+        show = _shower(finding)
+        state = "worse" if finding["harm"] else "better" if finding["better"] else "fair" if finding["fair"] else "open"
+        cells = (
+            finding["title"], show(finding["difference"]), f"{show(finding['low'])} to {show(finding['high'])}",
+            show(finding["margin"]), state,
+        )  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr><th>guardrail<th>difference<th>bounds<th>margin<th>state</tr>{''.join(rows)}</table>"
+
+
+def _shower(finding: Mapping[str, Any]) -> Any:
+    if finding["ratio"]:
+        return lambda x: f"{math.exp(x) - 1:+.1%}"
+    if finding["metric"] == "cost_usd":
+        return lambda x: f"{x:+.6f} USD"
+    return lambda x: f"{x * 100:+.1f} points"
+
+
+def difference_svg(metric: str, looks: Sequence[Look]) -> str:
+    """The difference of a metric with its bounds over the units seen; "" with fewer than two looks."""
+    points = [(look.units, f) for look in looks if (f := look.finding(metric))]
+    points = [(units, f) for units, f in points if f["low"] is not None and f["high"] is not None]
+    if len(points) < 2:
+        return ""
+    scale = math.expm1 if points[-1][1]["ratio"] else float
+    show = _shower(points[-1][1])
+    span = max(abs(scale(points[-1][1]["margin"])), 1.5 * max(abs(scale(f["difference"])) for _, f in points[-5:]))
+    settled = [f for _, f in points[len(points) // 2 :]]
+    reach = max(span, *(min(abs(scale(f[side])), 4 * span) for f in settled for side in ("low", "high"))) * 1.15
+    first, final = points[0][0], max(points[-1][0], points[0][0] + 1)
+
+    def x(units: float) -> float:
+        return _LEFT + (units - first) / (final - first) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(value: float) -> float:
+        inside = max(-reach, min(reach, value))
+        return _TOP + (reach - inside) / (2 * reach) * (_HEIGHT - _TOP - _BOTTOM)
+
+    def path(side: str, order: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
+        return " ".join(f"{x(units):.1f},{y(scale(f[side])):.1f}" for units, f in order)
+
+    margin = y(scale(points[-1][1]["margin"]))
+    label = _label(points[-1][1])
+    marks = "".join(
+        f'<text x="{_LEFT - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{escape(label(v))}</text>'
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="{_GRID}"/>'
+        for v in (-reach * 0.8, 0.0, reach * 0.8)
+    )
+    return (
+        f'<svg role="img" aria-label="difference of {escape(points[-1][1]["title"])} over units, '
+        f'last {escape(show(points[-1][1]["difference"]))}" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'font-family="system-ui,sans-serif" font-size="12" fill="{_INK}">{marks}'
+        f'<polygon points="{path("low", points)} {path("high", points[::-1])}" fill="{_BAND}" fill-opacity=".7"/>'
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}" stroke="{_INK}"/>'
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{margin:.1f}" y2="{margin:.1f}" stroke="{_LIMIT}" '
+        f'stroke-dasharray="5 4"/><text x="{_WIDTH - _RIGHT}" y="{margin - 5:.1f}" text-anchor="end" '
+        f'fill="{_LIMIT}">margin</text>'
+        f'<polyline points="{path("difference", points)}" fill="none" stroke="{_LINE}" stroke-width="2"/>'
+        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{first:,}</text>'
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{final:,} units</text></svg>'
+    )
+
+
+def _label(finding: Mapping[str, Any]) -> Any:
+    if finding["ratio"]:
+        return lambda v: f"{v:+.0%}"
+    if finding["metric"] == "cost_usd":
+        return lambda v: f"{v:+.4f}"
+    return lambda v: f"{v * 100:+.1f}"
+
+
+def _when(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

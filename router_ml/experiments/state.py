@@ -1,0 +1,165 @@
+"""The board: files that say which experiment runs and whether it was ended. Every process reads them, few write.
+
+Files and not the event store, because a rollback must hold when the database is read-only, and must be seen by all
+processes within a second at the cost of two `stat` calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from router_ml.errors import ExperimentError
+from router_ml.experiments.experiment import Experiment, experiment_from, experiment_row
+
+ACTIVE = "active.json"
+HALT = "latch.json"
+RECORDS = "records"
+FINISHED = "finished"
+
+Signature: TypeAlias = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """An experiment was ended by its verdict; nobody is enrolled until a person clears it."""
+
+    experiment: str
+    kind: str
+    at_s: float
+    reason: str
+    record: str = ""  # name of the record's file
+
+
+class ExperimentState:
+    """The files of one state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def signature(self) -> Signature:
+        """Changes whenever a file does."""
+        return tuple(_stamp(self.folder / name) for name in (ACTIVE, HALT))
+
+    def active(self) -> Experiment | None:
+        """The experiment that runs, or None. Raises `ExperimentError` where its file cannot be understood."""
+        row = _read(self.folder / ACTIVE)
+        return None if row is None else experiment_from(row)
+
+    def latch(self) -> Halt | None:
+        """The latch, or None. A file that cannot be understood is a latch all the same: that is the safe side."""
+        try:
+            row = _read(self.folder / HALT)
+            return None if row is None else Halt(**{name: row[name] for name in Halt.__dataclass_fields__})
+        except (ExperimentError, KeyError, TypeError):
+            return Halt("unknown", "ROLLBACK", 0.0, f"{self.folder / HALT} cannot be read")
+
+    def start(self, experiment: Experiment) -> None:
+        """Begin an experiment. Raises `ExperimentError` where one runs or a latch holds."""
+        latch = self.latch()
+        if latch is not None:
+            raise ExperimentError(
+                f"experiment {latch.experiment!r} was ended ({latch.kind}) and is latched; "
+                "look at it with 'router-ml experiment report', then 'router-ml experiment clear'"
+            )
+        running = self.active()
+        if running is not None:
+            raise ExperimentError(f"experiment {running.id!r} runs already; stop it first")
+        _write(self.folder / ACTIVE, experiment_row(experiment))
+
+    def stop(self) -> Experiment:
+        """End the experiment that runs and keep its definition. Raises `ExperimentError` where none runs."""
+        experiment = self.active()
+        if experiment is None:
+            raise ExperimentError("no experiment runs")
+        self._retire(experiment)
+        return experiment
+
+    def clear(self) -> Halt:
+        """Take the latch off, and the ended experiment with it. Raises `ExperimentError` where nothing is latched."""
+        latch = self.latch()
+        if latch is None:
+            raise ExperimentError("nothing is latched")
+        try:
+            experiment = self.active()
+        except ExperimentError:
+            (self.folder / ACTIVE).unlink(missing_ok=True)
+            experiment = None
+        if experiment is not None:  # first, so that no moment exists in which it runs without its latch
+            self._retire(experiment)
+        (self.folder / HALT).unlink(missing_ok=True)
+        return latch
+
+    def end(self, latch: Halt) -> None:
+        """Put the latch on. Raises `OSError` where the disk refuses."""
+        _write(self.folder / HALT, asdict(latch))
+
+    def keep_record(self, name: str, record: str) -> str:
+        """Keep the record of a verdict; its file's name. Raises `OSError` where the disk refuses."""
+        _write_text(self.folder / RECORDS / f"{name}.json", record)
+        return f"{name}.json"
+
+    def record(self, name: str) -> str:
+        """A kept record. Raises `ExperimentError` where there is none."""
+        try:
+            return (self.folder / RECORDS / name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ExperimentError(f"there is no record {name!r} in {self.folder / RECORDS}") from error
+
+    def finished(self, experiment_id: str) -> Experiment:
+        """The latest definition of an ended experiment. Raises `ExperimentError` where there is none."""
+        row = _read(self.folder / FINISHED / f"{experiment_id}.json")
+        if row is None:
+            raise ExperimentError(f"no experiment {experiment_id!r} is known in {self.folder}")
+        return experiment_from(row)
+
+    def _retire(self, experiment: Experiment) -> None:
+        _write(self.folder / FINISHED / f"{experiment.id}.json", experiment_row(experiment))
+        (self.folder / ACTIVE).unlink()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"cannot read {path}: {error}") from error
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise ExperimentError(f"{path} is not JSON: {error}; restore it or delete it") from error
+    if not isinstance(row, dict):
+        raise ExperimentError(f"{path} must hold a JSON object")
+    return row
+
+
+def _write(path: Path, row: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(row, indent=2, ensure_ascii=False))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write whole or not at all, and onto the disk before anybody hears of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,34 @@
+"""One model, many spellings: what Ollama calls it, what the catalogue calls it."""
+
+from __future__ import annotations
+
+from router_ml.catalogue import Catalogue
+
+_LIBRARY = ("registry.ollama.ai/library/", "registry.ollama.ai/", "library/")
+
+
+def normal(name: str) -> str:
+    """A name without the default registry, without the tag `:latest`, in lower case."""
+    lowered = name.strip().lower()
+    for prefix in _LIBRARY:
+        lowered = lowered.removeprefix(prefix)
+    return lowered.removesuffix(":latest")
+
+
+class ModelNames:
+    """Finds the catalogue's name of a model whatever it is called."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._canonical: dict[str, str] = {}
+        for model in catalogue.models:
+            for name in (model.name, *model.aliases):
+                self._canonical.setdefault(normal(name), model.name)
+
+    def canonical(self, name: str) -> str:
+        """The catalogue's name, or the name itself, normalised, where the catalogue does not know it."""
+        bare = normal(name)
+        return self._canonical.get(bare, bare)
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two names mean the same model."""
+        return self.canonical(one) == self.canonical(other)

@@ -1,0 +1,208 @@
+"""Reading and writing the project's JSON Lines files, and the checks every row must pass.
+
+A bad row is a `RowError` that names file, line and field; an unknown extra key is kept and ignored.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from router_ml.context import parse_context
+from router_ml.errors import ContextError, InputError, RowError
+from router_ml.types import LABELS, Outcome, Query
+
+T = TypeVar("T")
+
+_QUERY_KEYS = {"id", "text", "context", "label", "group", "slice"}
+_OUTCOME_KEYS = {
+    "query_id", "model", "success", "latency_s", "prompt_tokens", "output_tokens", "load_s",
+    "prompt_eval_s", "eval_s", "cost_usd", "resident", "error",
+}  # fmt: skip
+MAX_NUMBER = 1e15
+MAX_LATENCY_S = 86_400.0  # a day: longer is a unit mistake (milliseconds, nanoseconds)
+
+
+class _Row:
+    """One decoded row with typed access; every failure names the place."""
+
+    def __init__(self, file: str, line: int, data: Mapping[str, Any]) -> None:
+        self.file, self.line, self.data = file, line, data
+
+    def fail(self, key: str | None, problem: str) -> RowError:
+        return RowError(self.file, self.line, key, problem)
+
+    def text(self, key: str, *, empty: bool = False) -> str:
+        value = self.data.get(key)
+        if not isinstance(value, str):
+            raise self.fail(key, f"must be a string, found {_kind(value)}")
+        if not value and not empty:
+            raise self.fail(key, "must not be empty")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self.data.get(key) is None else self.text(key, empty=True)
+
+    def number(self, key: str, low: float = 0.0, high: float = math.inf) -> float | None:
+        value = self.data.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.fail(key, f"must be a number or null, found {_kind(value)}")
+        if not low <= value <= min(high, MAX_NUMBER):  # NaN is neither
+            bound = f"{low:g} or more" if math.isinf(high) else f"between {low:g} and {high:g}"
+            raise self.fail(key, f"must be {bound}, found {value!r:.60}")
+        return float(value)
+
+    def count(self, key: str) -> int | None:
+        value = self.number(key)
+        return None if value is None else round(value)
+
+    def extra(self, known: set[str]) -> dict[str, Any]:
+        return {k: v for k, v in self.data.items() if k not in known}
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"
+
+
+def _rows(path: Path | str) -> Iterator[_Row]:
+    path = Path(path)
+    try:
+        handle = path.open("rb")
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; give the path of a JSON Lines file"
+        ) from error
+    with handle:
+        for number, raw in enumerate(handle, start=1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not raw.strip():
+                continue
+            yield _Row(str(path), number, _decode(path, number, raw))
+
+
+def _decode(path: Path, number: int, raw: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RowError(str(path), number, None, f"is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise RowError(str(path), number, None, f"is not JSON ({error}); one object a line is expected") from error
+    if not isinstance(data, dict):
+        raise RowError(str(path), number, None, f"must be an object, found {_kind(data)}")
+    if b"\\ud" in raw.lower() and _has_half_pair(data):
+        raise RowError(str(path), number, None, "holds half of a surrogate pair, which is no character; remove it")
+    return data
+
+
+def _has_half_pair(data: Mapping[str, Any]) -> bool:
+    """JSON may escape what no UTF-8 file can hold; such a row could be neither hashed nor written again."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _query(row: _Row) -> Query:
+    label = row.data.get("label")
+    if label is not None and label not in LABELS:
+        raise row.fail("label", f"must be one of {', '.join(LABELS)} or null, found {label!r}")
+    raw = row.data.get("context")
+    try:
+        context = parse_context(raw)
+    except ContextError as error:
+        raise row.fail("context" + (f".{error.field}" if error.field else ""), str(error)) from error
+    return Query(
+        id=row.text("id"),
+        text=row.text("text", empty=True),
+        context=context,
+        label=label,
+        group=row.optional_text("group"),
+        slice=row.optional_text("slice"),
+        raw_context=raw,
+        extra=row.extra(_QUERY_KEYS),
+    )
+
+
+def _outcome(row: _Row) -> Outcome:
+    resident = row.data.get("resident")
+    if resident is not None and not isinstance(resident, bool):
+        raise row.fail("resident", f"must be true, false or null, found {_kind(resident)}")
+    return Outcome(
+        query_id=row.text("query_id"),
+        model=row.text("model"),
+        success=row.number("success", 0.0, 1.0),
+        latency_s=row.number("latency_s", 0.0, MAX_LATENCY_S),
+        prompt_tokens=row.count("prompt_tokens"),
+        output_tokens=row.count("output_tokens"),
+        load_s=row.number("load_s", 0.0, MAX_LATENCY_S),
+        prompt_eval_s=row.number("prompt_eval_s", 0.0, MAX_LATENCY_S),
+        eval_s=row.number("eval_s", 0.0, MAX_LATENCY_S),
+        cost_usd=row.number("cost_usd"),
+        resident=resident,
+        error=row.optional_text("error"),
+        extra=row.extra(_OUTCOME_KEYS),
+    )
+
+
+def _unique(
+    rows: Iterable[_Row], build: Callable[[_Row], T], key: Callable[[T], tuple[str, ...]], names: str
+) -> list[T]:
+    seen: dict[tuple[str, ...], int] = {}
+    values: list[T] = []
+    for row in rows:
+        value = build(row)
+        first = seen.setdefault(key(value), row.line)
+        if first != row.line:
+            raise row.fail(names, f"repeats line {first}; keep one of them")
+        values.append(value)
+    return values
+
+
+def read_queries(path: Path | str) -> list[Query]:
+    """Read labelled or unlabelled queries.
+
+    Raises `RowError` for a bad or repeated row and `InputError` where the file cannot be read."""
+    return _unique(_rows(path), _query, lambda q: (q.id,), "id")
+
+
+def read_outcomes(path: Path | str) -> list[Outcome]:
+    """Read measured outcomes; one row per query and model.
+
+    Raises `RowError` for a bad or repeated row and `InputError` where the file cannot be read."""
+    return _unique(_rows(path), _outcome, lambda o: (o.query_id, o.model), "query_id, model")
+
+
+def query_row(query: Query) -> dict[str, Any]:
+    """The file form of a query."""
+    row: dict[str, Any] = {"id": query.id, "text": query.text, "context": query.raw_context, "label": query.label}
+    row |= {k: v for k, v in (("group", query.group), ("slice", query.slice)) if v is not None}
+    return row | dict(query.extra)
+
+
+def outcome_row(outcome: Outcome) -> dict[str, Any]:
+    """The file form of an outcome; absent optional values are left out."""
+    required = {"query_id", "model", "success", "latency_s"}
+    values = {k: getattr(outcome, k) for k in sorted(_OUTCOME_KEYS, key=_ORDER.__getitem__)}
+    return {k: v for k, v in values.items() if v is not None or k in required} | dict(outcome.extra)
+
+
+_ORDER = {name: index for index, name in enumerate(Outcome.__dataclass_fields__)}
+
+
+def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as UTF-8 JSON Lines, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    partial.replace(path)

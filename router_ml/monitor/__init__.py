@@ -1,0 +1,1 @@
+"""Live metrics, alert rules and the watch that runs them."""

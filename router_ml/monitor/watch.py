@@ -1,0 +1,73 @@
+"""Everything that remembers and watches, put together: event writer, live metrics, alerts and rollout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from router_ml.events.connect import open_store
+from router_ml.events.event import Recorder, Recorders
+from router_ml.events.retention import Retention
+from router_ml.events.store import EventStore
+from router_ml.events.writer import EventWriter
+from router_ml.experiments.rollout import Rollout, open_rollout
+from router_ml.monitor.alerts import Alerts, Channel, LogChannel, WebhookChannel
+from router_ml.monitor.metrics import LiveMetrics
+from router_ml.monitor.prometheus import prometheus
+from router_ml.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """The parts, and the one recorder that feeds them all. Give `rollout.assign` to the gateway as its assigner."""
+
+    recorder: Recorder
+    writer: EventWriter
+    metrics: LiveMetrics
+    alerts: Alerts
+    rollout: Rollout
+
+    def start(self) -> None:
+        """Begin to look at experiments and alerts in threads of their own."""
+        self.rollout.start()
+        self.alerts.start()
+
+    def close(self) -> None:
+        """Stop the threads and write what waits."""
+        self.rollout.close()
+        self.alerts.close()
+        self.writer.close()
+
+    def prometheus(self) -> str:
+        """Everything as text for a scrape."""
+        firing = [(alert.rule, alert.subject) for alert in self.alerts.firing()]
+        return prometheus(self.metrics, writer=self.writer.state(), firing=firing)
+
+
+def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch:
+    """The parts as the settings describe them; nothing runs before `start`, and a store that is away is no error.
+
+    Alerts go to the log, to the webhook of the settings, and to further `channels`."""
+    read_store = functools.partial(_readable, settings)
+    writer = open_writer(settings)
+    webhook = (WebhookChannel(settings.alert_webhook),) if settings.alert_webhook else ()
+    alerts = Alerts(channels=(LogChannel(), *webhook, *channels), recorder=writer)
+    rollout = open_rollout(settings.state_dir, recorder=writer, read_store=read_store)
+    metrics = LiveMetrics()
+    return Watch(Recorders((writer, metrics, alerts, rollout)), writer, metrics, alerts, rollout)
+
+
+def open_writer(settings: Settings) -> EventWriter:
+    """The background writer into the event store of the settings."""
+    opener = functools.partial(
+        open_store,
+        settings.events or settings.state_dir,
+        key_dir=settings.state_dir,
+        keep_text=settings.keep_text,
+    )
+    return EventWriter(opener, retention=Retention())
+
+
+def _readable(settings: Settings) -> EventStore:
+    return open_store(settings.events or settings.state_dir, key_dir=settings.state_dir, read_only=True)

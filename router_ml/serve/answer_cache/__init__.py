@@ -1,0 +1,1 @@
+"""Cached answers: exact matches, and near matches where asked for."""

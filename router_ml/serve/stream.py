@@ -1,0 +1,178 @@
+"""An answer on its way: the parts pass from the gateway's loop to the caller as they come, without a buffer."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ollama
+
+from router_ml.errors import StreamInterrupted
+from router_ml.serve.answer import Answer, Attempt
+from router_ml.types import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The first part is there: who speaks."""
+
+    decision: Decision
+    model: str
+    attempts: tuple[Attempt, ...]
+
+
+Item = Opened | ollama.ChatResponse | Answer | BaseException
+
+
+class Sink:
+    """Where the gateway puts what comes. `started` is true once a part was passed on: from then on nothing is
+    repeated."""
+
+    def __init__(self, put: Callable[[Item], None]) -> None:
+        self._put = put
+        self.started = False
+
+    def opened(self, opened: Opened) -> None:
+        self.started = True
+        self._put(opened)
+
+    def part(self, part: ollama.ChatResponse) -> None:
+        self._put(part)
+
+    def ended(self, end: Answer | BaseException) -> None:
+        self._put(end)
+
+
+class _Stream:
+    """What both kinds of stream share."""
+
+    def __init__(self, opened: Opened, task: concurrent.futures.Future[None]) -> None:
+        self.decision = opened.decision
+        self.model = opened.model  # the catalogue's name of the model that speaks
+        self.attempts = opened.attempts  # those before it
+        self._task = task
+        self._answer: Answer | None = None
+        self._over = False
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer with its timings, once the stream has ended.
+
+        Raises `StreamInterrupted` where it has not, or was broken off."""
+        if self._answer is None:
+            raise StreamInterrupted("the stream has not ended; read it to its end first")
+        return self._answer
+
+    def _take(self, item: Item) -> ollama.ChatResponse | None:
+        """The next part, or None at the end. Raises the error the stream ended with."""
+        if isinstance(item, ollama.ChatResponse):
+            return item
+        self._over = True
+        if isinstance(item, Answer):
+            self._answer = item
+            return None
+        assert isinstance(item, BaseException)
+        raise item
+
+    def _stop(self) -> None:
+        self._over = True
+        self._task.cancel()
+
+    def __del__(self) -> None:
+        if not self._over:
+            self._task.cancel()  # nobody will read it: the model need not go on
+
+
+class AnswerStream(_Stream):
+    """The parts of an answer, as the ollama client's generator gives them. Close it, or leave it to a `with`
+    block, to end the generation early."""
+
+    def __init__(
+        self, opened: Opened, items: queue.SimpleQueue[Item], task: concurrent.futures.Future[None], patience_s: float
+    ) -> None:
+        super().__init__(opened, task)
+        self._items = items
+        self._patience_s = patience_s
+
+    def __iter__(self) -> Iterator[ollama.ChatResponse]:
+        return self
+
+    def __next__(self) -> ollama.ChatResponse:
+        if self._over:
+            raise StopIteration
+        try:
+            item = self._items.get(timeout=self._patience_s)
+        except queue.Empty:
+            self._stop()
+            raise StreamInterrupted("the stream fell silent") from None
+        part = self._take(item)
+        if part is None:
+            raise StopIteration
+        return part
+
+    def close(self) -> None:
+        """Ends the generation."""
+        self._stop()
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncAnswerStream(_Stream):
+    """The parts of an answer for `async for`. Close it to end the generation early."""
+
+    def __init__(
+        self, opened: Opened, items: asyncio.Queue[Item], task: concurrent.futures.Future[None], patience_s: float
+    ) -> None:
+        super().__init__(opened, task)
+        self._items = items
+        self._patience_s = patience_s
+
+    def __aiter__(self) -> AsyncIterator[ollama.ChatResponse]:
+        return self
+
+    async def __anext__(self) -> ollama.ChatResponse:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            async with asyncio.timeout(self._patience_s):
+                item = await self._items.get()
+        except TimeoutError:
+            self._stop()
+            raise StreamInterrupted("the stream fell silent") from None
+        part = self._take(item)
+        if part is None:
+            raise StopAsyncIteration
+        return part
+
+    async def aclose(self) -> None:
+        """Ends the generation."""
+        self._stop()
+
+    async def __aenter__(self) -> AsyncAnswerStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def joined(parts: list[ollama.ChatResponse]) -> ollama.ChatResponse:
+    """The whole answer of a stream: texts joined, tool calls together, the figures of the last part."""
+    last = parts[-1]
+    calls = [call for part in parts for call in part.message.tool_calls or ()]
+    logprobs = [entry for part in parts for entry in getattr(part, "logprobs", None) or ()]
+    said: dict[str, Any] = {
+        "role": last.message.role,
+        "content": "".join(part.message.content or "" for part in parts),
+        "thinking": "".join(part.message.thinking or "" for part in parts) or None,
+        "tool_calls": calls or None,
+    }
+    update: dict[str, Any] = {"message": ollama.Message(**said)}
+    return last.model_copy(update={**update, "logprobs": logprobs} if logprobs else update)

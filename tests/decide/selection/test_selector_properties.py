@@ -1,0 +1,198 @@
+"""What holds for every choice whatever the predictions, limits and state of the machine."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_ml.catalogue import model_from
+from router_ml.decide.selection.policy import Policy
+from router_ml.decide.selection.selector import Forecast, Selection, Selector
+from router_ml.types import Context, MachineState, ModelState
+
+MODELS = tuple(
+    model_from({"name": name, "prior": {"latency_s": 1.0, "success": 0.5}, **extra}, "test")
+    for name, extra in (
+        ("a", {"capabilities": []}),
+        ("b", {"capabilities": ["tools"], "context_window_tokens": 4000}),
+        ("c", {"capabilities": ["tools", "vision"]}),
+        ("d", {}),
+    )
+)
+_UNKNOWN = st.just(math.nan)
+_SHARE = st.floats(0, 1)
+_SECONDS = st.floats(0, 100)
+
+
+@st.composite
+def _forecasts(draw: Any) -> Forecast:
+    latency = []
+    for _ in MODELS:
+        p50 = draw(_SECONDS | _UNKNOWN)
+        latency.append((p50, p50 * 1.5, p50 * 2))
+    return Forecast(
+        [draw(_SHARE) for _ in MODELS],
+        latency,
+        [draw(st.floats(1, 1000) | _UNKNOWN) for _ in MODELS],
+        [draw(st.floats(0, 1)) for _ in MODELS],
+    )
+
+
+_POLICIES = st.builds(
+    Policy,
+    st.just("any"),
+    success_weight=st.floats(0, 10),
+    latency_weight_per_s=st.floats(0, 1),
+    cost_weight_per_usd=st.floats(0, 100),
+    latency_budget_s=st.none() | st.floats(0, 100),
+    min_p_success=_SHARE,
+    max_cost_usd=st.none() | _SHARE,
+    exploration=st.just(0.0) | st.floats(0.001, 1),
+    models=st.none() | st.lists(st.sampled_from("abcdz"), min_size=1, max_size=3).map(tuple),
+)
+_CONTEXTS = st.builds(
+    Context,
+    n_tools=st.integers(0, 2),
+    attachment_kind=st.sampled_from(["", "image", "audio"]),
+    prompt_tokens=st.none() | st.integers(0, 9000),
+    latency_budget_s=st.none() | st.floats(0.01, 100),
+)
+_STATES = st.builds(
+    ModelState,
+    available=st.booleans(),
+    resident=st.none() | st.booleans(),
+    queue_s=st.floats(0, 50),
+    load_s=st.none() | st.floats(0, 50),
+    prompt_tokens_per_s=st.none() | st.floats(0, 5000),
+    decode_tokens_per_s=st.none() | st.floats(0, 500),
+    recent_success=st.none() | _SHARE,
+    recent_calls=st.integers(0, 1000),
+)
+_MACHINES = st.none() | st.dictionaries(st.sampled_from("abcdz"), _STATES).map(MachineState)
+_DRAWS = st.floats(0, 1, exclude_max=True)
+
+
+def _select(
+    forecast: Forecast, context: Context, policy: Policy, machine: MachineState | None, draw: float | None = None
+) -> Selection:
+    return Selector(MODELS).select(
+        forecast, context, policy, machine=machine, draw=None if draw is None else (lambda: draw)
+    )
+
+
+@given(_forecasts(), _CONTEXTS, _POLICIES, _MACHINES, _DRAWS)
+def test_ranked_and_excluded_hold_every_model_once(
+    forecast: Forecast, context: Context, policy: Policy, machine: MachineState | None, draw: float
+) -> None:
+    selection = _select(forecast, context, policy, machine, draw)
+    ranked = [candidate.model for candidate in selection.ranked]
+    assert len(set(ranked)) == len(ranked) > 0
+    if len(selection.excluded) < len(MODELS):
+        assert sorted([*ranked, *selection.excluded]) == ["a", "b", "c", "d"]
+    else:
+        assert sorted(ranked) == ["a", "b", "c", "d"]
+    assert selection.reason
+    assert 0 < selection.propensity <= 1
+
+
+@given(_forecasts(), _CONTEXTS, _POLICIES, _MACHINES)
+def test_the_chain_falls_in_utility_and_the_limits_hold(
+    forecast: Forecast, context: Context, policy: Policy, machine: MachineState | None
+) -> None:
+    selection = _select(forecast, context, policy, machine)
+    inside = [c for c in selection.ranked if c.admissible]
+    outside = [c for c in selection.ranked if not c.admissible]
+    assert [c.utility for c in inside] == sorted((c.utility for c in inside), reverse=True)
+    if inside:
+        assert selection.ranked[: len(inside)] == tuple(inside)
+        assert [c.utility for c in outside] == sorted((c.utility for c in outside), reverse=True)
+        assert not selection.relaxed
+    budgets = [b for b in (policy.latency_budget_s, context.latency_budget_s) if b is not None]
+    for candidate in inside:
+        assert not any(candidate.latency_s.p95 > budget for budget in budgets)
+        assert candidate.p_success >= policy.min_p_success
+        assert policy.max_cost_usd is None or candidate.cost_usd <= policy.max_cost_usd
+    for candidate in outside:
+        assert candidate.reasons
+
+
+@given(_forecasts(), _CONTEXTS, _POLICIES, _MACHINES)
+def test_live_figures_never_flatter_and_quantiles_never_cross(
+    forecast: Forecast, context: Context, policy: Policy, machine: MachineState | None
+) -> None:
+    predicted = dict(zip("abcd", forecast.p_success, strict=True))
+    for candidate in _select(forecast, context, policy, machine).ranked:
+        assert candidate.p_success <= predicted[candidate.model]
+        p50, p90, p95 = candidate.latency_s
+        assert math.isnan(p50) or 0 <= p50 <= p90 <= p95
+
+
+@given(_forecasts(), _CONTEXTS, _POLICIES)
+def test_propensities_over_all_draws_sum_to_one_and_none_is_zero(
+    forecast: Forecast, context: Context, policy: Policy
+) -> None:
+    """Every model that a draw can bring forth is logged with one probability, and these add up to one."""
+    logged: dict[str, set[float]] = {}
+    for explore in (0.0, math.nextafter(1.0, 0.0)):
+        for pick in (0.0, 0.25, 0.26, 0.34, 0.49, 0.5, 0.51, 0.67, 0.74, 0.75, 0.99):
+            numbers = iter([explore, pick])
+            selection = Selector(MODELS).select(forecast, context, policy, draw=lambda: next(numbers))  # noqa: B023
+            logged.setdefault(selection.ranked[0].model, set()).add(selection.propensity)
+    assert all(len(values) == 1 for values in logged.values())
+    probabilities = [values.pop() for values in logged.values()]
+    assert min(probabilities) > 0
+    assert sum(probabilities) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_share_of_choices_is_the_propensity() -> None:
+    """Over an even grid of draws each model is chosen as often as its propensity says."""
+    forecast = Forecast([0.9, 0.8, 0.7, 0.6], [(1.0, 1.5, 2.0)] * 4, [math.nan] * 4, [0.0] * 4)
+    policy = Policy("curious", exploration=0.4, latency_budget_s=None)
+    counts: dict[str, int] = dict.fromkeys("abcd", 0)
+    logged: dict[str, float] = {}
+    n = 100
+    for i in range(n):
+        for j in range(n):
+            numbers = iter([(i + 0.5) / n, (j + 0.5) / n])
+            selection = Selector(MODELS).select(forecast, Context(), policy, draw=lambda: next(numbers))  # noqa: B023
+            counts[selection.ranked[0].model] += 1
+            logged[selection.ranked[0].model] = selection.propensity
+    assert logged == pytest.approx({"a": 0.7, "b": 0.1, "c": 0.1, "d": 0.1})
+    assert {name: count / n**2 for name, count in counts.items()} == pytest.approx(logged, abs=0.005)
+
+
+def test_an_explored_choice_keeps_the_best_as_its_fallback() -> None:
+    forecast = Forecast([0.9, 0.8, 0.7, 0.6], [(1.0, 1.5, 2.0)] * 4, [math.nan] * 4, [0.0] * 4)
+    policy = Policy("curious", exploration=1.0, latency_budget_s=None)
+    numbers = iter([0.0, 0.6])
+    selection = Selector(MODELS).select(forecast, Context(), policy, draw=lambda: next(numbers))
+    assert [c.model for c in selection.ranked] == ["c", "a", "b", "d"]
+    assert "explored" in selection.reason
+    assert selection.propensity == pytest.approx(0.25)
+
+
+def test_without_exploration_nothing_is_drawn() -> None:
+    def never() -> float:
+        raise AssertionError("a draw without exploration")
+
+    forecast = Forecast([0.9] * 4, [(1.0, 1.5, 2.0)] * 4, [math.nan] * 4, [0.0] * 4)
+    assert Selector(MODELS).select(forecast, Context(), Policy("plain"), draw=never).propensity == 1.0
+
+
+@pytest.mark.parametrize(("novelty", "model"), [(0.0, "a"), (0.3, "a"), (1.0, "b")])
+def test_an_unfamiliar_query_stays_with_the_default_unless_the_gain_is_clear(novelty: float, model: str) -> None:
+    forecast = Forecast([0.83, 0.80, 0.1, 0.1], [(1.0, 1.5, 2.0)] * 4, [math.nan] * 4, [0.0] * 4)
+    selection = Selector(MODELS, "b").select(forecast, Context(), Policy("p", default_margin=0.05), novelty=novelty)
+    assert selection.ranked[0].model == model
+    assert ("default model stays" in selection.reason) == (model == "b")
+
+
+def test_unknown_latencies_break_no_limit_and_are_not_shown() -> None:
+    forecast = Forecast([0.9, 0.8, 0.1, 0.1], [(math.nan,) * 3] * 4, [math.nan] * 4, [math.nan] * 4)
+    selection = Selector(MODELS).select(forecast, Context(), Policy("p", latency_budget_s=1.0))
+    assert selection.ranked[0].model == "a"
+    assert selection.reason == "p_success .90"

@@ -1,0 +1,87 @@
+"""Events keep their values through JSON, and old programs read newer ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_ml.errors import InputError
+from router_ml.events import event as events
+from router_ml.events.event import (
+    AlertEvent,
+    AttemptEvent,
+    DecisionEvent,
+    ExperimentEvent,
+    FeedbackEvent,
+    OutcomeEvent,
+    Recorders,
+    decision_event,
+    from_dict,
+    from_json,
+    to_json,
+)
+from router_ml.types import Candidate, Decision, Quantiles
+
+CANDIDATE = Candidate("qwen3:8b", 0.9, Quantiles(2.0, 4.0, 5.0), 0.001, 0.7, ("strong",), 120.0)
+text = st.text(max_size=20)
+number = st.floats(allow_nan=False, allow_infinity=False)
+optional = st.none() | number
+
+
+@given(
+    st.one_of(
+        st.builds(
+            DecisionEvent, text, text, text, text, text, number, st.just((CANDIDATE,)), st.dictionaries(text, text)
+        ),
+        st.builds(AttemptEvent, text, text, st.integers(0, 9), st.booleans(), optional, optional),
+        st.builds(OutcomeEvent, text, text, optional, optional, st.booleans(), st.none() | st.integers(0)),
+        st.builds(FeedbackEvent, text, st.sampled_from(["thumb", "retry"]), number),
+        st.builds(AlertEvent, text, st.sampled_from(["firing", "resolved"]), text, number, number, text, text),
+        st.builds(ExperimentEvent, text, st.just("started"), st.dictionaries(text, number | text)),
+    )
+)
+def test_every_event_survives_its_json_form(event: events.Event) -> None:
+    assert from_json(to_json(event)) == event
+
+
+def test_the_json_form_names_its_kind_and_version() -> None:
+    row = json.loads(to_json(OutcomeEvent("d1", "m", 1.0, 2.5, at_s=10.0, event_id="e")))
+    assert (row["event"], row["v"], row["latency_s"], row["at_s"]) == ("outcome", 1, 2.5, 10.0)
+
+
+def test_a_key_of_a_newer_version_is_ignored() -> None:
+    row = json.loads(to_json(FeedbackEvent("d1", "thumb", 1.0))) | {"v": 99, "mood": "good"}
+    assert isinstance(from_dict(row), FeedbackEvent)
+
+
+@pytest.mark.parametrize("line", ["", "[]", "{}", '{"event": "mood"}', '{"event": "feedback"}'])
+def test_what_is_no_event_is_a_typed_error(line: str) -> None:
+    with pytest.raises(InputError, match="event"):
+        from_json(line)
+
+
+def test_a_decision_becomes_an_event_with_its_candidates() -> None:
+    decision = Decision("qwen3:8b", "complex", {}, (CANDIDATE,), "answer", "r", "d1", "balanced", "b1", 0.8, "new", 0.3)
+    event = decision_event(decision, experiment="e1", unit="s1", at_s=5.0)
+    assert (event.candidates, event.propensity, event.variant, event.unit) == ((CANDIDATE,), 0.8, "new", "s1")
+
+
+def test_a_recorder_that_raises_does_not_hinder_the_next() -> None:
+    class Broken:
+        def record(self, event: events.Event) -> None:
+            raise RuntimeError("no")
+
+    class Kept:
+        def __init__(self) -> None:
+            self.seen: list[events.Event] = []
+
+        def record(self, event: events.Event) -> None:
+            self.seen.append(event)
+
+    kept = Kept()
+    feedback = FeedbackEvent("d1", "thumb", 1.0)
+    Recorders((Broken(), kept)).record(feedback)
+    assert kept.seen == [feedback]

@@ -1,0 +1,60 @@
+"""A double with the three models of the default catalogue, and gateways in front of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from router_ml.hosts.options import BreakerOptions
+from router_ml.serve import Gateway, GatewayOptions
+from tests.ollama_double import OllamaDouble
+from tests.serve.deciders import FixedDecider, Recording, catalogue_of
+
+MODELS = ("llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b")
+QUICK = GatewayOptions(
+    deadline_s=5.0, attempt_min_s=0.6, attempt_min_tokens=0, attempt_factor=1.0, cold_load_s=0.4, idle_s=0.4,
+    connect_s=0.5, breaker=BreakerOptions(open_s=0.5, open_max_s=2.0),
+)  # fmt: skip
+
+
+@pytest.fixture
+def double() -> Iterator[OllamaDouble]:
+    with OllamaDouble() as running:
+        yield running
+
+
+@pytest.fixture
+def recording() -> Recording:
+    return Recording()
+
+
+@pytest.fixture
+def gateway_of(double: OllamaDouble, recording: Recording) -> Iterator[Callable[..., Gateway]]:
+    """Makes gateways in front of the double; keyword arguments beginning with `o_` change options."""
+    made: list[Gateway] = []
+
+    def make(*, decider: Any = None, catalogue: Any = None, **more: Any) -> Gateway:
+        changes = {key[2:]: more.pop(key) for key in list(more) if key.startswith("o_")}
+        options = dataclasses.replace(QUICK, **changes)
+        gateway = Gateway(
+            decider or FixedDecider(*MODELS),
+            catalogue or catalogue_of(*MODELS),
+            default_host=double.url,
+            options=options,
+            recorder=recording,
+            **more,
+        )
+        made.append(gateway)
+        return gateway
+
+    yield make
+    for gateway in made:
+        gateway.close()
+
+
+@pytest.fixture
+def gateway(gateway_of: Callable[..., Gateway]) -> Gateway:
+    return gateway_of()

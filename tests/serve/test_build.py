@@ -1,0 +1,88 @@
+"""The composition root builds something that works from settings alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from router_ml.decide.router import Router
+from router_ml.errors import SettingsError
+from router_ml.events.connect import open_store
+from router_ml.events.store import EventFilter
+from router_ml.serve.build import build_gateway, build_node
+from router_ml.settings import Settings, load_settings
+from tests.ollama_double import OllamaDouble
+from tests.serve.deciders import Recording
+
+
+def test_settings_alone_make_a_gateway_that_answers_and_records(tmp_path) -> None:
+    with OllamaDouble() as double:
+        settings = Settings(models_dir=tmp_path / "none", ollama_host=double.url, state_dir=tmp_path / "state",
+                            answer_cache_size=10, deadline_s=20.0)  # fmt: skip
+        with build_gateway(settings, decider=Router.heuristic()) as gateway:
+            context = {"session_id": "s"}
+            first, second = (gateway.chat("Hello", options={"temperature": 0}, context=context) for _ in range(2))
+            assert first.content.endswith("hello.")
+            assert second.cached
+    kinds = [stored.event.__class__.__name__ for stored in open_store(settings.state_dir).read(EventFilter())]
+    assert sorted(kinds) == ["AttemptEvent", "DecisionEvent", "OutcomeEvent", "OutcomeEvent"]
+
+
+def test_what_was_recorded_is_written_even_when_nobody_closes_the_gateway(tmp_path) -> None:
+    script = (
+        "from router_ml.serve.build import build_gateway\n"
+        "from router_ml.decide.router import Router\n"
+        "gateway = build_gateway(decider=Router.heuristic())\n"
+        "print(gateway.chat('Hello').content)\n"
+    )
+    with OllamaDouble() as double:
+        env = {**os.environ, "OLLAMA_HOST": double.url, "ROUTER_ML_STATE_DIR": str(tmp_path)}
+        run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.strip()) == (0, "The llama says hello.")
+    assert len(list(open_store(tmp_path).read(EventFilter()))) == 3
+
+
+def test_a_node_decides_and_records(tmp_path) -> None:
+    recording = Recording()
+    node = build_node(Settings(state_dir=tmp_path), decider=Router.heuristic(), recorder=recording)
+    assert node({"query": "hi"})["model"] == "llama3.2:3b-instruct"
+    assert len(recording.events) == 1
+
+
+def test_the_environment_sets_what_the_gateway_does() -> None:
+    env = {
+        "ROUTER_ML_DEADLINE_S": "30",
+        "ROUTER_ML_LAST_RESORT": "none",
+        "ROUTER_ML_PARALLEL": "2",
+        "ROUTER_ML_STICK_MARGIN": "0.05",
+        "ROUTER_ML_PRELOAD": "1",
+        "ROUTER_ML_ANSWER_CACHE": "100",
+    }
+    settings = load_settings(env)
+    found = (settings.deadline_s, settings.last_resort, settings.parallel, settings.stick_margin, settings.preload)
+    assert found == (30.0, None, 2, 0.05, True)
+    assert settings.answer_cache_size == 100
+    assert load_settings({}).last_resort == "qwen3:8b"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+def test_a_deadline_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match="ROUTER_ML_DEADLINE_S"):
+        load_settings({"ROUTER_ML_DEADLINE_S": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        ("1.2.3.4", "http://1.2.3.4:11434"),
+        ("1.2.3.4:5", "http://1.2.3.4:5"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        (":5", "http://127.0.0.1:5"),
+        ("https://example.com/", "https://example.com"),
+    ],
+)
+def test_hosts_are_read_as_ollamas_client_reads_them(value: str, url: str) -> None:
+    assert load_settings({"OLLAMA_HOST": value}).ollama_host == url

@@ -1,0 +1,104 @@
+"""The order of the chain, time limits, stickiness."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_ml.catalogue import load_catalogue
+from router_ml.hosts.names import ModelNames
+from router_ml.hosts.options import GatewayOptions
+from router_ml.serve.demand import Demand
+from router_ml.serve.order import attempt_timeout_s, chain, pin, plain_decision, stick
+from router_ml.types import Quantiles
+from tests.serve.deciders import FixedDecider
+
+NAMES = ModelNames(load_catalogue())
+OPTIONS = GatewayOptions(attempt_factor=3.0, attempt_min_s=2.0, cold_load_s=60.0)
+FAST, SLOW = Quantiles(2.0, 2.5, 3.0), Quantiles(10.0, 15.0, 20.0)
+
+
+def test_the_last_resort_comes_last_and_only_once() -> None:
+    decision = FixedDecider("llama3.2:3b-instruct", "qwen2.5:3b-instruct").decide("x")
+    assert chain(decision, "qwen3", NAMES) == ("llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b")
+    assert chain(decision, "llama3.2", NAMES) == ("llama3.2:3b-instruct", "qwen2.5:3b-instruct")
+    assert chain(decision, None, NAMES) == ("llama3.2:3b-instruct", "qwen2.5:3b-instruct")
+
+
+def test_a_warm_model_gets_three_times_its_p95() -> None:
+    assert attempt_timeout_s(FAST, True, None, 120.0, [SLOW], OPTIONS) == pytest.approx(9.0)
+
+
+def test_a_cold_model_gets_its_load_on_top() -> None:
+    assert attempt_timeout_s(FAST, False, 10.0, 120.0, [FAST], OPTIONS) == pytest.approx(9.0 + 20.0)
+    assert attempt_timeout_s(FAST, None, None, 120.0, [FAST], OPTIONS) == pytest.approx(9.0 + 60.0)
+
+
+def test_after_short_answers_a_long_one_still_has_its_time() -> None:
+    quick = Quantiles(0.1, 0.2, 0.25)  # what a few words take at 100 tokens/s
+    default = GatewayOptions()
+    assert attempt_timeout_s(quick, True, None, 120.0, [SLOW], default) == pytest.approx(10.0)
+    # 1,000 tokens at 40 tokens/s
+    assert attempt_timeout_s(quick, True, None, 120.0, [SLOW], default, decode_tokens_per_s=40.0) == pytest.approx(25.0)
+    # the fallback's time is kept all the same: half of what is left
+    assert attempt_timeout_s(quick, True, None, 20.0, [SLOW], default, decode_tokens_per_s=40.0) == pytest.approx(10.0)
+
+
+def test_a_probe_after_failures_is_given_no_time_for_a_long_answer() -> None:
+    limit_s = attempt_timeout_s(FAST, True, None, 119.0, [SLOW], OPTIONS, probe=True, decode_tokens_per_s=5.0)
+    assert limit_s == pytest.approx(9.0)
+
+
+def test_the_last_model_may_use_all_that_is_left_unless_it_is_a_probe() -> None:
+    assert attempt_timeout_s(FAST, True, None, 50.0, [], OPTIONS) == 50.0
+    assert attempt_timeout_s(FAST, True, None, 50.0, [], OPTIONS, probe=True) == pytest.approx(9.0)
+
+
+@given(
+    st.floats(0.01, 100.0),
+    st.sampled_from([True, False, None]),
+    st.one_of(st.none(), st.floats(0.1, 60.0)),
+    st.lists(st.sampled_from([FAST, SLOW, None]), min_size=1, max_size=4),
+)
+def test_time_is_always_kept_for_the_others(
+    remaining_s: float, resident: bool | None, load_s: float | None, later: list[Quantiles | None]
+) -> None:
+    timeout_s = attempt_timeout_s(SLOW, resident, load_s, remaining_s, later, OPTIONS)
+    assert remaining_s / 2 <= timeout_s < remaining_s or timeout_s >= 3.0 * SLOW.p95
+
+
+def test_a_session_stays_where_leaving_gains_little() -> None:
+    decision = FixedDecider("llama3.2:3b-instruct", "qwen3:8b", utilities=[0.80, 0.77]).decide("x")
+    kept = stick(decision, "qwen3", 0.05, NAMES)
+    assert kept.model == "qwen3:8b"
+    assert [c.model for c in kept.ranked] == ["qwen3:8b", "llama3.2:3b-instruct"]
+    assert "stays with qwen3:8b" in kept.reason
+    assert stick(decision, "qwen3", 0.02, NAMES) is decision  # 0.03 gained is more than the margin
+    assert stick(decision, "qwen3", None, NAMES) is decision
+    assert stick(decision, "unknown", 0.05, NAMES) is decision
+
+
+def test_a_named_model_goes_first_and_the_rest_remain_its_fallbacks() -> None:
+    decision = FixedDecider("llama3.2:3b-instruct", "qwen3:8b").decide("x")
+    assert [c.model for c in pin(decision, "qwen3", NAMES).ranked] == ["qwen3:8b", "llama3.2:3b-instruct"]
+    assert pin(decision, "mistral", NAMES).model == "mistral"
+
+
+def test_without_a_router_the_balanced_model_goes_first() -> None:
+    decision = plain_decision(load_catalogue(), "balanced", "broken")
+    assert [c.model for c in decision.ranked] == ["qwen2.5:3b-instruct", "llama3.2:3b-instruct", "qwen3:8b"]
+    assert decision.degraded
+    assert decision.candidate.latency_s.p50 < decision.candidate.latency_s.p90 < decision.candidate.latency_s.p95
+
+
+def test_the_cold_model_most_wanted_is_loaded_ahead() -> None:
+    demand = Demand()
+    for model in ["a"] * 10 + ["b"] * 6:
+        demand.chose(model)
+    assert demand.next_to_load({"a": True, "b": False}) == "b"
+    assert demand.next_to_load({"a": True, "b": True}) is None
+    assert demand.next_to_load({"a": True, "c": False}) is None  # nobody asks for c
+    for _ in range(20):
+        demand.chose("a")
+    assert demand.next_to_load({"a": True, "b": False}) is None  # wanted too seldom by now

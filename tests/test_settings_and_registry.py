@@ -1,0 +1,117 @@
+"""Settings from the environment, and which bundle is the active one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router_ml import errors, shelf
+from router_ml.bundles.registry import ActiveBundle, active_bundle, read_active, write_active
+from router_ml.errors import BundleCorrupt, BundleMissing, RouterError, SettingsError
+from router_ml.settings import CHECKOUT, Settings, load_settings
+
+
+def test_without_an_environment_everything_has_a_default() -> None:
+    settings = load_settings({})
+    assert settings == Settings(state_dir=settings.state_dir)
+    assert settings.state_dir.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ("localhost", "http://localhost:11434"),
+        ("box:8080", "http://box:8080"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("https://gpu.example/", "https://gpu.example"),
+        (":11500", "http://127.0.0.1:11500"),
+    ],
+)
+def test_hosts_are_read_as_ollama_reads_them(given: str, host: str) -> None:
+    assert load_settings({"OLLAMA_HOST": given}).ollama_host == host
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ROUTER_ML_THREADS", "0"),
+        ("ROUTER_ML_THREADS", "two"),
+        ("ROUTER_ML_THREADS", "²"),
+        ("ROUTER_ML_THREADS", "9" * 5000),
+        ("ROUTER_ML_PARALLEL", "-1"),
+        ("ROUTER_ML_DEADLINE_S", "nan"),
+        ("ROUTER_ML_DEADLINE_S", "0"),
+        ("ROUTER_ML_DEADLINE_S", "inf"),
+        ("ROUTER_ML_STICK_MARGIN", "much"),
+        ("ROUTER_ML_DECISION_CACHE", "1.5"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load_settings({name: value})
+
+
+def test_empty_variables_count_as_unset() -> None:
+    names = ["ROUTER_ML_BUNDLE", "ROUTER_ML_POLICY", "ROUTER_ML_THREADS", "OLLAMA_HOST", "ROUTER_ML_LAST_RESORT"]
+    assert load_settings(dict.fromkeys(names, "")) == load_settings({})
+    assert load_settings({"ROUTER_ML_LAST_RESORT": "None"}).last_resort is None
+
+
+def _bundle(models_dir: Path, name: str) -> Path:
+    (models_dir / name).mkdir(parents=True)
+    (models_dir / name / "manifest.json").write_text("{}")
+    return models_dir / name
+
+
+def test_the_order_in_which_bundles_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged = _bundle(tmp_path / "packaged", "default")
+    monkeypatch.setattr(shelf, "PACKAGED_BUNDLES", packaged.parent)
+    models = tmp_path / "models"
+    settings = Settings(models_dir=models)
+    assert active_bundle(settings) == packaged
+    shipped = _bundle(models, "default")
+    assert active_bundle(settings) == shipped
+    write_active(models, ActiveBundle("new", "default"))
+    assert active_bundle(settings) == models / "new"
+    assert active_bundle(Settings(models_dir=models, bundle=tmp_path / "mine")) == tmp_path / "mine"
+
+
+def test_no_bundle_anywhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "PACKAGED_BUNDLES", tmp_path / "none")
+    assert active_bundle(Settings(models_dir=tmp_path)) == CHECKOUT / "models" / "default"  # shipped with a checkout
+    monkeypatch.setattr(shelf, "CHECKOUT", tmp_path / "none")
+    with pytest.raises(BundleMissing, match=r"training\.fit"):
+        active_bundle(Settings(models_dir=tmp_path))
+
+
+def test_pointers_survive_a_round_trip(tmp_path: Path) -> None:
+    assert read_active(tmp_path) is None
+    pointer = ActiveBundle("b", "a", "c", ("x", "y"))
+    write_active(tmp_path / "new", pointer)
+    assert read_active(tmp_path / "new") == pointer
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["active.json"]
+
+
+@pytest.mark.parametrize("value", ["", "{", "[]", "5", "{}", '{"active": 5}', '{"active": "../x"}', '{"active": ""}',
+                                   '{"active": "a", "previous": 7}', '{"active": "a", "older": "bc/"}'])  # fmt: skip
+def test_an_unreadable_pointer_is_corrupt(tmp_path: Path, value: str) -> None:
+    (tmp_path / "active.json").write_text(value)
+    with pytest.raises(BundleCorrupt, match=r"active\.json"):
+        read_active(tmp_path)
+
+
+def test_every_error_has_one_root_and_stands_in_the_tree() -> None:
+    kinds = [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, Exception)]
+    assert all(issubclass(kind, RouterError) for kind in kinds)
+    assert errors.__doc__ is not None
+    assert all(kind.__name__ in errors.__doc__ for kind in kinds)
+    assert issubclass(errors.InputError, ValueError)
+
+
+def test_row_errors_name_their_place() -> None:
+    error: Any = errors.RowError("q.jsonl", 7, "label", "must be one of a, b")
+    assert str(error) == "q.jsonl:7: field 'label': must be one of a, b"
+    assert json.dumps([error.file, error.line, error.field]) == '["q.jsonl", 7, "label"]'

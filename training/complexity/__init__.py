@@ -1,0 +1,1 @@
+"""Learn to read complexity: corpus vectors, encoder tuning, head, export."""

@@ -1,0 +1,1 @@
+"""Measure models and routers: benchmark runs, scoring, metrics, baselines."""

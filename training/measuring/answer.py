@@ -1,0 +1,46 @@
+"""What one model answered to one query, with its timings: the raw material of an outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.measuring.calls import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answered (or failed) query. Sums over all turns of the conversation."""
+
+    query_id: str
+    model: str
+    content: str = ""  # the text of the last turn
+    calls: tuple[Call, ...] = ()  # of all turns
+    turns: int = 0  # requests sent
+    latency_s: float | None = None  # as the caller saw it
+    load_s: float | None = None
+    prompt_eval_s: float | None = None
+    eval_s: float | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    resident: bool | None = None
+    truncated: bool = False  # cut off at the limit of its length
+    error: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.query_id, self.model
+
+
+def answer_row(answer: Answer) -> dict[str, Any]:
+    """The file form of an answer."""
+    row = {name: getattr(answer, name) for name in Answer.__dataclass_fields__ if name != "calls"}
+    return row | {"calls": [{"name": call.name, "arguments": dict(call.arguments)} for call in answer.calls]}
+
+
+def answer_from(row: Mapping[str, Any]) -> Answer:
+    """An answer from its file form; unknown keys are ignored."""
+    calls: Sequence[Mapping[str, Any]] = row.get("calls") or ()
+    values = {key: value for key, value in row.items() if key in Answer.__dataclass_fields__ and key != "calls"}
+    return Answer(calls=tuple(Call(call["name"], call["arguments"]) for call in calls), **values)

@@ -1,0 +1,199 @@
+"""One query as messages and tools, and the turns of its conversation with one model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ollama
+
+from router_ml.hosts.failure import BadAnswer, classify
+from router_ml.hosts.names import normal
+from router_ml.types import Query
+from training.measuring.answer import Answer
+from training.measuring.calls import Call
+from training.measuring.expectation import Expectation, ToolResult
+from training.measuring.values import agrees
+
+SYSTEM = (
+    "You are the assistant that serves the user through the tools offered. Call the tools that the request needs, all "
+    "of them, with the values the user gave and in the form the tools ask for; leave out optional values that were not "
+    "given. Where something is missing that no tool can look up, call nothing and ask one short question. Where no "
+    "tool is needed, answer in a sentence or two."
+)
+_NS = 1e-9
+_DONE = {"status": "ok"}
+_TYPES = {"dict": "object", "float": "number", "double": "number", "long": "integer", "tuple": "array", "any": "string"}
+
+
+class ChatClient(Protocol):
+    """The part of `ollama.Client` that is used here."""
+
+    @property
+    def chat(self) -> Callable[..., Any]: ...
+
+    def ps(self) -> ollama.ProcessResponse: ...
+
+    def list(self) -> ollama.ListResponse: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How models are asked; the same for every row of a run, so that nothing reloads them."""
+
+    system: str = SYSTEM
+    options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "seed": 0, "num_predict": 2048})
+    think: bool | None = None  # None: as the model does by itself
+    keep_alive: str = "10m"
+    max_turns: int = 8
+
+
+def messages_of(query: Query, system: str) -> list[dict[str, str]]:
+    """The conversation up to and with the query. The context's `now` stands in the system prompt."""
+    raw = query.raw_context or {}
+    now = f"\nIt is now {raw['now']} for the user." if raw.get("now") else ""
+    turns = [{"role": turn.role, "content": turn.content} for turn in query.context.history]
+    attached = f"\n[attached: {query.context.attachment}]" if query.context.attachment else ""
+    opening = [{"role": "system", "content": system + now}] if system or now else []
+    return [*opening, *turns, {"role": "user", "content": query.text + attached}]
+
+
+def tools_of(query: Query) -> list[dict[str, Any]]:
+    """The tools offered, in the form Ollama takes; a bare name becomes a tool without parameters."""
+    return [_tool(item) for item in (query.raw_context or {}).get("tools") or ()]
+
+
+def _tool(item: Any) -> dict[str, Any]:
+    if isinstance(item, str):
+        item = {"name": item}
+    function = dict(item.get("function") or item)
+    parameters = _json_types(function.get("parameters") or {"type": "object", "properties": {}})
+    return {
+        "type": "function",
+        "function": {
+            "name": function.get("name"),
+            "description": function.get("description") or "",
+            "parameters": {**parameters, "type": "object"},
+        },
+    }
+
+
+def _json_types(schema: Any) -> Any:
+    """A schema with the type names of other languages (dict, float, tuple) in JSON's words."""
+    if isinstance(schema, Mapping):
+        named = schema.get("type")
+        mended = {key: _json_types(value) for key, value in schema.items()}
+        return mended | ({"type": _TYPES.get(named, named)} if isinstance(named, str) else {})
+    return [_json_types(item) for item in schema] if isinstance(schema, list) else schema
+
+
+class Conversation:
+    """Asks one model one query, turn by turn while it calls tools that have results to give."""
+
+    def __init__(self, client: ChatClient, manner: Manner, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._client, self._manner, self._clock = client, manner, clock
+
+    def ask(self, model: str, query: Query, expected: Expectation, *, can_think: bool = False) -> Answer:
+        """The answer, with the error in it where the model failed.
+
+        Raises what the client raises where the host cannot be reached (`Failure.kind` refused, connection, busy)."""
+        resident = self._resident(model)
+        messages: list[Any] = messages_of(query, self._manner.system)
+        arguments = self._arguments(query, can_think)
+        replies: list[ollama.ChatResponse] = []
+        calls: list[Call] = []
+        latency_s = 0.0
+        error = None
+        for _ in range(1 if expected.results is None else self._manner.max_turns):
+            began = self._clock()
+            try:
+                reply = _checked(model, self._client.chat(model, messages, **arguments))
+            except Exception as problem:
+                failure = classify(problem, cold=resident is False)
+                if failure.kind in ("refused", "connection", "busy"):
+                    raise
+                error = str(failure)
+                # How long a refusal took says nothing about the model; how long we waited in vain does.
+                latency_s = latency_s + self._clock() - began if "timeout" in failure.kind else 0.0
+                break
+            latency_s += self._clock() - began
+            replies.append(reply)
+            made = [Call(c.function.name, dict(c.function.arguments)) for c in reply.message.tool_calls or ()]
+            calls += made
+            if not made or expected.results is None:
+                break
+            messages += [reply.message, *(_tool_message(call, expected.results) for call in made)]
+        return _answer(query.id, model, replies, calls, latency_s, resident, error)
+
+    def _arguments(self, query: Query, can_think: bool) -> dict[str, Any]:
+        think = self._manner.think
+        arguments: dict[str, Any] = {"options": dict(self._manner.options), "keep_alive": self._manner.keep_alive}
+        if tools := tools_of(query):
+            arguments["tools"] = tools
+        if think is False or (think and can_think):  # `think: true` is refused by a model that cannot
+            arguments["think"] = think
+        return arguments
+
+    def _resident(self, model: str) -> bool | None:
+        try:
+            return any(normal(entry.model or "") == normal(model) for entry in self._client.ps().models)
+        except Exception:  # a look that fails says nothing; the call itself will
+            return None
+
+
+def _checked(model: str, reply: ollama.ChatResponse) -> ollama.ChatResponse:
+    if reply.model and normal(reply.model) != normal(model):
+        raise BadAnswer("wrong_model", f"{reply.model} answered in place of {model}")
+    if not (reply.message.content or reply.message.tool_calls or reply.message.thinking):
+        raise BadAnswer("empty", "the model answered nothing")
+    return reply
+
+
+def _tool_message(call: Call, results: Sequence[ToolResult]) -> dict[str, str]:
+    found: Any = next((r.result for r in results if r.name == call.name and _takes(r, call)), _DONE)
+    content = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    return {"role": "tool", "tool_name": call.name, "content": content}
+
+
+def _takes(result: ToolResult, call: Call) -> bool:
+    return all(agrees(wanted, call.arguments.get(key)) for key, wanted in result.arguments.items())
+
+
+def _answer(
+    query_id: str,
+    model: str,
+    replies: Sequence[ollama.ChatResponse],
+    calls: Sequence[Call],
+    latency_s: float,
+    resident: bool | None,
+    error: str | None,
+) -> Answer:
+    return Answer(
+        query_id=query_id,
+        model=model,
+        content=(replies[-1].message.content or "") if replies else "",
+        calls=tuple(calls),
+        turns=len(replies) + (error is not None),
+        latency_s=round(latency_s, 6) if latency_s else None,
+        load_s=_seconds([reply.load_duration for reply in replies]),
+        prompt_eval_s=_seconds([reply.prompt_eval_duration for reply in replies]),
+        eval_s=_seconds([reply.eval_duration for reply in replies]),
+        prompt_tokens=_sum([reply.prompt_eval_count for reply in replies]),
+        output_tokens=_sum([reply.eval_count for reply in replies]),
+        resident=resident,
+        truncated=any(reply.done_reason == "length" for reply in replies),
+        error=error,
+    )
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _seconds(values: Sequence[int | None]) -> float | None:
+    nanoseconds = _sum(values)
+    return None if nanoseconds is None else round(nanoseconds * _NS, 9)

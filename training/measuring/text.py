@@ -1,0 +1,84 @@
+"""Scoring of text: exact, contains, regular expression, JSON schema, or whether it asks back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jsonschema.validators import validator_for
+
+from training.measuring.values import plain_text
+
+_THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_ASKS = re.compile(
+    r"[?？؟]|please (tell|let me know|specify|provide|clarify|confirm|share|give)"
+    r"|let me know (which|what|who|when|where)|i('ll| will)? need (to know|more|the|your)",
+    re.IGNORECASE,
+)
+
+
+def score_text(checks: Mapping[str, Any], text: str) -> list[str]:
+    """What is wrong with a text, a line for each check that fails; the judge's check is not made here."""
+    said = without_thoughts(text)
+    return [problem for name, check in _CHECKS.items() if name in checks and (problem := check(checks[name], said))]
+
+
+def without_thoughts(text: str) -> str:
+    """The answer without the thoughts some models write into it."""
+    return _THOUGHTS.sub("", text).strip()
+
+
+def asks_back(text: str) -> bool:
+    """Whether a text asks the user something: a question mark, or an English phrase that asks for more."""
+    return _ASKS.search(text) is not None
+
+
+def _texts(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _exact(wanted: Any, said: str) -> str:
+    return "" if plain_text(wanted) == plain_text(said) else f"says {said[:60]!r}, expected exactly {wanted!r}"
+
+
+def _contains(wanted: Any, said: str) -> str:
+    missing = [part for part in _texts(wanted) if plain_text(part) not in plain_text(said)]
+    return f"does not say {missing[0]!r}" if missing else ""
+
+
+def _contains_any(wanted: Any, said: str) -> str:
+    found = any(plain_text(part) in plain_text(said) for part in _texts(wanted))
+    return "" if found else f"says none of {_texts(wanted)}"
+
+
+def _regex(wanted: Any, said: str) -> str:
+    return "" if re.search(wanted, said) else f"does not match {wanted!r}"
+
+
+def _json_schema(schema: Any, said: str) -> str:
+    fenced = _FENCE.search(said)
+    try:
+        value = json.loads(fenced.group(1) if fenced else said)
+    except ValueError:
+        return "is not JSON"
+    error = next(validator_for(schema)(schema).iter_errors(value), None)
+    return "" if error is None else f"does not fit the JSON schema: {error.message[:120]}"
+
+
+def _asks(wanted: Any, said: str) -> str:
+    if asks_back(said) is wanted:
+        return ""
+    return "does not ask back" if wanted else "asks back"
+
+
+_CHECKS: dict[str, Callable[[Any, str], str]] = {
+    "exact": _exact,
+    "contains": _contains,
+    "contains_any": _contains_any,
+    "regex": _regex,
+    "json_schema": _json_schema,
+    "asks": _asks,
+}
