@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +79,29 @@ def atomic_write(path: Path, data: bytes | str, mode: int = PRIVATE_FILE) -> Non
     """Replace a file by `data` (text as UTF-8) in one step, on disk before the call returns; see `atomic_file`."""
     with atomic_file(path, mode) as handle:
         handle.write(data.encode() if isinstance(data, str) else data)
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of a limited size, following links.
+
+    Raises `OSError` where it cannot be read, is no regular file (a pipe or device could block for ever), or is too
+    large."""
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as handle:
+        found = os.fstat(handle.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data = handle.read(max_bytes + 1) if found.st_size <= max_bytes else b""
+        if max(found.st_size, len(data)) > max_bytes:
+            raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes")
+        return data
+
+
+def reason(error: BaseException) -> str:
+    """Return why a file could not be used, in one line without its path."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def mode_within(folder: Path) -> int:
