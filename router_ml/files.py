@@ -56,8 +56,13 @@ def make_private_folder(path: Path) -> None:
 def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends, and leaves no trace where the block raises.
 
-    Readers see the old content or the new one. A symbolic link at `path` is replaced, never written through. Raises
-    `OSError` where the folder cannot be made or written."""
+    Readers see the old content or the new one. A symbolic link at `path` is replaced, never written through; a device
+    or pipe, such as /dev/stdout, is written to as it is. Raises `OSError` where the folder cannot be made or written.
+    """
+    if _is_device(path):
+        with path.open("wb") as handle:
+            yield handle
+        return
     make_private_folder(path.parent)
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_EXCL | _CREATE, mode)
@@ -73,6 +78,16 @@ def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is a device or a pipe, which must not be replaced by a file."""
+    if path.absolute().parts[1:2] in (("dev",), ("proc",)):
+        return True
+    try:
+        return stat.S_IFMT(path.lstat().st_mode) not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
+    except OSError:
+        return False
 
 
 def atomic_write(path: Path, data: bytes | str, mode: int = PRIVATE_FILE) -> None:

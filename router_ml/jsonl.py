@@ -10,7 +10,9 @@ import functools
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ _OUTCOME_KEYS = {
     "prompt_eval_s", "eval_s", "cost_usd", "resident", "error",
 }  # fmt: skip
 MAX_NUMBER = 1e15
+STANDARD_OUTPUT = "-"
 MAX_LINE_BYTES = 16_000_000
 _SUSPICIOUS = re.compile(rb"\\[uU][dD]|NaN|Infinity|[eE]\+?[0-9]{3}")
 MAX_LATENCY_S = 86_400.0  # a day: longer is a unit mistake (milliseconds, nanoseconds)
@@ -229,8 +232,9 @@ _ORDER = {name: index for index, name in enumerate(Outcome.__dataclass_fields__)
 def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as UTF-8 JSON Lines, all of them or none, readable by their owner only. numpy's numbers are numbers.
 
-    Raises `InputError` for a row that JSON cannot hold and `OSError` where the file cannot be written."""
-    with atomic_file(Path(path)) as handle:
+    The path `-` is standard output. Raises `InputError` for a row that JSON cannot hold and `OSError` where the file
+    cannot be written."""
+    with nullcontext(sys.stdout.buffer) if str(path) == STANDARD_OUTPUT else atomic_file(Path(path)) as handle:
         for number, row in enumerate(rows, start=1):
             try:
                 line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_number).encode()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from router_ml import errors, shelf
+from router_ml import errors
+from router_ml.bundles import registry
 from router_ml.bundles.registry import ActiveBundle, active_bundle, read_active, write_active
 from router_ml.errors import BundleCorrupt, BundleMissing, RouterError, SettingsError
 from router_ml.settings import CHECKOUT, Settings, _temporary_state, load_settings, without_credentials
@@ -128,7 +129,7 @@ def _bundle(models_dir: Path, name: str) -> Path:
 
 def test_the_order_in_which_bundles_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packaged = _bundle(tmp_path / "packaged", "default")
-    monkeypatch.setattr(shelf, "PACKAGED_BUNDLES", packaged.parent)
+    monkeypatch.setattr(registry, "PACKAGED_BUNDLES", packaged.parent)
     models = tmp_path / "models"
     settings = Settings(models_dir=models)
     assert active_bundle(settings) == packaged
@@ -140,9 +141,9 @@ def test_the_order_in_which_bundles_are_found(tmp_path: Path, monkeypatch: pytes
 
 
 def test_no_bundle_anywhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "PACKAGED_BUNDLES", tmp_path / "none")
+    monkeypatch.setattr(registry, "PACKAGED_BUNDLES", tmp_path / "none")
     assert active_bundle(Settings(models_dir=tmp_path)) == CHECKOUT / "models" / "default"  # shipped with a checkout
-    monkeypatch.setattr(shelf, "CHECKOUT", tmp_path / "none")
+    monkeypatch.setattr(registry, "CHECKOUT", tmp_path / "none")
     with pytest.raises(BundleMissing, match=r"training\.fit"):
         active_bundle(Settings(models_dir=tmp_path))
 

@@ -33,6 +33,12 @@ TOKENIZER = "tokenizer.json"
 HEADS = "heads.json"
 ARRAYS = "heads.npz"
 CATALOGUE = "catalogue.json"
+SELF_CHECK_TEXTS = (  # their vectors are stored at export and compared at loading
+    "check email",
+    "turn off the kitchen lights",
+    "schedule a 45 minute call with Dana and Luis on Thursday after 3pm",
+    "find a free hour with Dana and mail her the agenda",
+)
 REQUIRED = (ENCODER, TOKENIZER, HEADS, ARRAYS)
 MAX_MANIFEST_BYTES, MAX_BYTES, MAX_FILES, MAX_NAME_CHARS = 4_000_000, 1 << 30, 64, 200
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

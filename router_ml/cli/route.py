@@ -43,7 +43,7 @@ def _route(options: argparse.Namespace) -> int:
                 print(json.dumps({"query": query, **decision.as_dict()}, ensure_ascii=False), flush=True)
         decisions += made
     if decisions and not options.json:
-        print(decision_table([query for query, _ in pairs], decisions))
+        print(decision_table([query for query, _ in pairs], decisions, router.learned))
         if len(decisions) > 1:
-            print(savings(decisions))
+            print(savings(decisions, learned=router.learned))
     return 1 if wrong else 0
