@@ -9,6 +9,8 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 from router_ml.errors import InputError, RouterError
@@ -59,6 +61,19 @@ def run_command(name: str, command: Callable[[], int | None], *, failure: int = 
             name, f"{f'cannot use {error.filename}' if error.filename else 'cannot write the output'}: {reason(error)}"
         )
         return failure
+
+
+def report_interrupts() -> None:
+    """Let Ctrl-C before `run_command`, while modules are imported, end the program in one line, too."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            _report(Path(sys.argv[0]).stem, "interrupted")  # the interpreter itself ends by the signal
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _report(name: str, message: str) -> None:

@@ -131,9 +131,11 @@ def _without_hosts(entry: Any) -> Any:
 
 
 def _check_finite(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse NaN and infinity where they have no meaning."""
+    """Refuse NaN and infinity where they have no meaning; thresholds of a forest may be infinite."""
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and name not in _MAY_BE_UNKNOWN and not np.isfinite(array).all():
+        if array.dtype.kind != "f" or name in _MAY_BE_UNKNOWN:
+            continue
+        if np.isnan(array).any() or not (name.startswith("outcomes/") or np.isfinite(array).all()):
             raise _corrupt(path, f"holds NaN or infinity in {name!r:.60}")
 
 
