@@ -70,10 +70,12 @@ class Bundle:
 
     @property
     def encoder(self) -> Path:
+        """Return the path of the encoder's ONNX model."""
         return self.path / ENCODER
 
     @property
     def tokenizer(self) -> Path:
+        """Return the path of the tokenizer's JSON file."""
         return self.path / TOKENIZER
 
     def section(self, name: str) -> dict[str, NDArray[Any]]:

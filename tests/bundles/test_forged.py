@@ -1,4 +1,4 @@
-"""Bundles whose hashes are right and whose contents are wrong are typed errors in bounded time; rules serve instead."""
+"""Bundles with right hashes and wrong contents are typed errors in bounded time; rules serve instead."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def change(bundle: Path, file: str, edit: Callable[[Json], object]) -> None:
 
 
 def refused_and_ruled(bundle: Path, match: str | None = None) -> None:
-    """The bundle is a typed error, and whoever serves serves by rules and says why."""
+    """Check that the bundle is a typed error, and that the rules serve and say why."""
     started_s = time.monotonic()
     with pytest.raises((BundleError, EncoderError), match=match):
         Router.load(bundle)

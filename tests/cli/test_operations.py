@@ -239,13 +239,13 @@ def test_an_alert_whose_process_is_dead_does_not_fire(run: Run, state: Path) -> 
     store.append([alert(age_s, "dead") for age_s in (600.0, 540.0, 480.0)])
     code, said = run("alerts")
     assert code == 0
-    assert "unheard   breaker_open (dead)" in said
+    assert "stale     breaker_open (dead)" in said
     assert "Nothing fires." in said
     store.append([alert(age_s, "alive") for age_s in (600.0, 450.0, 290.0, 130.0)])
     code, said = run("alerts")
     assert code == 1
     assert said.count("firing    breaker_open (alive)") == 1
-    # told four times without a break: one change, dated when it began
+    # reported four times without a break: one change, dated when it began
     assert [json.loads(line)["subject"] for line in run("alerts", "--all", "--json")[1].splitlines()] == [
         "dead", "alive"]  # fmt: skip
 
