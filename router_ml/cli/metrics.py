@@ -57,7 +57,7 @@ def _metrics(options: argparse.Namespace) -> int:
     _table("model", snapshot.by_model, snapshot.total)
     if snapshot.total.saved_share is not None:
         print(
-            "saved: seconds spent against those predicted for the most accurate model. Predictions rest on priors until "
+            "saved: seconds spent against those predicted for the most accurate model. Predictions are priors until "
             "outcomes are learned; 'router-ml models' shows which."
         )
     if snapshot.by_variant:
