@@ -53,7 +53,7 @@ class _Deployments(Protocol):
     model_list: list[dict[str, Any]]
 
 
-class RoutingStrategy(CustomRoutingStrategyBase):
+class RoutingStrategy(CustomRoutingStrategyBase):  # type: ignore[misc]
     """A routing strategy of LiteLLM: the deployment whose model this router chooses.
 
     A deployment's model is matched with the catalogue by the name behind the provider ("ollama/qwen3:8b" is qwen3:8b).

@@ -26,28 +26,26 @@ def build_server(router: Router | None = None, settings: Settings | None = None)
         "router_ml", instructions="Choose which language model should answer a query, before calling one."
     )
 
-    @server.tool()
     def route(query: str, history: list[str] | None = None, policy: str = "balanced") -> dict[str, Any]:
         """Choose the model for a query: its name, the fallback order, complexity, expected success and latency."""
         return _answer(lambda: router.decide(query, {"history": history or []}, policy).as_dict())
 
-    @server.tool()
     def explain(query: str, history: list[str] | None = None, policy: str = "balanced") -> dict[str, Any]:
         """Explain a decision: which features spoke for the complexity label, and what the alternatives were."""
         return _answer(lambda: router.explain(query, {"history": history or []}, policy).as_dict())
 
-    @server.tool()
     def feedback(decision_id: str, score: float, comment: str | None = None) -> dict[str, Any]:
         """Record what an answer was worth, from 0 (bad) to 1 (good)."""
         return _answer(lambda: _record(settings, FeedbackEvent(decision_id, "score", score, comment)))
 
-    @server.tool()
     def status() -> dict[str, Any]:
         """Say which bundle, policy and models are in use."""
         names = [model.name for model in router.models]
         problem = router.degraded or None
         return {"bundle": router.name, "policy": settings.policy, "models": names, "problem": problem}
 
+    for tool in (route, explain, feedback, status):
+        server.add_tool(tool)
     return server
 
 
