@@ -141,6 +141,7 @@ NAMES = {
     "NameBook": "ModelNames",
     "Pointer": "ActiveBundle",
     "Request": "UnitRequest",
+    "SAMPLES": "SAMPLE_QUERIES",
     "Selection": "EventFilter",
     "Walker": "FallbackRunner",
     "forget_pointer": "clear_active",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from router_ml.bundles.format import MANIFEST
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.decide.router import Router
+from router_ml.errors import RouterError
 from router_ml.events.event import Recorder
 from router_ml.hosts.options import GatewayOptions
 from router_ml.monitor.watch import Watch, open_watch, open_writer
@@ -104,10 +107,29 @@ def answer_cache(settings: Settings) -> ExactCache[Answer] | None:
 
 
 def bundle_routers(settings: Settings) -> Callable[[str], Router]:
-    """Routers of bundles by folder, each loaded once: what the arms of an experiment run."""
+    """Return a function from a bundle's folder to its router: what the variants of an experiment run.
 
-    @functools.lru_cache(maxsize=4)
+    A bundle is loaded once, and once more when its manifest changes; one that cannot be loaded raises its error at once
+    from then on."""
+
+    @functools.lru_cache(maxsize=16)
+    def load(folder: str, stamp: float) -> Router | RouterError:
+        try:
+            return Router.load(folder, settings=settings)
+        except RouterError as error:
+            return error
+
     def router_of(bundle: str) -> Router:
-        return Router.load(Path(bundle), settings=settings)
+        found = load(bundle, _changed_at(Path(bundle)))
+        if isinstance(found, RouterError):
+            raise copy.copy(found)  # one instance raised by many threads would collect their tracebacks
+        return found
 
     return router_of
+
+
+def _changed_at(bundle: Path) -> float:
+    try:
+        return (bundle / MANIFEST).stat().st_mtime
+    except (OSError, ValueError):
+        return 0.0
