@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,20 +157,23 @@ def load_key(folder: Path) -> bytes:
     Raises `StoreError` where it can be neither read nor made."""
     path = folder / KEY_FILE
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = folder / f"{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
         if not path.exists():
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
-                handle.write(secrets.token_bytes(_KEY_BYTES))
-            try:
-                os.link(fresh, path)  # fails where another process was faster, so that all share one key
-            except FileExistsError:
-                pass
-            finally:
-                fresh.unlink()
+            _make_key(path)
         key = path.read_bytes()
     except OSError as error:
         raise StoreError(f"cannot read or make the key {path}: {error.strerror}; check its permissions") from error
     if len(key) < _KEY_BYTES:
         raise StoreError(f"the key {path} is too short; delete it to get a new one (old hashes will not join)")
     return key
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f"{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+            handle.write(secrets.token_bytes(_KEY_BYTES))
+        with suppress(FileExistsError):  # another process was faster: all share one key
+            os.link(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
