@@ -14,7 +14,7 @@ import numbers
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints, runtime_checkable
 
@@ -243,6 +243,13 @@ def feedback_event(
 
 def _shown(value: object) -> str:
     return f"{type(value).__name__} {repr(value)[:60]}"
+
+
+def without_text(event: Event) -> Event:
+    """Return the event without the query and what came with it, which may be a long conversation."""
+    if isinstance(event, DecisionEvent) and (event.text is not None or event.context is not None):
+        return replace(event, text=None, context=None)
+    return event
 
 
 def as_dict(event: Event) -> dict[str, Any]:
