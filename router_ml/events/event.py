@@ -71,6 +71,7 @@ class DecisionEvent:
     context: Context | None = None  # what came with it; written with the text, and redacted like it
     query_key: str | None = None  # keyed hash of the query, filled in when the event is written
     complexity_probabilities: Mapping[Label, float] = field(default_factory=_empty)  # by label
+    policy_parameters: Mapping[str, Any] = field(default_factory=_empty)  # weights and limits behind the policy's name
     at_s: float = field(default_factory=time.time)  # Unix time
     event_id: str = field(default_factory=new_id)
 
@@ -285,10 +286,11 @@ def _candidate_row(candidate: Candidate) -> dict[str, Any]:
 
 def json_line(row: object) -> str:
     """Return a row as one line of ASCII JSON, which every database takes; odd values are written as their text."""
-    return json.dumps(row, separators=(",", ":"), default=_json_value)
+    return json.dumps(row, separators=(",", ":"), default=json_value)
 
 
-def _json_value(value: object) -> object:
+def json_value(value: object) -> object:
+    """Return what JSON writes for a value it does not know: numbers of other libraries as numbers, the rest as text."""
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else str(value)
@@ -372,6 +374,7 @@ def decision_event(
     shadow: bool = False,
     pinned: bool = False,
     prompt_tokens: int | None = None,
+    policy_parameters: Mapping[str, Any] = _EMPTY,
     text: str | None = None,
     context: Context | None = None,
     at_s: float | None = None,
@@ -385,6 +388,7 @@ def decision_event(
         bundle=decision.bundle,
         propensity=decision.propensity,
         complexity_probabilities=decision.complexity_probabilities,
+        policy_parameters=policy_parameters,
         candidates=decision.ranked,
         excluded=decision.excluded,
         action=decision.action,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import ollama
 
 from router_ml.catalogue import Catalogue
+from router_ml.decide.selection.policy import policy_parameters
 from router_ml.events.event import (
     AttemptEvent,
     OutcomeEvent,
@@ -71,6 +72,9 @@ class EventRecorder:
                 unit=outcome.unit,
                 pinned=outcome.pinned,
                 prompt_tokens=job.context.prompt_tokens,
+                policy_parameters=policy_parameters(
+                    (job.assignment is not None and job.assignment.variant.policy) or job.policy
+                ),
                 text=job.request.text,
                 context=job.context,
             )
