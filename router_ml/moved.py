@@ -97,7 +97,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "router_ml.telemetry.reading": ("router_ml.events.sql",),
     "router_ml.telemetry.report": ("router_ml.experiments.report",),
     "router_ml.telemetry.retention": ("router_ml.events.retention",),
-    "router_ml.telemetry.rules": ("router_ml.monitor.rules",),
+    "router_ml.telemetry.rules": (
+        "router_ml.monitor.rules",
+        "router_ml.monitor.failure_rate",
+        "router_ml.monitor.latency_drift",
+    ),
     "router_ml.telemetry.shadow": ("router_ml.experiments.shadow",),
     "router_ml.telemetry.sqlite_store": ("router_ml.events.sqlite",),
     "router_ml.telemetry.store": (
@@ -142,6 +146,7 @@ NAMES = {
     "Pointer": "ActiveBundle",
     "Request": "UnitRequest",
     "SAMPLES": "SAMPLE_QUERIES",
+    "Rule": "AlertRule",
     "Selection": "EventFilter",
     "Walker": "FallbackRunner",
     "forget_pointer": "clear_active",

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeAlias
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.context import parse_context, shows_image
 from router_ml.decide.router import Router
-from router_ml.decide.selection.policy import Policy
+from router_ml.decide.selection.policy import Policy, policy_parameters
 from router_ml.errors import ContextError, QueryError
 from router_ml.events.event import NullRecorder, Recorder, decision_event
 from router_ml.hosts.names import ModelNames
@@ -104,7 +104,12 @@ class CoordinatorNode:
         intent = self._intent(text, history, state, last_model, decision)
         self._recorder.record(
             decision_event(
-                decision, unit=context.session_id, prompt_tokens=context.prompt_tokens, text=text, context=context
+                decision,
+                unit=context.session_id,
+                prompt_tokens=context.prompt_tokens,
+                policy_parameters=policy_parameters(self._policy or load_settings().policy),
+                text=text,
+                context=context,
             )
         )
         return {

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import ollama
 
 from router_ml.catalogue import Catalogue
+from router_ml.decide.selection.policy import policy_parameters
 from router_ml.events.event import (
     AttemptEvent,
-    FeedbackEvent,
-    FeedbackKind,
     OutcomeEvent,
     Recorder,
     decision_event,
+    feedback_event,
 )
 from router_ml.serve.answer import Answer, Timings
 from router_ml.serve.request_state import RequestState
@@ -34,9 +34,10 @@ class EventRecorder:
         self._decided: dict[str, None] = {}  # the latest decisions, the oldest first
 
     def judged(self, decision_id: str, score: float, comment: str | None) -> bool:
-        """Somebody said what an answer was worth, 0 bad .. 1 good; whether it was one of the latest given here."""
-        kind: FeedbackKind = "thumb" if score in (0.0, 1.0) else "score"
-        self._recorder.record(FeedbackEvent(decision_id, kind, score, comment))
+        """Somebody said what an answer was worth, 0 bad .. 1 good; whether it was one of the latest given here.
+
+        Raises `InputError` for an id, score or comment that cannot be recorded."""
+        self._recorder.record(feedback_event(decision_id, score, comment))
         with self._lock:
             return decision_id in self._decided
 
@@ -71,6 +72,9 @@ class EventRecorder:
                 unit=outcome.unit,
                 pinned=outcome.pinned,
                 prompt_tokens=job.context.prompt_tokens,
+                policy_parameters=policy_parameters(
+                    (job.assignment is not None and job.assignment.variant.policy) or job.policy
+                ),
                 text=job.request.text,
                 context=job.context,
             )
