@@ -32,7 +32,7 @@ Kind: TypeAlias = Literal[
 ]
 
 _BLAMELESS: frozenset[Kind] = frozenset(
-    {"cold_timeout", "cut_short", "busy", "missing", "rejected", "invalid", "shed", "open", "absent"}
+    {"cold_timeout", "cut_short", "busy", "missing", "rejected", "invalid", "empty", "shed", "open", "absent"}
 )
 _INVALID = re.compile(r'option "?\w+"? must be of type|invalid option|invalid format|missing request body|invalid role')
 _UNSUPPORTED = re.compile(r"does not support (tools|thinking|chat|vision)")

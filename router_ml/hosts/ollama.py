@@ -59,32 +59,19 @@ class OllamaHost:
         """One whole answer. Raises what the client raises, and `BadAnswer` for a reply that is none."""
         response: ollama.ChatResponse = await self._client.chat(model=model, **arguments)
         self._check_model(model, response)
-        if not says_something(response) and not _may_be_empty(arguments):
-            raise BadAnswer("empty", "the model answered nothing")
         return response
 
     async def stream(self, model: str, arguments: Mapping[str, Any]) -> AsyncIterator[ollama.ChatResponse]:
-        """The parts of one answer as they come. Nothing is passed on before the first part that says something,
-        so that an answer which is none can still be given by another model."""
+        """Yield the parts of one answer as they come. Raises what the client raises, and `BadAnswer`."""
         parts = await self._client.chat(model=model, stream=True, **arguments)
-        held: list[ollama.ChatResponse] = []
-        spoken = _may_be_empty(arguments)
         finished = False
         try:
             async for part in parts:
                 self._check_model(model, part)
                 finished = bool(part.done)
-                if not spoken and not says_something(part):
-                    held.append(part)
-                    continue
-                spoken = True
-                while held:
-                    yield held.pop(0)
                 yield part
         finally:
             await parts.aclose()  # type: ignore[attr-defined]
-        if not spoken:
-            raise BadAnswer("empty", "the model answered nothing")
         if not finished:
             raise BadAnswer("connection", "the stream ended before its final part")
 
@@ -126,13 +113,3 @@ class OllamaHost:
     def _check_model(self, asked: str, response: ollama.ChatResponse) -> None:
         if response.model and not self._names.same(asked, response.model):
             raise BadAnswer("wrong_model", f"{response.model} answered in place of {asked}")
-
-
-def says_something(response: ollama.ChatResponse) -> bool:
-    """Whether a reply, or a part of one, has any content: text, thoughts or tool calls."""
-    message = response.message
-    return bool(message.content or message.thinking or message.tool_calls)
-
-
-def _may_be_empty(arguments: Mapping[str, Any]) -> bool:
-    return bool((arguments.get("options") or {}).get("num_predict") == 0)

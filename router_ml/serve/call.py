@@ -9,6 +9,7 @@ from typing import Any
 import ollama
 
 from router_ml.hosts.fleet import Backend
+from router_ml.serve.answer import says_something
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.stream import Opened, Sink, joined
 
@@ -42,16 +43,20 @@ class Call:
                 return await transport.chat(name, self._arguments)
             parts: list[ollama.ChatResponse] = []
             async for part in transport.stream(name, self._arguments):
-                if not parts:
-                    self._open(sink)
                 parts.append(part)
-                sink.part(part)
+                if sink.started:
+                    sink.part(part)
+                elif says_something(part):
+                    self._open(sink, parts)
                 left_s = max(0.0, self._job.deadline_s - self._clock())
                 limit.reschedule(asyncio.get_running_loop().time() + min(self._idle_s, left_s))
             return joined(parts)
 
-    def _open(self, sink: Sink) -> None:
+    def _open(self, sink: Sink, parts: list[ollama.ChatResponse]) -> None:
+        """Pass on what was held back: until a part says something another model may still answer."""
         now_s = self._clock()
         self.first_token_s = now_s - self.began_s
         self._job.first_token_s = now_s - self._job.began_s
         sink.opened(Opened(self._job.chosen, self._backend.model, tuple(self._job.attempts)))
+        for part in parts:
+            sink.part(part)

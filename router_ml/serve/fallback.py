@@ -23,7 +23,7 @@ from router_ml.hosts.fleet import Backend, Fleet
 from router_ml.hosts.gate import Shed
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import was_cold
-from router_ml.serve.answer import Answer, Attempt, Timings, seconds, server_queue_s
+from router_ml.serve.answer import Answer, Attempt, Timings, is_empty, may_be_empty, seconds, server_queue_s
 from router_ml.serve.call import Call
 from router_ml.serve.order import attempt_timeout_s, chain
 from router_ml.serve.request import OptionPins, adapt, can
@@ -49,9 +49,18 @@ class FallbackRunner:
         self._clock = clock
 
     async def walk(self, job: RequestState, sink: Sink | None) -> Answer:
-        """The first answer of the chain. After the first part went to `sink` nothing is tried again.
+        """Return the first answer of the chain. After the first part went to `sink` nothing is tried again.
 
+        After an empty answer one more model is asked; where it gives none either, the last empty answer is returned.
         Raises `QueryError` for a request no model can take, and `GatewayError`."""
+        try:
+            return await self._walk(job, sink)
+        except (AttemptsFailed, DeadlineExceeded, NoModelAvailable, Overloaded):
+            if job.empty is None or (sink is not None and sink.started):
+                raise
+            return self._finished(job, *job.empty)
+
+    async def _walk(self, job: RequestState, sink: Sink | None) -> Answer:
         models = self._ordered(job)
         for position, model in enumerate(models):
             backends = self._fleet.backends(model)
@@ -59,7 +68,10 @@ class FallbackRunner:
                 later = [*([model] * (len(backends) - index - 1)), *models[position + 1 :]]
                 response = await self._try(job, backend, later, sink)
                 if response is not None:
-                    return self._finished(job, backend, response)
+                    if job.attempts[-1].ok or job.empty is not None or (sink is not None and sink.started):
+                        return self._finished(job, backend, response)
+                    job.empty = (backend, response)
+                    break  # the next model, not the same one on another host
                 if sink is not None and sink.started:
                     raise StreamInterrupted(f"{model} broke off: {job.attempts[-1].error}")
                 self._raise_if_over(job)
@@ -146,6 +158,9 @@ class FallbackRunner:
             self._failed(job, backend, failure, call, adapted)
             return None
         permit.succeeded()
+        if is_empty(response) and not may_be_empty(job.request.options):
+            self._failed(job, backend, Failure("empty", "the model answered nothing"), call, adapted)
+            return response
         self._pins.worked(backend.model, arguments.get("options"))
         self._learn(job, backend, response, call, warm)
         job.attempts.append(self._told_of(backend, None, call, adapted))

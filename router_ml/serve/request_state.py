@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ollama
+
 from router_ml.context import parse_context
 from router_ml.decide.selection.policy import Policy
 from router_ml.experiments.assignment import Assignment
+from router_ml.hosts.fleet import Backend
 from router_ml.serve.answer import Attempt
 from router_ml.serve.answer_cache.key import CacheKey
-from router_ml.serve.request import ChatRequest, part, plain
+from router_ml.serve.request import ChatRequest, part
 from router_ml.types import Candidate, Context, Decision
 
 
@@ -31,6 +34,7 @@ class RequestState:
     decision: Decision | None = None
     decide_s: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
+    empty: tuple[Backend, ollama.ChatResponse] | None = None  # the first empty answer; a second one ends the request
     waited_s: float = 0.0  # in our own queues
     resident: bool | None = None  # was the model that answered in memory
     first_token_s: float | None = None
@@ -59,7 +63,7 @@ def context_of(request: ChatRequest, given: Context | Mapping[str, Any] | None) 
     context = parse_context(given)
     derived = parse_context(
         {
-            "tools": [plain(tool) for tool in request.tools],
+            "tools": request.tools,
             "history": [{"role": part(m, "role"), "content": part(m, "content")} for m in request.history],
             "attachment": "image" if request.has_images else None,
         }
