@@ -6,10 +6,11 @@ import asyncio
 import functools
 import logging
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
+
+from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue
 from router_ml.decide.selection.policy import Policy
@@ -17,8 +18,10 @@ from router_ml.errors import DeadlineExceeded, InputError
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
 from router_ml.hosts.names import ModelNames
+from router_ml.serve.answer import Answer
 from router_ml.serve.order import pin, plain_decision, stick
 from router_ml.serve.request_state import RequestState
+from router_ml.serve.turn import Turns
 from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
@@ -62,7 +65,8 @@ class Chooser:
         self._stick_margin = stick_margin
         self._clock = clock
         self._pool = pool
-        self._sessions: OrderedDict[str, str] = OrderedDict()
+        self._sessions: LRUCache[str, str] = LRUCache(_SESSIONS)
+        self._turns = Turns(clock)
 
     async def choose(self, job: RequestState, machine: MachineState) -> None:
         """Fills in the job's assignment and decision.
@@ -70,7 +74,8 @@ class Chooser:
         Raises `InputError` for a request that cannot be decided on, and `DeadlineExceeded`."""
         began_s = self._clock()
         session = job.context.session_id
-        job.assignment = self._assign(session or uuid.uuid4().hex, job.context)
+        turn = self._turns.find(job)
+        job.assignment = self._assign(session or (turn and turn.unit) or uuid.uuid4().hex, job.context)
         work = functools.partial(self._decide, job, machine)
         deciding = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
@@ -78,19 +83,24 @@ class Chooser:
                 decision = await deciding
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before a model was chosen") from None
-        if session is not None and job.model is None:
+        if turn is not None and job.model is None:
+            decision = self._continued(decision, turn.model)
+        elif session is not None and job.model is None:
             decision = stick(decision, self._sessions.get(session), self._stick_margin, self._names)
         job.decision = decision
         job.decide_s = self._clock() - began_s
 
-    def answered(self, session: str | None, model: str) -> None:
-        """Remembers which model a session spoke with last."""
-        if session is None:
-            return
-        self._sessions[session] = model
-        self._sessions.move_to_end(session)
-        while len(self._sessions) > _SESSIONS:
-            self._sessions.popitem(last=False)
+    def answered(self, job: RequestState, answer: Answer) -> None:
+        """Note which model a session spoke with last, and which one asked for a tool."""
+        self._turns.answered(job, answer)
+        if job.context.session_id is not None:
+            self._sessions[job.context.session_id] = answer.model
+
+    def _continued(self, decision: Decision, model: str) -> Decision:
+        """Return the decision with the model that asked for the tool in front, where it may serve the request."""
+        if not any(self._names.same(candidate.model, model) for candidate in decision.ranked):
+            return decision
+        return pin(decision, model, self._names, "asked for the tool whose result this is")
 
     def shadow(self, job: RequestState, machine: MachineState) -> Decision | None:
         """What the challenger of a shadow experiment would have chosen; None where there is none or it fails."""

@@ -27,7 +27,7 @@ from router_ml.serve.answer_cache.exact import CacheStats, ExactCache
 from router_ml.serve.answer_cache.semantic import SemanticCache
 from router_ml.serve.background import BackgroundLoop
 from router_ml.serve.choose import Assigner, Chooser, Decider
-from router_ml.serve.clarify import asked_back, asks_back
+from router_ml.serve.clarify import asks_clarifying_question, clarifying_answer
 from router_ml.serve.fallback import FallbackRunner
 from router_ml.serve.preload import Preloader
 from router_ml.serve.record import EventRecorder
@@ -258,7 +258,7 @@ class Gateway:
             await self._fleet.look()
             await self._chooser.choose(job, self._fleet.state())
             question = self.options.clarifying_question
-            if question is not None and asks_back(job, question):
+            if question is not None and asks_clarifying_question(job, question):
                 return self._ask(job, question)
             self._preloader.chose(job.chosen.model)
             answer = await self._walker.walk(job, sink)
@@ -272,7 +272,7 @@ class Gateway:
         return answer
 
     def _ask(self, job: RequestState, question: str) -> Answer:
-        answer = asked_back(job, question, self._clock())
+        answer = clarifying_answer(job, question, self._clock())
         self._journal.answered(job, answer)
         self._shadow(job)
         return answer
@@ -281,7 +281,7 @@ class Gateway:
         """What need not be waited for."""
         self._journal.answered(job, answer)
         self._kept.keep(job, answer)
-        self._chooser.answered(job.context.session_id, answer.model)
+        self._chooser.answered(job, answer)
         self._preloader.consider()
         self._shadow(job)
 

@@ -69,8 +69,8 @@ def stick(decision: Decision, previous: str | None, margin: float | None, names:
     return dataclasses.replace(decision, model=held.model, ranked=ranked, reason=reason, propensity=1.0)
 
 
-def pin(decision: Decision, model: str, names: ModelNames) -> Decision:
-    """The decision with a model the caller named in front."""
+def pin(decision: Decision, model: str, names: ModelNames, why: str = "was named by the caller") -> Decision:
+    """Return the decision with one model in front; `why` follows its name in the reason."""
     name = names.canonical(model)
     if decision.model == name:
         return decision
@@ -79,7 +79,7 @@ def pin(decision: Decision, model: str, names: ModelNames) -> Decision:
         unknown_s = max((c.latency_s.p95 for c in decision.ranked), default=30.0)
         named = Candidate(name, 0.5, Quantiles(unknown_s, unknown_s, unknown_s), 0.0, 0.0, ("named by the caller",))
     ranked = (named, *(c for c in decision.ranked if c is not named))
-    reason = f"{name} was named by the caller"
+    reason = f"{name} {why}"
     return dataclasses.replace(decision, model=name, ranked=ranked, reason=reason, propensity=1.0)
 
 
