@@ -9,8 +9,8 @@ from typing import Any
 import ollama
 
 from router_ml.serve.answer import Answer, Timings
-from router_ml.serve.request import part
 from router_ml.serve.request_state import RequestState
+from router_ml.serve.wire import part
 
 
 def asks_clarifying_question(job: RequestState, question: str | None) -> bool:

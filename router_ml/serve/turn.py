@@ -11,8 +11,8 @@ from cachetools import TTLCache
 
 from router_ml.serve.answer import Answer
 from router_ml.serve.answer_cache.key import digest, user_scope
-from router_ml.serve.request import part
 from router_ml.serve.request_state import RequestState
+from router_ml.serve.wire import part
 
 _TURNS = 10_000  # tool loops under way at once
 _TTL_S = 3600.0  # a tool may take long
