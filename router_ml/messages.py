@@ -161,7 +161,7 @@ def estimate_tokens(text: str) -> float:
 def json_text(value: Any) -> str:
     """Return a value as JSON, whatever it holds. Raises ValueError where it is too large, too deep or holds itself."""
     check_bounded(value)
-    return json.dumps(value, default=_shown, skipkeys=True, ensure_ascii=False)
+    return json.dumps(value, default=shown, skipkeys=True, ensure_ascii=False)
 
 
 def check_bounded(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX_DEPTH) -> int:
@@ -186,7 +186,7 @@ def check_bounded(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX
 _CONTAINERS = (dict, list, tuple, set, frozenset, Mapping)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Stand in for what is no JSON: objects of other libraries are measured by their type's name alone."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else type(value).__name__
 
