@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import ollama
 
+from router_ml.messages import Conversation
 from router_ml.serve.answer import Answer, Timings
 from router_ml.serve.request_state import RequestState
-from router_ml.serve.wire import part
 
 
 def asks_clarifying_question(job: RequestState, question: str | None) -> bool:
     """Whether the user is asked `question` once a decision was made; never where the caller named a model."""
     if question is None or job.chosen.action != "clarify" or job.model is not None:
         return False
-    return may_ask(job.request.messages, question)
+    return may_ask(job.request.conversation, question)
 
 
-def may_ask(messages: Sequence[Any], question: str) -> bool:
+def may_ask(conversation: Conversation, question: str | None) -> bool:
     """Whether a conversation may be answered by a question: never twice in a row, never in a tool loop."""
-    if not messages or part(messages[-1], "role") != "user":
+    messages = conversation.messages
+    if not messages or messages[-1].role != "user" or conversation.in_tool_loop:
         return False
-    spoken = (part(message, "content") for message in reversed(messages) if part(message, "role") == "assistant")
-    return next(spoken, None) != question
+    return next((message.text for message in reversed(messages) if message.role == "assistant"), None) != question
 
 
 def clarifying_answer(job: RequestState, question: str, now_s: float) -> Answer:

@@ -13,10 +13,11 @@ from ollama._types import ChatRequest as ClientRequest
 from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
 from router_ml.errors import QueryError
+from router_ml.messages import Conversation, read_messages
 from router_ml.serve.encode import json_ready
-from router_ml.serve.wire import items, part, valid, wire_message, wire_tool
+from router_ml.serve.wire import items, valid, wire_message, wire_tool
 from router_ml.suggestions import suggestion
-from router_ml.types import Context
+from router_ml.types import Context, Tool
 
 # A change in one of these makes the server load the model anew (Ollama v0.33).
 RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "num_thread", "use_mmap", "main_gpu")
@@ -44,8 +45,9 @@ class ChatArguments(TypedDict, total=False):
 class ChatRequest:
     """What the caller wants, the model left out. `build_request` makes one whose values are ready to be sent."""
 
-    messages: tuple[Any, ...]
-    tools: tuple[Any, ...] = ()
+    messages: tuple[Mapping[str, Any], ...]
+    conversation: Conversation  # the messages, read
+    tools: tuple[Mapping[str, Any], ...] = ()
     think: bool | str | None = None
     format: Any = None
     options: Mapping[str, Any] | None = None
@@ -56,25 +58,12 @@ class ChatRequest:
     @property
     def text(self) -> str:
         """Return the latest words of the user: what the router reads."""
-        spoken = (m for m in reversed(self.messages) if part(m, "role") == "user")
-        return next((str(part(m, "content") or "") for m in spoken), "")
-
-    @property
-    def history(self) -> tuple[Any, ...]:
-        """Return the turns before those words, oldest first."""
-        last = max((i for i, m in enumerate(self.messages) if part(m, "role") == "user"), default=0)
-        return self.messages[:last]
+        return self.conversation.query
 
     @property
     def has_images(self) -> bool:
         """Whether any turn shows an image."""
-        return any(part(message, "images") for message in self.messages)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Estimate the tokens of the prompt: four characters to a token, tool schemas included."""
-        chars = sum(len(str(part(m, "content") or "")) for m in self.messages)
-        return (chars + len(str(self.tools))) // 4 + 8
+        return self.conversation.has_images
 
 
 _FORM = frozenset({"think", "format", "options", "keep_alive", "logprobs", "top_logprobs"})
@@ -92,11 +81,18 @@ def build_request(messages: Messages, tools: Sequence[Any] | None = None, **form
     turns = [messages] if one else items(messages, "messages")
     if not turns:
         raise QueryError("messages must hold at least one message")
+    messages = tuple(wire_message(turn, f"messages[{index}]") for index, turn in enumerate(turns))
     return ChatRequest(
-        tuple(wire_message(turn, f"messages[{index}]") for index, turn in enumerate(turns)),
+        messages,
+        read_messages(messages),
         tuple(wire_tool(tool, f"tools[{index}]") for index, tool in enumerate(items(tools, "tools"))),
         **_form(form),
     )
+
+
+def prompt_tokens(conversation: Conversation, tools: Sequence[Tool]) -> int:
+    """Estimate the tokens of a prompt, with its tool calls and thoughts and the schemas of the tools offered."""
+    return conversation.tokens + sum(tool.schema_chars for tool in tools) // 4
 
 
 def _form(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_text_and_history_are_those_of_the_last_user_turn() -> None:
         )
     )
     assert request.text == "and mail her"
-    assert len(request.history) == 3
+    assert len(request.conversation.history) == 3
 
 
 @pytest.mark.parametrize("messages", [(), (5,), ({"content": "no role"},), 5, b"Hello"])
