@@ -70,7 +70,9 @@ class CoordinatorNode:
     the models (a gateway's `machine`, say); `stick_margin` keeps the model that answered last unless another one's
     utility is higher by more than that. The result of a tool goes to the model that asked for it.
     `clarifying_question` is what the graph asks where `clarify` is true: it is never asked twice in a row, nor in a
-    tool loop. Raises `SettingsError` where a setting cannot be read."""
+    tool loop. What is not given is as the `settings` say (by default the environment's).
+
+    Raises `SettingsError` where a setting cannot be read, and `PolicyError`."""
 
     def __init__(
         self,
@@ -85,15 +87,16 @@ class CoordinatorNode:
         messages_key: str = "messages",
         model_key: str = "model",
         clarifying_question: str | None = GatewayOptions().clarifying_question,
+        settings: Settings | None = None,
     ) -> None:
-        self._settings = load_settings()
+        self._settings = settings = settings or load_settings()
         self._decider = decider
         self._classifier = classifier or ComplexityIntent()
         self._recorder = recorder
-        self._policy = policy or self._settings.policy
+        self._policy = policy or settings.policy
         self._machine = machine
         self._catalogue = catalogue
-        self._stick_margin = stick_margin
+        self._stick_margin = settings.stick_margin if stick_margin is None else stick_margin
         self._messages_key, self._model_key = messages_key, model_key
         self._question = clarifying_question
         self._lock = threading.Lock()
@@ -166,7 +169,7 @@ class CoordinatorNode:
         if self._decider is None:
             with self._lock:
                 if self._decider is None:
-                    self._decider = Router.load_or_heuristic()
+                    self._decider = Router.load_or_heuristic(settings=self._settings)
         return self._decider
 
     def _by_rules(self, why: str) -> Router:
