@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 
 from router_ml.hosts.failure import HostError, classify
@@ -38,6 +39,7 @@ class HostState:
         self._wanted_at = float("-inf")
         self._back = asyncio.Event()
         self._poll: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     @property
     def down(self) -> bool:
@@ -97,10 +99,10 @@ class HostState:
         tags_wait_s = wait_s if self.tags.value is None else 0.0  # an old list serves until the new one is here
         await asyncio.gather(self.tags.get(tags_wait_s), self.running.get(wait_s))
 
-    async def is_up(self) -> bool:
-        """Whether it takes connections, by a look that is not older than a quarter of a second."""
+    async def is_up(self, checked_within_s: float = _CHECK_GOOD_FOR_S) -> bool:
+        """Whether it takes connections, by a look that is not older than so many seconds."""
         self._wanted_at = self._clock()
-        if self._clock() - self._checked_at > _CHECK_GOOD_FOR_S:
+        if self._clock() - self._checked_at >= checked_within_s:
             await self._check()
         if self.down:
             self._keep_polling()
@@ -134,10 +136,14 @@ class HostState:
             await self._check()
 
     async def _check(self) -> None:
-        try:
+        """Look at it once, however many callers want to know."""
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._check_once())
+        await asyncio.shield(self._checking)
+
+    async def _check_once(self) -> None:
+        with contextlib.suppress(Exception):  # `_failed` has noted it
             await self._running()
-        except Exception:
-            pass  # noted in `_noting`
 
     async def _installed(self) -> Mapping[str, Installed]:
         try:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import ollama
+    from ollama._types import ChatRequest as ClientRequest
+    from ollama._utils import convert_function_to_tool
 
 _READ_BY_CLIENTS = (
     *("all_proxy", "http_proxy", "https_proxy", "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"),
@@ -33,5 +35,7 @@ def _imported() -> Any:
 
 if not TYPE_CHECKING:
     ollama = _imported()
+    ClientRequest = importlib.import_module("ollama._types").ChatRequest
+    convert_function_to_tool = importlib.import_module("ollama._utils").convert_function_to_tool
 
-__all__ = ["ollama"]
+__all__ = ["ClientRequest", "convert_function_to_tool", "ollama"]

@@ -47,6 +47,8 @@ class Reply:
             raise ValueError("its model, content or thinking is no text")
         if not isinstance(calls, Sequence) or not all(_is_call(call) for call in calls):
             raise ValueError("its tool calls have no function with a name and arguments")
+        if not isinstance(message.get("role"), str):
+            wire = {**wire, "message": {**message, "role": "assistant"}}
         return cls(
             _plausible(wire),
             model,
@@ -77,11 +79,6 @@ class Reply:
         return dataclasses.replace(last, wire=wire, content=content, thinking=thinking, tool_calls=calls)
 
     @property
-    def empty(self) -> bool:
-        """Whether it gives the user nothing: no text but white space, and no tool call."""
-        return not self.tool_calls and not self.content.strip()
-
-    @property
     def queue_s(self) -> float | None:
         """Return the seconds the host let the request wait: its total less loading, prompt and generation."""
         if self.total_s is None:
@@ -107,7 +104,7 @@ def _whole(value: Any) -> bool:
 def _is_call(call: Any) -> bool:
     function = call.get("function") if isinstance(call, Mapping) else None
     named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
-    return named and isinstance(function.get("arguments", {}), Mapping)
+    return named and isinstance(function.get("arguments"), Mapping)
 
 
 def _count(value: Any) -> int | None:

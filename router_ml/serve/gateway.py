@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, overload
 
-import ollama
-
 from router_ml.catalogue import Catalogue
 from router_ml.decide.selection.policy import Policy
 from router_ml.errors import DeadlineExceeded, InputError, NoModelAvailable, QueryError, StreamInterrupted
@@ -33,14 +31,12 @@ from router_ml.serve.clarify import asked_back, asks_back
 from router_ml.serve.fallback import FallbackRunner
 from router_ml.serve.preload import Preloader
 from router_ml.serve.record import EventRecorder
-from router_ml.serve.request import ChatRequest, OptionPins, checked
+from router_ml.serve.request import Messages, OptionPins, build_request
 from router_ml.serve.request_state import RequestState, context_of
 from router_ml.serve.stream import AnswerStream, AsyncAnswerStream, Item, Opened, Sink
 from router_ml.types import Context, MachineState
 
 log = logging.getLogger(__name__)
-
-Messages = str | Sequence[Mapping[str, Any] | ollama.Message]
 
 _GRACE_S = 1.0  # how long past the deadline a caller waits for the loop before giving up on it
 _LOOK_S = 10.0
@@ -245,11 +241,7 @@ class Gateway:
         **form: Any,
     ) -> RequestState:
         began_s = self._clock()
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        try:
-            request = checked(ChatRequest(tuple(turns or ()), tuple(tools or ()), **form))
-        except TypeError as error:
-            raise QueryError(f"chat takes no such argument: {error}") from error
+        request = build_request(messages, tools, **form)
         limit_s = self.options.deadline_s if deadline_s is None else deadline_s
         if not limit_s > 0:
             raise QueryError(f"deadline_s must be above 0, found {deadline_s!r}")

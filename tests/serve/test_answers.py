@@ -273,6 +273,50 @@ def test_the_likely_next_model_is_loaded_while_the_host_is_idle(gateway_of, doub
     assert double.scheduler.loads[-1] == QWEN3
 
 
-def test_a_reply_made_of_thoughts_alone_is_an_answer(double, gateway) -> None:
-    double.models[LLAMA] = DoubleModel(LLAMA, reply=lambda body: Reply(thinking="hm"))
-    assert gateway.chat(HELLO).message.thinking == "hm"
+@pytest.mark.parametrize("reply", [Reply(), Reply(thinking="hm"), Reply(" \n\n"), Reply("\u200b")], ids=repr)
+def test_an_empty_answer_costs_one_fallback_and_blames_nobody(double, gateway, recording, reply) -> None:
+    double.models[LLAMA] = DoubleModel(LLAMA, reply=lambda body: reply)
+    for _ in range(4):
+        answer = gateway.chat(HELLO)
+        assert (answer.model, answer.empty, answer.content) == (QWEN2, False, "Qwen two says hello.")
+        assert [attempt.failure and attempt.failure.kind for attempt in answer.attempts] == ["empty", None]
+    state = gateway.machine().models[LLAMA]
+    assert (state.available, state.recent_calls) == (True, 0)
+    assert {event.breaker for event in recording.of(AttemptEvent)} == {"closed"}
+
+
+def test_where_all_are_empty_the_last_empty_answer_is_returned(double, gateway, recording) -> None:
+    for model in (LLAMA, QWEN2, QWEN3):
+        double.models[model] = DoubleModel(model, reply=lambda body: Reply(thinking="hm"))
+    answer = gateway.chat(HELLO)
+    assert (answer.model, answer.empty, answer.message.thinking) == (QWEN2, True, "hm")
+    assert [seen.model for seen in double.generations] == [LLAMA, QWEN2]
+    (outcome,) = recording.of(OutcomeEvent)
+    assert (outcome.ok, outcome.success, outcome.error) == (True, 0.0, None)
+
+
+def test_an_empty_answer_is_better_than_an_error(double, gateway) -> None:
+    double.faults.set(LLAMA, Fault.EMPTY_ANSWER)
+    for model in (QWEN2, QWEN3):
+        double.faults.set(model, Fault.ERROR_500)
+    answer = gateway.chat(HELLO)
+    assert (answer.model, answer.empty, len(answer.attempts)) == (LLAMA, True, 3)
+
+
+def test_a_stream_holds_white_space_back_until_something_is_said(double, gateway) -> None:
+    double.models[LLAMA] = DoubleModel(LLAMA, reply=lambda body: "\n\n")
+    stream = gateway.chat(HELLO, stream=True)
+    assert "".join(part.message.content or "" for part in stream) == "Qwen two says hello."
+    double.models[QWEN2] = DoubleModel(QWEN2, reply=lambda body: "\n Hello")
+    assert "".join(part.message.content or "" for part in gateway.chat(HELLO, stream=True)) == "\n Hello"
+
+
+def test_empty_streams_end_with_the_last_empty_answer(double, gateway) -> None:
+    double.faults.set("*", Fault.EMPTY_ANSWER)
+    stream = gateway.chat(HELLO, stream=True)
+    assert [part.message.content for part in stream] == [""]
+    assert (stream.answer.empty, stream.answer.model) == (True, QWEN2)
+
+
+def test_no_output_that_was_asked_for_is_no_empty_answer(double, gateway) -> None:
+    assert [attempt.ok for attempt in gateway.chat(HELLO, options={"num_predict": 0}).attempts] == [True]
