@@ -145,6 +145,7 @@ NAMES = {
     "Walker": "FallbackRunner",
     "forget_pointer": "clear_active",
     "read_pointer": "read_active",
+    "warn_of_slips": "warn_of_typos",
     "write_pointer": "write_active",
 }
 

@@ -81,6 +81,13 @@ class HostError(Exception):
         super().__init__(message)
         self.failure = Failure(kind, message[:_MAX_MESSAGE_CHARS], status, unsupported, retry_after_s)
 
+    @classmethod
+    def of(cls, failure: Failure) -> HostError:
+        """Return the error that carries a failure."""
+        error = cls(failure.kind, failure.message)
+        error.failure = failure
+        return error
+
     @property
     def kind(self) -> Kind:
         """Return the kind of the failure."""

@@ -147,6 +147,8 @@ class Fleet:
         if host is None:
             kind, plus, address = url.partition("+")
             factory = self._host_types.get(kind) if plus else None
-            opened = (factory or self._host_types["ollama"])(address if factory else url, self.names, self._options.connect_s)
+            opened = (factory or self._host_types["ollama"])(
+                address if factory else url, self.names, self._options.connect_s
+            )
             host = self._hosts[url] = HostState(opened, self._options, self._clock)
         return host

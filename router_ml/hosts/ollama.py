@@ -22,7 +22,6 @@ _MAX_NAME_CHARS = 256
 _MAX_LOAD_BYTES = 2**20
 
 
-
 class OllamaHost:
     """The calls to one Ollama server. Lives in one event loop.
 
@@ -91,7 +90,9 @@ class OllamaHost:
         async with self._client.stream("POST", path, content=body.encode(), headers=headers) as response:
             if response.is_error:
                 failure = failure_of(response.status_code, await read_error(response))
-                raise HostError(failure.kind, failure.message, failure.status, failure.unsupported, failure.retry_after_s)
+                raise HostError(
+                    failure.kind, failure.message, failure.status, failure.unsupported, failure.retry_after_s
+                )
             yield response
 
     def _reply(self, wire: Any, asked: str) -> Reply:
@@ -110,8 +111,7 @@ class OllamaHost:
     async def _models(self, path: str) -> list[tuple[str, Mapping[str, Any]]]:
         async with self._probe.stream("GET", path) as response:
             if response.is_error:
-                failure = failure_of(response.status_code, await read_error(response))
-                raise HostError(failure.kind, failure.message, failure.status)
+                raise HostError.of(failure_of(response.status_code, await read_error(response)))
             listed = await read_json(response, MAX_LIST_BYTES)
         entries = listed.get("models") if isinstance(listed, Mapping) else None
         if not isinstance(entries, list):

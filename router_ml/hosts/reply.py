@@ -103,8 +103,9 @@ def _whole(value: Any) -> bool:
 
 def _is_call(call: Any) -> bool:
     function = call.get("function") if isinstance(call, Mapping) else None
-    named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
-    return named and isinstance(function.get("arguments"), Mapping)
+    if not isinstance(function, Mapping):
+        return False
+    return isinstance(function.get("name"), str) and isinstance(function.get("arguments"), Mapping)
 
 
 def _count(value: Any) -> int | None:

@@ -44,7 +44,7 @@ class BackgroundLoop:
             return self._loop
 
     def close(self, last: Coroutine[Any, Any, None] | None = None, wait_s: float = 5.0) -> None:
-        """Cancel what runs, run `last`, and end the thread. In a forked child nothing is touched: it is the parent's."""
+        """Cancel what runs, run `last`, and end the thread. A forked child leaves what is its parent's alone."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None

@@ -17,8 +17,10 @@ from router_ml.errors import DeadlineExceeded, InputError, PolicyError
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
 from router_ml.hosts.fleet import Fleet
+from router_ml.serve.answer import Answer
 from router_ml.serve.order import pin, plain_decision, restrict, stick
 from router_ml.serve.request_state import RequestState
+from router_ml.serve.turn import Turns
 from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
@@ -65,12 +67,15 @@ class DecisionStep:
         self._clock = clock
         self._pool = pool
         self._sessions: LRUCache[str, str] = LRUCache(_SESSIONS)
+        self._turns = Turns(clock)
 
     def assign(self, state: RequestState) -> None:
         """Set which variant of a running experiment the request gets, if any."""
         if self._assigner is not None:
+            turn = self._turns.find(state)
+            unit = state.context.session_id or (turn and turn.unit) or uuid.uuid4().hex
             try:
-                state.assignment = self._assigner(state.context.session_id or uuid.uuid4().hex, state.context)
+                state.assignment = self._assigner(unit, state.context)
             except Exception as error:
                 log.warning("no experiment for this request: %s", error)
 
@@ -79,20 +84,30 @@ class DecisionStep:
 
         Raises `InputError` for a request that cannot be decided on, and `DeadlineExceeded`."""
         began_s = self._clock()
+        turn = self._turns.find(state)
         if self._remembers(state):
             decision = self._decide(state, machine)
         else:
             decision = await self._decide_elsewhere(state, machine)
         session = state.context.session_id
-        if session is not None and state.model is None:
+        if turn is not None and state.model is None:
+            decision = self._continued(decision, turn.model)
+        elif session is not None and state.model is None:
             decision = stick(decision, self._sessions.get(session), self._stick_margin, self._names)
         state.decision = restrict(decision, state.allowed, self._names)
         state.decide_s = self._clock() - began_s
 
-    def answered(self, session: str | None, model: str) -> None:
-        """Remember which model answered a session last."""
-        if session is not None:
-            self._sessions[session] = model
+    def answered(self, state: RequestState, answer: Answer) -> None:
+        """Note which model a session spoke with last, and which one asked for a tool."""
+        self._turns.answered(state, answer)
+        if state.context.session_id is not None:
+            self._sessions[state.context.session_id] = answer.model
+
+    def _continued(self, decision: Decision, model: str) -> Decision:
+        """Return the decision with the model that asked for the tool in front, where it may serve the request."""
+        if not any(self._names.same(candidate.model, model) for candidate in decision.ranked):
+            return decision
+        return pin(decision, model, self._names, "asked for the tool whose result this is")
 
     def shadow(self, state: RequestState, machine: MachineState) -> Decision | None:
         """Return what the challenger of a shadow experiment would have chosen; None where there is none or it fails."""

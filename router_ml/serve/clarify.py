@@ -1,29 +1,34 @@
-"""Asking back instead of answering: when a gateway does so, and what the caller gets then."""
+"""Clarifying questions: when the user is asked one instead of getting an answer, and what the caller gets then."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Answer, Timings
-from router_ml.serve.request import part
 from router_ml.serve.request_state import RequestState
+from router_ml.serve.wire import part
 
 
-def asks_back(job: RequestState, question: str | None) -> bool:
-    """Whether the user is to be asked, once a decision was made.
-
-    Never twice in a row, never in the middle of a tool's use, and not where the caller insists on a model."""
+def asks_clarifying_question(job: RequestState, question: str | None) -> bool:
+    """Whether the user is asked `question` once a decision was made; never where the caller named a model."""
     if question is None or job.chosen.action != "clarify" or job.model is not None:
         return False
-    if part(job.request.messages[-1], "role") != "user":
+    return may_ask(job.request.messages, question)
+
+
+def may_ask(messages: Sequence[Any], question: str) -> bool:
+    """Whether a conversation may be answered by a question: never twice in a row, never in a tool loop."""
+    if not messages or part(messages[-1], "role") != "user":
         return False
-    said = (part(m, "content") for m in reversed(job.request.history) if part(m, "role") == "assistant")
-    return next(said, None) != question
+    spoken = (part(message, "content") for message in reversed(messages) if part(message, "role") == "assistant")
+    return next(spoken, None) != question
 
 
-def asked_back(job: RequestState, question: str, now_s: float) -> Answer:
-    """The question as an answer; `now_s` is a point on the gateway's clock."""
+def clarifying_answer(job: RequestState, question: str, now_s: float) -> Answer:
+    """Return the question as an answer; `now_s` is a point on the gateway's clock."""
     message = {"role": "assistant", "content": question}
     wire = {"model": "", "created_at": datetime.now(UTC).isoformat(), "message": message}
     reply = Reply.from_wire({**wire, "done": True, "done_reason": "stop"})

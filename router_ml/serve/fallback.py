@@ -231,13 +231,14 @@ class FallbackRunner:
             self._failed(state, backend, failure, call, adapted)
             return None
         permit.succeeded()
-        self._learn(state, backend, reply, call, warm)
-        self._pins.worked(backend.model, request.arguments.get("options"))
         if prompt_was_cut(reply, state.context.prompt_tokens, request.arguments, backend):
             adapted = (*adapted, "prompt_cut")
         if is_empty(reply) and not may_be_empty(state.request.options):
+            self._fleet.answered(backend, loaded=bool(was_cold(reply.load_s, warm)))
             self._failed(state, backend, Failure("empty", "the reply holds no text and no tool call"), call, adapted)
         else:
+            self._learn(state, backend, reply, call, warm)
+            self._pins.worked(backend.model, request.arguments.get("options"))
             state.attempts.append(self._attempt_of(backend, None, call, adapted))
         return reply
 

@@ -98,14 +98,18 @@ def stick(decision: Decision, previous: str | None, margin: float | None, names:
     return dataclasses.replace(decision, model=held.model, ranked=ranked, reason=reason, propensity=1.0)
 
 
-def pin(decision: Decision, model: str, names: ModelNames, unknown: bool = False) -> Decision:
-    """Return the decision with a model the caller named in front.
+def pin(
+    decision: Decision, model: str, names: ModelNames, why: str = "was named by the caller", unknown: bool = False
+) -> Decision:
+    """Return the decision with one model in front; `why` follows its name in the reason.
 
     One that is `unknown` (in no catalogue, on no host) changes nothing but the reason: a name that a client makes up
     must not become a model in events and metrics."""
     name = names.canonical(model)
     if unknown:
-        reason = f"{decision.reason}; the caller asked for {model!r:.60}, which is neither in the catalogue nor installed"
+        reason = (
+            f"{decision.reason}; the caller asked for {model!r:.60}, which is neither in the catalogue nor installed"
+        )
         return dataclasses.replace(decision, reason=reason)
     if decision.model == name:
         return decision
@@ -113,7 +117,7 @@ def pin(decision: Decision, model: str, names: ModelNames, unknown: bool = False
     if named is None:
         named = _named(name, decision)
     ranked = (named, *(c for c in decision.ranked if c is not named))
-    reason = f"{name} was named by the caller"
+    reason = f"{name} {why}"
     return dataclasses.replace(decision, model=name, ranked=ranked, reason=reason, propensity=1.0)
 
 

@@ -40,6 +40,10 @@ class EventRecorder:
         self._lock = threading.Lock()
         self._decided: LRUCache[str, None] = LRUCache(_DECISIONS)
 
+    def forked(self) -> None:
+        """Renew the lock in a forked process: a thread of the parent may have held it."""
+        self._lock = threading.Lock()
+
     def judged(self, decision_id: str, score: float, comment: str | None) -> bool:
         """Record what an answer was worth, 0 bad .. 1 good; return whether it was one of the latest given here."""
         kind: FeedbackKind = "thumb" if score in (0.0, 1.0) else "score"

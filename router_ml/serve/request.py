@@ -10,15 +10,14 @@ from typing import Any, TypedDict
 from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
 from router_ml.errors import QueryError
-from router_ml.hosts.ollama_package import ClientRequest, convert_function_to_tool, ollama
-from router_ml.serve.encode import image_base64, json_ready
+from router_ml.hosts.ollama_package import ClientRequest, ollama
+from router_ml.serve.encode import json_ready
+from router_ml.serve.wire import items, part, valid, wire_message, wire_tool
 from router_ml.suggestions import suggestion
 from router_ml.types import Context
 
 # A change in one of these makes the server load the model anew (Ollama v0.33).
 RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "num_thread", "use_mmap", "main_gpu")
-
-_TOOL_EXAMPLE = 'give a function with annotated parameters, or {"type": "function", "function": {"name": ..., ...}}'
 
 Messages = str | Sequence[Any]
 
@@ -87,85 +86,15 @@ def build_request(messages: Messages, tools: Sequence[Any] | None = None, **form
     whatever could be sent to no model; it names the message, tool or option."""
     for name in form.keys() - _FORM:
         raise QueryError(f"chat takes no argument {name!r:.60}{suggestion(name, _KNOWN)}")
-    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else _items(messages, "messages")
+    one = isinstance(messages, str | Mapping) or hasattr(messages, "content")
+    turns = [messages] if one else items(messages, "messages")
     if not turns:
         raise QueryError("messages must hold at least one message")
     return ChatRequest(
-        tuple(_message(turn, f"messages[{index}]") for index, turn in enumerate(turns)),
-        tuple(wire_tool(tool, f"tools[{index}]") for index, tool in enumerate(_items(tools, "tools"))),
+        tuple(wire_message(turn, f"messages[{index}]") for index, turn in enumerate(turns)),
+        tuple(wire_tool(tool, f"tools[{index}]") for index, tool in enumerate(items(tools, "tools"))),
         **_form(form),
     )
-
-
-def part(message: Any, key: str) -> Any:
-    """Return one part of a message, be it a mapping or an object; None where there is none."""
-    return message.get(key) if isinstance(message, Mapping) else getattr(message, key, None)
-
-
-def wire_tool(tool: Any, where: str) -> dict[str, Any]:
-    """Return a tool as it is sent: from a function, a JSON schema (bare or in the OpenAI form), `ollama.Tool`, or a
-    tool of LangChain. Raises `QueryError` for anything else."""
-    if hasattr(tool, "args_schema"):
-        tool = _langchain_tool(tool, where)
-    if isinstance(tool, ollama.Tool):
-        tool = tool.model_dump(exclude_none=True, by_alias=True)
-    if isinstance(tool, Mapping):
-        schema = json_ready(tool, where)
-        if "function" not in schema and "name" in schema:
-            schema = {"type": "function", "function": schema}
-        return _named(_valid(ollama.Tool, schema, where), where)
-    if not callable(tool):
-        raise QueryError(f"{where} is of type {type(tool).__name__}; each tool must be a function or a JSON schema")
-    try:
-        converted = convert_function_to_tool(tool)
-    except Exception as error:  # whatever its annotations do
-        name = getattr(tool, "__name__", type(tool).__name__)
-        raise QueryError(
-            f"{where}: the function {name!r:.60} cannot be described ({type(error).__name__}): each parameter needs an "
-            "annotation that has a JSON schema (str, int, list[str] ...); or give the schema itself"
-        ) from error
-    return _named(json_ready(converted, where), where)
-
-
-def _items(values: Any, name: str) -> list[Any]:
-    if values is None:
-        return []
-    if isinstance(values, str | bytes | Mapping) or hasattr(values, "model_dump"):
-        raise QueryError(f"{name} must be a list, found {type(values).__name__}")
-    try:
-        return list(values)
-    except TypeError as error:
-        raise QueryError(f"{name} must be a list, found {type(values).__name__}") from error
-
-
-def _message(turn: Any, where: str) -> dict[str, Any]:
-    """Return a message as the client sends it: empty parts left out, images as base64."""
-    if not isinstance(turn, Mapping) and not isinstance(part(turn, "role"), str):
-        raise QueryError(f"{where} is of type {type(turn).__name__}; a message is a mapping with a role and content")
-    parts = {key: part(turn, key) for key in ollama.Message.model_fields if key != "images"}
-    parts = json_ready({key: value for key, value in parts.items() if value is not None}, where)
-    sent = _valid(ollama.Message, {key: value for key, value in parts.items() if value}, where)
-    images = [
-        image_base64(i, f"{where}.images[{n}]") for n, i in enumerate(_items(part(turn, "images"), f"{where}.images"))
-    ]
-    return {**sent, "images": images} if images else sent
-
-
-def _langchain_tool(tool: Any, where: str) -> dict[str, Any]:
-    """Return the schema of a tool of LangChain, which has a name, a description and a schema of its arguments."""
-    schema = tool.args_schema
-    if hasattr(schema, "model_json_schema"):
-        schema = schema.model_json_schema()
-    if not isinstance(schema, Mapping):
-        schema = {"type": "object", "properties": getattr(tool, "args", {})}
-    described = {"name": tool.name, "description": tool.description or "", "parameters": schema}
-    return {"type": "function", "function": described}
-
-
-def _named(tool: dict[str, Any], where: str) -> dict[str, Any]:
-    if not (tool.get("function") or {}).get("name"):
-        raise QueryError(f"{where} has no function with a name; {_TOOL_EXAMPLE}")
-    return tool
 
 
 def _form(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +104,7 @@ def _form(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("options"), ollama.Options):
         values["options"] = values["options"].model_dump(exclude_none=True)
     ready = {key: json_ready(value, key) for key, value in values.items()}
-    sent = _valid(ClientRequest, {"model": "any", **ready}, "")
+    sent = valid(ClientRequest, {"model": "any", **ready}, "")
     return {key: sent[key] for key in ready if key in sent}
 
 
@@ -193,18 +122,6 @@ def _schema(wanted: Any) -> Any:
     if isinstance(wanted, type):
         raise QueryError(f"format: the class {wanted.__name__} has no JSON schema; give a pydantic class or a schema")
     return wanted
-
-
-def _valid(kind: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a value as the client sends it. Raises `QueryError` where the client would refuse it."""
-    try:
-        sent: dict[str, Any] = kind.model_validate(value).model_dump(exclude_none=True, by_alias=True)
-    except ValueError as error:
-        first: list[Any] = getattr(error, "errors", list)()[:1]
-        steps = [where, *map(str, first[0]["loc"])] if first else [where]
-        reason = first[0]["msg"] if first else type(error).__name__
-        raise QueryError(f"{'.'.join(filter(None, steps))[:200]} is not what Ollama takes: {reason}") from error
-    return sent
 
 
 class OptionPins:

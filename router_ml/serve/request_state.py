@@ -14,7 +14,8 @@ from router_ml.hosts.backend import Backend
 from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Attempt
 from router_ml.serve.answer_cache.key import CacheKey
-from router_ml.serve.request import ChatRequest, part
+from router_ml.serve.request import ChatRequest
+from router_ml.serve.wire import part
 from router_ml.types import Candidate, Context, Decision
 
 

@@ -110,7 +110,9 @@ class AnswerStream(_Stream):
             item = self._items.get(timeout=self._patience_s)
         except queue.Empty:
             self._stop()
-            raise StreamInterrupted("no further part of the stream within the deadline; the request was cancelled") from None
+            raise StreamInterrupted(
+                "no further part of the stream within the deadline; the request was cancelled"
+            ) from None
         part = self._take(item)
         if part is None:
             raise StopIteration
@@ -148,7 +150,9 @@ class AsyncAnswerStream(_Stream):
                 item = await self._items.get()
         except TimeoutError:
             self._stop()
-            raise StreamInterrupted("no further part of the stream within the deadline; the request was cancelled") from None
+            raise StreamInterrupted(
+                "no further part of the stream within the deadline; the request was cancelled"
+            ) from None
         part = self._take(item)
         if part is None:
             raise StopAsyncIteration
@@ -163,3 +167,7 @@ class AsyncAnswerStream(_Stream):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+def _no_further_part() -> StreamInterrupted:
+    return StreamInterrupted("no further part of the stream within the deadline; the request was cancelled")

@@ -37,9 +37,7 @@ def widened(
     return {**arguments, "options": {**options, "num_ctx": wanted}}, ("num_ctx",)
 
 
-def prompt_was_cut(
-    reply: Reply, prompt_tokens: int | None, arguments: Mapping[str, Any], backend: Backend
-) -> bool:
+def prompt_was_cut(reply: Reply, prompt_tokens: int | None, arguments: Mapping[str, Any], backend: Backend) -> bool:
     """Whether the model read far fewer tokens than the prompt has, all its window holds."""
     if prompt_tokens is None or reply.prompt_tokens is None:
         return False

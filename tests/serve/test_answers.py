@@ -13,6 +13,7 @@ from router_ml.errors import InputError, NoModelAvailable, QueryError
 from router_ml.events.event import AttemptEvent, DecisionEvent, FeedbackEvent, OutcomeEvent
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
+from router_ml.serve import Gateway
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from tests.serve.deciders import BrokenDecider, FixedDecider, catalogue_of
 from tests.serve.waiting import until
@@ -320,3 +321,56 @@ def test_empty_streams_end_with_the_last_empty_answer(double, gateway) -> None:
 
 def test_no_output_that_was_asked_for_is_no_empty_answer(double, gateway) -> None:
     assert [attempt.ok for attempt in gateway.chat(HELLO, options={"num_predict": 0}).attempts] == [True]
+
+
+def _loop(question: str, calls: int, city: str = "Paris") -> list[dict[str, object]]:
+    """A conversation in which the tool was used so many times."""
+    used = {"function": {"name": "get_weather", "arguments": {"city": city}}}
+    step = [{"role": "assistant", "content": "", "tool_calls": [used]}, {"role": "tool", "content": "22 degrees"}]
+    return [{"role": "user", "content": question}, *(step * calls)]
+
+
+@pytest.mark.parametrize("context", [None, {"session_id": "s"}, {"user_id": "u"}])
+def test_the_model_that_asked_for_a_tool_gets_its_result(gateway_of, double, context) -> None:
+    double.faults.set(LLAMA, Fault.ERROR_500, times=1)
+    gateway = gateway_of()
+    models = [gateway.chat(_loop("rain?", n), tools=[TOOL], context=context).model for n in range(3)]
+    assert models == [QWEN2] * 3  # the fallback asked for the tool
+    assert gateway.chat([{"role": "user", "content": "rain?"}], tools=[TOOL], context=context).model == LLAMA
+
+
+def test_tool_loops_that_begin_alike_are_told_apart(gateway_of, double) -> None:
+    def ask(city: str):
+        return lambda body: Reply(tool_calls=({"name": "get_weather", "arguments": {"city": city}},))
+
+    double.models[LLAMA] = DoubleModel(LLAMA, reply=ask("Paris"))
+    double.models[QWEN2] = DoubleModel(QWEN2, reply=ask("Rome"))
+    gateway = gateway_of()
+    for model in (LLAMA, QWEN2):
+        gateway.chat(_loop("rain?", 0), tools=[TOOL], model=model)
+    assert gateway.chat(_loop("rain?", 1, "Paris"), tools=[TOOL]).model == LLAMA
+    assert gateway.chat(_loop("rain?", 1, "Rome"), tools=[TOOL]).model == QWEN2
+
+
+def test_a_tool_loop_is_one_unit_of_an_experiment(gateway_of) -> None:
+    units: list[str] = []
+
+    def assigner(unit, context):
+        units.append(unit)
+        return Assignment("e1", "control", Variant("now"), unit)
+
+    gateway = gateway_of(assigner=assigner)
+    for n in range(3):
+        gateway.chat(_loop("rain?", n), tools=[TOOL])
+    gateway.chat(HELLO)
+    assert units[0] == units[1] == units[2] != units[3]
+
+
+def test_a_recorder_that_raises_costs_no_answer(double) -> None:
+    class Raises:
+        def record(self, event: object) -> None:
+            raise KeyError("disk")
+
+    with Gateway(FixedDecider(LLAMA), catalogue_of(LLAMA), default_host=double.url, recorder=Raises()) as gateway:
+        assert gateway.chat(HELLO).content == "The llama says hello."
+        assert gateway.feedback("d0", 1.0)

@@ -90,7 +90,7 @@ def test_text_and_history_are_those_of_the_last_user_turn() -> None:
     assert len(request.history) == 3
 
 
-@pytest.mark.parametrize("messages", [(), ("Hello",), ({"content": "no role"},), 5])
+@pytest.mark.parametrize("messages", [(), (5,), ({"content": "no role"},), 5, b"Hello"])
 def test_what_no_model_could_take_is_refused(messages: tuple[object, ...]) -> None:
     with pytest.raises(QueryError):
         build_request(messages)
