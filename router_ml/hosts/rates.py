@@ -25,9 +25,11 @@ class Average:
 
     @property
     def value(self) -> float | None:
+        """Return the mean; None before the first value."""
         return None if self._log is None else math.exp(self._log)
 
     def add(self, value: float) -> None:
+        """Count a value above 0; others are ignored."""
         if not value > 0 or not math.isfinite(value):
             return
         log = math.log(value)
@@ -40,13 +42,13 @@ class Average:
 
 
 class LiveRates:
-    """Prompt and decode rates in tokens/s, load and service seconds, and recent success. Safe from any thread."""
+    """Prompt and decode rates in tokens/s, load and service seconds, and recent success. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float], window: int = 50, window_s: float = 600.0) -> None:
         self._clock = clock
         self._window_s = window_s
         self._lock = threading.Lock()
-        # prompt_eval_count counts cached tokens, its duration does not: a cached prompt looks far too quick, so a
+        # prompt_eval_count counts cached tokens, its duration does not: a cached prompt looks far too fast, so a
         # rate above the mean moves it less than one below.
         self._prompt = Average(weight_up=0.05)
         self._decode = Average()
@@ -56,23 +58,26 @@ class LiveRates:
 
     @property
     def prompt_tokens_per_s(self) -> float | None:
+        """Return the rate at which prompts are read; None before the first."""
         return self._prompt.value
 
     @property
     def decode_tokens_per_s(self) -> float | None:
+        """Return the rate at which tokens are generated; None before the first."""
         return self._decode.value
 
     @property
     def load_s(self) -> float | None:
+        """Return the seconds of a load; None before the first."""
         return self._load.value
 
     @property
     def service_s(self) -> float | None:
-        """One call from its start to its end, waiting in our own queue left out."""
+        """Return the seconds of one call, waits in our own queue and loads left out; None before the first."""
         return self._service.value
 
     def recent(self) -> tuple[float | None, int]:
-        """Success rate of the recent calls, and how many they were."""
+        """Return the success rate of the recent calls, and how many they were."""
         with self._lock:
             oldest = self._clock() - self._window_s
             marks = [ok for at, ok in self._recent if at >= oldest]
@@ -88,7 +93,7 @@ class LiveRates:
         eval_s: float | None = None,
         resident: bool | None = None,
     ) -> None:
-        """Learns from one answer; durations in seconds. `resident`: the model was seen in memory before the call."""
+        """Learn from one answer; durations in seconds. `resident`: the model was seen in memory before the call."""
         with self._lock:
             self._recent.append((self._clock(), True))
             cold = was_cold(load_s, resident)
@@ -101,7 +106,7 @@ class LiveRates:
                 self._decode.add(output_tokens / eval_s)
 
     def failed(self) -> None:
-        """Counts a failure that was the model's own."""
+        """Count a failure that was the model's own."""
         with self._lock:
             self._recent.append((self._clock(), False))
 

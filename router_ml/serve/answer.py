@@ -7,17 +7,17 @@ that were not offered), so it costs one fallback and blames nobody.
 
 from __future__ import annotations
 
+import copy
+import functools
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ollama
-
 from router_ml.hosts.failure import Failure
+from router_ml.hosts.ollama_package import ollama
+from router_ml.hosts.reply import Reply
 from router_ml.types import Decision
-
-_NS = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ class Attempt:
         return None if self.failure is None else str(self.failure)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """One answered request. Code written for the ollama client's `ChatResponse` keeps working: every attribute and key
     of the response can be read from the answer itself."""
 
-    response: ollama.ChatResponse
+    reply: Reply  # as the host gave it
     decision: Decision
     model: str  # the catalogue's name of the model that answered; "" for a clarifying question
     timings: Timings
@@ -70,6 +70,11 @@ class Answer:
     cached: bool = False
     host: str | None = None
     clarify: bool = False  # no model was called: the message is a clarifying question
+
+    @functools.cached_property
+    def response(self) -> ollama.ChatResponse:
+        """Return the answer as the ollama client gives it; built when it is first read, and the caller's own."""
+        return response_of(self.reply)
 
     @property
     def message(self) -> ollama.Message:
@@ -79,7 +84,7 @@ class Answer:
     @property
     def content(self) -> str:
         """Return the text of the message; "" where there is none."""
-        return self.response.message.content or ""
+        return self.reply.content
 
     @property
     def fallback(self) -> bool:
@@ -89,10 +94,10 @@ class Answer:
     @property
     def empty(self) -> bool:
         """Whether no model gave an answer: the response holds neither visible text nor a tool call."""
-        return is_empty(self.response)
+        return is_empty(self.reply)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "response":  # not there yet while a copy is being made
+        if name.startswith("__") or name in ("reply", "response"):  # not there yet while a copy is being made
             raise AttributeError(name)
         return getattr(self.response, name)
 
@@ -110,14 +115,27 @@ class Answer:
         return iter(self.response)
 
 
-def is_empty(response: ollama.ChatResponse) -> bool:
-    """Whether a whole response is no answer: neither visible text nor a tool call."""
-    return not response.message.tool_calls and not _is_visible(response.message.content or "")
+def response_of(reply: Reply) -> ollama.ChatResponse:
+    """Return a reply as the ollama client gives it, a copy that is the caller's own."""
+    try:
+        return ollama.ChatResponse.model_validate(copy.deepcopy(dict(reply.wire)))
+    except ValueError:  # some field that nobody needs has a form the client does not read
+        said = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
+        message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(said)})
+        return ollama.ChatResponse(
+            model=reply.model, message=message, done=reply.done, done_reason=reply.done_reason,
+            prompt_eval_count=reply.prompt_tokens, eval_count=reply.output_tokens,
+        )  # fmt: skip
 
 
-def says_something(part: ollama.ChatResponse) -> bool:
+def is_empty(reply: Reply) -> bool:
+    """Whether a whole reply is no answer: neither visible text nor a tool call."""
+    return not reply.tool_calls and not _is_visible(reply.content)
+
+
+def says_something(part: Reply) -> bool:
     """Whether a part of a stream is worth passing on at once: visible text, a tool call or thoughts."""
-    return bool(part.message.thinking) or not is_empty(part)
+    return bool(part.thinking) or not is_empty(part)
 
 
 def may_be_empty(options: Mapping[str, Any] | None) -> bool:
@@ -127,16 +145,3 @@ def may_be_empty(options: Mapping[str, Any] | None) -> bool:
 
 def _is_visible(text: str) -> bool:
     return any(not char.isspace() and unicodedata.category(char) not in ("Cc", "Cf") for char in text)
-
-
-def server_queue_s(response: ollama.ChatResponse) -> float | None:
-    """Return the seconds the server let the request wait: its total less load, prompt and generation."""
-    if response.total_duration is None:
-        return None
-    parts = (response.load_duration, response.prompt_eval_duration, response.eval_duration)
-    return max(0.0, (response.total_duration - sum(part or 0 for part in parts)) * _NS)
-
-
-def seconds(nanoseconds: int | None) -> float | None:
-    """Return Ollama's nanoseconds in seconds."""
-    return None if nanoseconds is None else nanoseconds * _NS

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import ollama
-
+from router_ml.hosts.reply import Reply
 from router_ml.messages import Conversation
 from router_ml.serve.answer import Answer, Timings
 from router_ml.serve.request_state import RequestState
@@ -28,12 +27,8 @@ def may_ask(conversation: Conversation, question: str | None) -> bool:
 
 def clarifying_answer(job: RequestState, question: str, now_s: float) -> Answer:
     """Return the question as an answer; `now_s` is a point on the gateway's clock."""
-    response = ollama.ChatResponse(
-        model="",
-        created_at=datetime.now(UTC).isoformat(),
-        message=ollama.Message(role="assistant", content=question),
-        done=True,
-        done_reason="stop",
-    )
+    message = {"role": "assistant", "content": question}
+    wire = {"model": "", "created_at": datetime.now(UTC).isoformat(), "message": message}
+    reply = Reply.from_wire({**wire, "done": True, "done_reason": "stop"})
     timings = Timings(total_s=now_s - job.began_s, decide_s=job.decide_s)
-    return Answer(response, job.chosen, "", timings, clarify=True)
+    return Answer(reply, job.chosen, "", timings, clarify=True)

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable
 
-import ollama
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue
@@ -19,6 +18,7 @@ from router_ml.events.event import (
     Recorder,
     decision_event,
 )
+from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Answer, Attempt, Timings, may_be_empty
 from router_ml.serve.request_state import RequestState
 from router_ml.types import Decision
@@ -39,6 +39,10 @@ class EventRecorder:
         self._clock = clock
         self._lock = threading.Lock()
         self._decided: LRUCache[str, None] = LRUCache(_DECISIONS)
+
+    def forked(self) -> None:
+        """Renew the lock in a forked process: a thread of the parent may have held it."""
+        self._lock = threading.Lock()
 
     def judged(self, decision_id: str, score: float, comment: str | None) -> bool:
         """Record what an answer was worth, 0 bad .. 1 good; return whether it was one of the latest given here."""
@@ -98,7 +102,7 @@ class EventRecorder:
 
     def _outcome(self, job: RequestState, answer: Answer | None, error: str | None) -> OutcomeEvent:
         decision = job.chosen
-        response = answer.response if answer else None
+        reply = answer.reply if answer else None
         cached = answer is not None and answer.cached
         model = answer.model if answer and answer.model else decision.model
         candidate = job.candidate(model)
@@ -111,14 +115,14 @@ class EventRecorder:
             success=_success(job, answer),
             latency_s=timings.total_s,
             ok=answer is not None,
-            prompt_tokens=response.prompt_eval_count if response else None,
-            output_tokens=response.eval_count if response else None,
+            prompt_tokens=reply.prompt_tokens if reply else None,
+            output_tokens=reply.output_tokens if reply else None,
             queue_s=timings.queue_s,
             load_s=timings.load_s,
             prompt_eval_s=timings.prompt_eval_s,
             eval_s=timings.eval_s,
             first_token_s=timings.first_token_s,
-            cost_usd=self._cost_usd(model, response) if response and not cached else None,
+            cost_usd=self._cost_usd(model, reply) if reply and not cached else None,
             resident=job.resident,
             error=error,
             cache_hit=cached,
@@ -139,12 +143,12 @@ class EventRecorder:
             pinned=job.model is not None,
         )
 
-    def _cost_usd(self, model: str, response: ollama.ChatResponse) -> float:
+    def _cost_usd(self, model: str, reply: Reply) -> float:
         entry = self._catalogue.find(model)
         if entry is None:
             return 0.0
-        input_usd = (response.prompt_eval_count or 0) * entry.price_input_usd_per_mtok
-        return (input_usd + (response.eval_count or 0) * entry.price_output_usd_per_mtok) / 1e6
+        input_usd = (reply.prompt_tokens or 0) * entry.price_input_usd_per_mtok
+        return (input_usd + (reply.output_tokens or 0) * entry.price_output_usd_per_mtok) / 1e6
 
 
 def _success(job: RequestState, answer: Answer | None) -> float | None:

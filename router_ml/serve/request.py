@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-import ollama
-from ollama._types import ChatRequest as ClientRequest
-
 from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
 from router_ml.errors import QueryError
+from router_ml.hosts.ollama_package import ClientRequest, ollama
 from router_ml.messages import Conversation, read_messages
 from router_ml.serve.encode import json_ready
 from router_ml.serve.wire import items, valid, wire_message, wire_tool

@@ -41,10 +41,10 @@ class Turns:
 
     def answered(self, job: RequestState, answer: Answer) -> None:
         """Note which model asked for a tool."""
-        calls = answer.response.message.tool_calls
+        calls = answer.reply.tool_calls
         if calls:
             turn = Turn(answer.model, job.assignment.unit if job.assignment else None)
-            self._turns.update(dict.fromkeys(_keys(job, [call.model_dump() for call in calls]), turn))
+            self._turns.update(dict.fromkeys(_keys(job, calls), turn))
 
 
 def _keys(job: RequestState, calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -54,5 +54,5 @@ def _keys(job: RequestState, calls: Sequence[Mapping[str, Any]]) -> Iterator[str
         user_scope(job.context.extra.get("user_id"), session),
         conversation.query if session else conversation.turn_key,
     ])  # fmt: skip
-    yield digest([begin, [(call["function"]["name"], call["function"]["arguments"]) for call in calls]])
+    yield digest([begin, [(call["function"]["name"], call["function"].get("arguments") or {}) for call in calls]])
     yield begin

@@ -7,10 +7,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import ollama
-from ollama._utils import convert_function_to_tool
-
 from router_ml.errors import QueryError
+from router_ml.hosts.ollama_package import convert_function_to_tool, ollama
 from router_ml.serve.encode import image_base64, json_ready
 
 _TOOL_EXAMPLE = 'give a function with annotated parameters, or {"type": "function", "function": {"name": ..., ...}}'

@@ -92,7 +92,7 @@ def test_an_open_circuit_spares_the_model(gateway, double) -> None:
     for _ in range(5):
         assert gateway.chat(HELLO).model == QWEN2
     assert sum(seen.model == LLAMA for seen in double.generations) == 3
-    assert "resting" in gateway.machine().models[LLAMA].reason
+    assert "circuit breaker open" in gateway.machine().models[LLAMA].reason
 
 
 def test_one_of_many_callers_probes_a_model_that_recovers(gateway_of, double) -> None:

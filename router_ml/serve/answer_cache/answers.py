@@ -62,13 +62,13 @@ class CachedAnswers:
 
     def keep(self, job: RequestState, answer: Answer) -> None:
         """Cache a finished answer. Those of an experiment are not cached: one arm must not answer for the other."""
-        finished = answer.response.done and answer.response.done_reason in ("stop", None)
+        finished = answer.reply.done and answer.reply.done_reason in ("stop", None)
         if job.key is None or not finished or answer.empty or job.assignment is not None:
             return
         try:
             own = _copied(answer)
             if self._exact is not None:
-                self._exact.put(job.key.whole, own, len(repr(answer.response)))
+                self._exact.put(job.key.whole, own, len(repr(answer.reply.wire)))
             if self._semantic is not None:
                 self._pool.submit(self._semantic.put, job.key, own)
         except Exception as error:
@@ -106,4 +106,4 @@ def _policy_values(job: RequestState) -> str:
 
 def _copied(answer: Answer) -> Answer:
     """Return the answer with a response of its own: callers may write into theirs."""
-    return dataclasses.replace(answer, response=answer.response.model_copy(deep=True))
+    return dataclasses.replace(answer)
