@@ -17,6 +17,8 @@ from router_ml.serve.wire import items, valid, wire_message, wire_tool
 from router_ml.suggestions import suggestion
 from router_ml.types import Context, Tool
 
+_QUOTE_CHARS = 12  # what a message and a request share from so many characters on is a quotation
+_QUOTABLE_CHARS = 200_000  # of a request that is searched for quotations
 # A change in one of these makes the server load the model anew (Ollama v0.33).
 RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "num_thread", "use_mmap", "main_gpu")
 
@@ -62,6 +64,14 @@ class ChatRequest:
     def has_images(self) -> bool:
         """Whether any turn shows an image."""
         return self.conversation.has_images
+
+    def is_quoted_in(self, message: str) -> bool:
+        """Whether a message holds words of the conversation or of the tools, so that it must not be shown or logged."""
+        spoken = [text[-_QUOTABLE_CHARS:] for turn in self.conversation.messages if (text := turn.text.strip())]
+        whole = any(len(text) >= _QUOTE_CHARS // 4 and text in message for text in spoken)
+        said = "\n".join([*spoken, str(self.tools)])[-_QUOTABLE_CHARS:]
+        starts = range(0, len(message) - _QUOTE_CHARS + 1, 4)
+        return whole or any(message[start : start + _QUOTE_CHARS] in said for start in starts)
 
 
 _FORM = frozenset({"think", "format", "options", "keep_alive", "logprobs", "top_logprobs"})
