@@ -248,7 +248,7 @@ class Gateway:
                 answer = await self._fallback.run(state, sink)
         self._recorder.answered(state, answer)
         if not answer.clarify:
-            self._answers.keep(state, answer)
+            self._answers.store(state, answer)
             self._decision.answered(state, answer)
             self._preloader.consider()
         self._decide_in_shadow(state)

@@ -31,27 +31,27 @@ class Turns:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._turns: TTLCache[str, Turn] = TTLCache(_TURNS, _TTL_S, clock)
 
-    def find(self, job: RequestState) -> Turn | None:
+    def find(self, state: RequestState) -> Turn | None:
         """Return the turn whose tool result this request brings, or None."""
-        if not job.request.conversation.in_tool_loop:
+        if not state.request.conversation.in_tool_loop:
             return None
-        calls = next((m["tool_calls"] for m in reversed(job.request.messages) if "tool_calls" in m), ())
-        found = (self._turns.get(key) for key in _keys(job, calls))
+        calls = next((m["tool_calls"] for m in reversed(state.request.messages) if "tool_calls" in m), ())
+        found = (self._turns.get(key) for key in _keys(state, calls))
         return next((turn for turn in found if turn is not None), None)
 
-    def answered(self, job: RequestState, answer: Answer) -> None:
+    def answered(self, state: RequestState, answer: Answer) -> None:
         """Note which model asked for a tool."""
         calls = answer.reply.tool_calls
         if calls:
-            turn = Turn(answer.model, job.assignment.unit if job.assignment else None)
-            self._turns.update(dict.fromkeys(_keys(job, calls), turn))
+            turn = Turn(answer.model, state.assignment.unit if state.assignment else None)
+            self._turns.update(dict.fromkeys(_keys(state, calls), turn))
 
 
-def _keys(job: RequestState, calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _keys(state: RequestState, calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what a turn is recognised by: with the calls first, for users may begin alike."""
-    conversation, session = job.request.conversation, job.context.session_id
+    conversation, session = state.request.conversation, state.context.session_id
     begin = digest([
-        user_scope(job.context.extra.get("user_id"), session),
+        user_scope(state.context.extra.get("user_id"), session),
         conversation.query if session else conversation.turn_key,
     ])  # fmt: skip
     yield digest([begin, [(call["function"]["name"], call["function"].get("arguments") or {}) for call in calls]])
