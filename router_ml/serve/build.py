@@ -41,7 +41,7 @@ def build_gateway(
     Raises `SettingsError` and `CatalogueError`; a missing bundle or store is no error."""
     settings = settings or load_settings()
     if decider is None:
-        decider = Router.load_or_heuristic(settings=settings)
+        decider = Router.load_or_heuristic(settings=settings, remember=settings.decision_cache_size)
     if catalogue is None:
         known = getattr(decider, "catalogue", None)
         catalogue = known if isinstance(known, Catalogue) else load_catalogue(settings.catalogue)
@@ -108,6 +108,6 @@ def bundle_routers(settings: Settings) -> Callable[[str], Router]:
 
     @functools.lru_cache(maxsize=4)
     def router_of(bundle: str) -> Router:
-        return Router.load(Path(bundle), settings=settings)
+        return Router.load(Path(bundle), settings=settings, remember=settings.decision_cache_size)
 
     return router_of
