@@ -10,6 +10,8 @@ from collections.abc import Callable
 # A model in memory reports a load of milliseconds, on a busy host of tenths of a second; a cold one of tenths and more.
 _COLD_LOAD_S = 0.1
 _COLD_LOAD_THOUGH_SEEN_S = 0.5  # where it was seen in memory just before: it may have left since
+_RATES_GOOD_FOR_S = 900.0  # without a call; then predictions stand alone, so that a slow spell is not held for ever
+_LOAD_GOOD_FOR_S = 3600.0
 _MIN_PROMPT_TOKENS = 16
 _MIN_OUTPUT_TOKENS = 4
 
@@ -55,26 +57,31 @@ class LiveRates:
         self._load = Average(weight=0.3)
         self._service = Average()
         self._recent: deque[tuple[float, bool]] = deque(maxlen=window)
+        self._called_at = self._loaded_at = clock()
 
     @property
     def prompt_tokens_per_s(self) -> float | None:
         """Return the rate at which prompts are read; None before the first."""
-        return self._prompt.value
+        return self._prompt.value if self._is_fresh else None
 
     @property
     def decode_tokens_per_s(self) -> float | None:
         """Return the rate at which tokens are generated; None before the first."""
-        return self._decode.value
+        return self._decode.value if self._is_fresh else None
 
     @property
     def load_s(self) -> float | None:
         """Return the seconds of a load; None before the first."""
-        return self._load.value
+        return self._load.value if self._clock() - self._loaded_at <= _LOAD_GOOD_FOR_S else None
 
     @property
     def service_s(self) -> float | None:
         """Return the seconds of one call, waits in our own queue and loads left out; None before the first."""
-        return self._service.value
+        return self._service.value if self._is_fresh else None
+
+    @property
+    def _is_fresh(self) -> bool:
+        return self._clock() - self._called_at <= _RATES_GOOD_FOR_S
 
     def recent(self) -> tuple[float | None, int]:
         """Return the success rate of the recent calls, and how many they were."""
@@ -95,11 +102,13 @@ class LiveRates:
     ) -> None:
         """Learn from one answer; durations in seconds. `resident`: the model was seen in memory before the call."""
         with self._lock:
-            self._recent.append((self._clock(), True))
+            self._forget_old()
+            self._recent.append((self._called_at, True))
             cold = was_cold(load_s, resident)
             self._service.add(service_s - (load_s or 0.0) if cold else service_s)
             if load_s is not None and cold:
                 self._load.add(load_s)
+                self._loaded_at = self._called_at
             if prompt_tokens and prompt_eval_s and prompt_tokens >= _MIN_PROMPT_TOKENS:
                 self._prompt.add(prompt_tokens / prompt_eval_s)
             if output_tokens and eval_s and output_tokens >= _MIN_OUTPUT_TOKENS:
@@ -109,6 +118,15 @@ class LiveRates:
         """Count a failure that was the model's own."""
         with self._lock:
             self._recent.append((self._clock(), False))
+
+    def _forget_old(self) -> None:
+        """Start anew where nothing was learned for long."""
+        now_s = self._clock()
+        if not self._is_fresh:
+            self._prompt, self._decode, self._service = Average(weight_up=0.05), Average(), Average()
+        if now_s - self._loaded_at > _LOAD_GOOD_FOR_S:
+            self._load = Average(weight=0.3)
+        self._called_at = now_s
 
 
 def was_cold(load_s: float | None, resident: bool | None = None) -> bool | None:

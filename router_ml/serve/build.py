@@ -55,7 +55,7 @@ def build_gateway(
     policy = _known_policy(settings.policy) if policy is None else policy
     cache = answer_cache(settings) if cache is None else cache
     if decider is None:
-        decider = Router.load_or_heuristic(settings=settings)
+        decider = Router.load_or_heuristic(settings=settings, remember=settings.decision_cache_size)
     if catalogue is None:
         known = getattr(decider, "catalogue", None)
         catalogue = known if isinstance(known, Catalogue) else load_catalogue(settings.catalogue)
@@ -142,7 +142,7 @@ def bundle_routers(settings: Settings) -> Callable[[str], Router]:
 
     @functools.lru_cache(maxsize=4)
     def router_of(bundle: str) -> Router:
-        return Router.load(Path(bundle), settings=settings)
+        return Router.load(Path(bundle), settings=settings, remember=settings.decision_cache_size)
 
     return router_of
 
