@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
-from router_ml.errors import QueryError
+from router_ml.errors import InputError, QueryError
 from router_ml.hosts.ollama_package import ClientRequest, ollama
 from router_ml.messages import Conversation, read_messages
 from router_ml.serve.encode import json_ready
@@ -85,6 +85,15 @@ def build_request(messages: Messages, tools: Sequence[Any] | None = None, **form
     whatever could be sent to no model; it names the message, tool or option."""
     for name in form.keys() - _FORM:
         raise QueryError(f"chat takes no argument {name!r:.60}{suggestion(name, _KNOWN)}")
+    try:
+        return _built(messages, tools, form)
+    except InputError:
+        raise
+    except Exception as error:  # of an object that cannot even be read
+        raise QueryError(f"the request cannot be read: {type(error).__name__}") from error
+
+
+def _built(messages: Messages, tools: Sequence[Any] | None, form: Mapping[str, Any]) -> ChatRequest:
     one = isinstance(messages, str | Mapping) or hasattr(messages, "content")
     turns = [messages] if one else items(messages, "messages")
     if not turns:
@@ -110,6 +119,8 @@ def _form(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("options"), ollama.Options):
         values["options"] = values["options"].model_dump(exclude_none=True)
     ready = {key: json_ready(value, key) for key, value in values.items()}
+    if not isinstance(ready.get("options", {}), dict):
+        raise QueryError(f"options must be a mapping, found {type(values['options']).__name__}")
     sent = valid(ClientRequest, {"model": "any", **ready}, "")
     return {key: sent[key] for key in ready if key in sent}
 
@@ -127,6 +138,8 @@ def _schema(wanted: Any) -> Any:
                 ) from error
     if isinstance(wanted, type):
         raise QueryError(f"format: the class {wanted.__name__} has no JSON schema; give a pydantic class or a schema")
+    if not isinstance(wanted, Mapping) and wanted not in ("", "json"):
+        raise QueryError(f"format must be 'json', a JSON schema or a pydantic class, found {wanted!r:.60}")
     return wanted
 
 

@@ -83,8 +83,10 @@ class CachedAnswers:
 
     def _key(self, state: RequestState) -> CacheKey | None:
         request = state.request
-        scope = user_scope(state.context.extra.get("user_id"), state.context.session_id)
-        if not deterministic(request.options) or (scope is None and not self._unscoped):
+        user = state.context.extra.get("user_id")
+        scope = user_scope(user, state.context.session_id)
+        nobody = scope is None and not user
+        if not deterministic(request.options) or (scope is None and not (self._unscoped and nobody)):
             return None
         form = {
             "format": request.format,
