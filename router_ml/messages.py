@@ -144,8 +144,11 @@ def alternating(roles: Sequence[str]) -> list[str]:
 
 
 def clean_text(text: str) -> str:
-    """Return the text with each unpaired surrogate, which no encoding can write, replaced by "?"."""
-    return text if text.isascii() else _SURROGATE.sub("?", text)
+    """Return the text with each unpaired surrogate, which no encoding can write, replaced by U+FFFD; a pair becomes the
+    character it stands for."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def estimate_tokens(text: str) -> float:

@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from router_ml.catalogue import Catalogue, Model, catalogue_from, load_catalogue
 from router_ml.decide.features.embedder import Embedder, is_failure
 from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
+from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
 from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
 from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredictor, LearnedComplexity
@@ -44,12 +45,6 @@ SHOWN_EVIDENCE = 12
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
 
 
-class FeatureSource(Protocol):
-    """What turns queries into features."""
-
-    def extract(self, texts: Sequence[str], contexts: Sequence[Context]) -> Features: ...
-
-
 class Router:
     """Decides which model serves a query. Thread-safe and free of state.
 
@@ -66,8 +61,10 @@ class Router:
         degraded: str = "",
         new_id: Callable[[], str] | None = None,
         draw: Callable[[], float] = random.random,
+        remember: int = 0,
     ) -> None:
-        self._features = features
+        self._remembered = RememberedFeatures(features, remember) if features is not None and remember else None
+        self._features = self._remembered or features
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
@@ -169,6 +166,14 @@ class Router:
         Raises `QueryError`, `ContextError` or `PolicyError` for input of the wrong kind; an empty query is
         ambiguous."""
         return self._decide([query], [context], policy, machine, variant)[0]
+
+    def remembers(self, query: str, context: ContextLike = None) -> bool:
+        """Return whether a query need not be read, which is most of what a decision costs.
+
+        `remember=` gives how many queries are remembered; rules read nothing."""
+        if self._remembered is None:
+            return self._features is None
+        return self._remembered.remembers(*read_query(query, context))
 
     def explain(
         self, query: str | Sequence[Any], context: ContextLike = None, policy: Policy | str = "balanced"
