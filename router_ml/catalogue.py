@@ -15,7 +15,7 @@ from typing import Any, TypeGuard, get_args
 from router_ml.errors import CatalogueError, SettingsError, shown
 from router_ml.files import read_regular, reason
 from router_ml.settings import base_url
-from router_ml.suggestions import warn_of_slips
+from router_ml.suggestions import warn_of_typos
 from router_ml.types import LABELS, ROLES, Label, Role
 
 FORMAT = 1
@@ -168,7 +168,7 @@ def model_from(entry: Mapping[str, Any], where: str) -> Model:
             f"{where}: field 'name' must be a text of 1 to {MAX_NAME_CHARS} printable characters, found {shown(name)}"
         )
     where = f"{where} ({name})"
-    warn_of_slips(entry, _MODEL_KEYS, where)
+    warn_of_typos(entry, _MODEL_KEYS, where)
     role = entry.get("role")
     if role is not None and role not in ROLES:
         raise CatalogueError(f"{where}: field 'role' must be one of {', '.join(get_args(Role))}, found {shown(role)}")
@@ -230,7 +230,7 @@ def _number(entry: Mapping[str, Any], key: str, where: str, high: float = MAX_NU
 def _prior(entry: Mapping[str, Any], where: str) -> Prior:
     if not isinstance(entry, Mapping):
         raise CatalogueError(f"{where}: field 'prior' must be a table with 'latency_s' and 'success'")
-    warn_of_slips(entry, _PRIOR_KEYS, f"{where}: prior")
+    warn_of_typos(entry, _PRIOR_KEYS, f"{where}: prior")
     latency = _per_label(entry, "latency_s", where)
     success = _per_label(entry, "success", where, 1.0)
     if latency is None or success is None:

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_ml.bundles.arrays import read_arrays
-from router_ml.bundles.native import check_graph, check_tokenizer
 from router_ml.errors import BundleCorrupt, BundleFormatError, BundleMissing, RouterError
 from router_ml.files import atomic_write, mode_within, read_regular, reason
 
@@ -87,9 +86,8 @@ class Bundle:
 def load_bundle(path: Path | str) -> Bundle:
     """Verify and read a bundle.
 
-    Raises `BundleMissing` where there is none, `BundleFormatError` where a newer version wrote it, `BundleCorrupt`
-    where a file is missing, truncated, not the one the manifest names or of the wrong content, and `EncoderError`
-    where the encoder's files could keep native code busy without end."""
+    Raises `BundleMissing` where there is none, `BundleFormatError` where a newer version wrote it, and `BundleCorrupt`
+    where a file is missing, truncated, not the one the manifest names or of the wrong content."""
     path = Path(path)
     with corrupt_bundle(path):
         manifest = read_manifest(path)
@@ -103,8 +101,6 @@ def load_bundle(path: Path | str) -> Bundle:
         models = _json_object(path / CATALOGUE, files[CATALOGUE]).get("models", []) if CATALOGUE in files else []
         if not isinstance(models, list):
             raise _corrupt(path / CATALOGUE, "does not list models")
-        check_tokenizer(files[TOKENIZER], path / TOKENIZER)
-        check_graph(files[ENCODER], path / ENCODER)
         return Bundle(path, manifest, _without_hosts(config), arrays, tuple(map(_without_hosts, models)))
 
 

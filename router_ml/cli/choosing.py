@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from router_ml.context import parse_context
-from router_ml.decide.router import ContextLike, Router
+from router_ml.decide.query import ContextLike
+from router_ml.decide.router import Router
 from router_ml.errors import ContextError, InputError, RowError
 from router_ml.jsonl import MAX_LINE_BYTES
 from router_ml.settings import Settings

@@ -254,12 +254,12 @@ def test_work_without_end_is_given_up() -> None:
         within_cpu_time(_panic, 1.0)
 
 
-class Panic(BaseException):
+class PanicException(BaseException):
     """What a Rust library raises is no `Exception`."""
 
 
 def _panic() -> None:
-    raise Panic("panic")
+    raise PanicException("panic")
 
 
 def test_an_encoder_that_panics_while_serving_leaves_the_decision_to_the_rules(
