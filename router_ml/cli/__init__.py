@@ -14,7 +14,7 @@ from importlib import metadata
 from router_ml.errors import RouterError
 
 DECIDING = ("route", "explain", "demo", "models", "status")
-LOOKING_AFTER = ("feedback", "experiment", "metrics", "alerts", "events", "sync")
+LOOKING_AFTER = ("serve", "keys", "feedback", "experiment", "metrics", "alerts", "events", "sync")
 
 EPILOG = """examples:
   router-ml demo                                     decisions for a few sample queries
