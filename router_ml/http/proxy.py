@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from router_ml.events.event import DecisionEvent, OutcomeEvent, Recorder, new_id
@@ -24,6 +24,7 @@ from router_ml.http.body import lenient_json
 from router_ml.http.headers import header_text
 from router_ml.http.options import ServerOptions
 from router_ml.http.problems import Problem
+from router_ml.http.streaming import while_connected
 
 _HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -155,7 +156,7 @@ class Proxy:
             except httpx.TransportError as error:
                 call.ended("connection")
                 raise Problem("upstream", f"the host broke off ({type(error).__name__})") from None
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, ClientDisconnect):
                 call.ended("cancelled", learn=False)
                 raise
             said = {"x-router-ml-model": header_text(model), "x-router-ml-decision-id": call.decision_id,
@@ -167,7 +168,7 @@ class Proxy:
         raise Problem("upstream", "no host takes connections; is Ollama running?", retry_after_s=1.0)
 
     async def _send(self, host: str, request: Request, raw: bytes | AsyncIterator[bytes]) -> httpx.Response:
-        """Raises `httpx.TransportError`."""
+        """The head of the host's answer. Raises `httpx.TransportError`, and `ClientDisconnect` once the client left."""
         path = request.scope.get("raw_path") or request.url.path.encode()
         query = request.scope.get("query_string", b"")
         base = httpx.URL(host)
@@ -176,7 +177,8 @@ class Proxy:
         if key := os.environ.get("OLLAMA_API_KEY"):
             headers.append(("authorization", f"Bearer {key}"))
         upstream = httpx.Request(request.method, target, headers=headers, content=raw or None)
-        return await self._http.send(upstream, stream=True)
+        sending = self._http.send(upstream, stream=True)
+        return await (while_connected(request, sending) if isinstance(raw, bytes) else sending)
 
     def record(self, outcome: OutcomeEvent) -> None:
         """Write down what a request gave; a name no host has is none of our models and leaves no trace."""

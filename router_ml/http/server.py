@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
 import sys
 from typing import Any
 
@@ -23,27 +25,38 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, options: ServerOptions) -> int:
     """Serve until a signal ends it; the exit status.
 
-    Raises `SettingsError` where it would listen beyond the loopback interface without any API key, and what
-    `open_service` raises."""
-    service = open_service(settings, options)
-    try:
+    Raises `SettingsError` where it would listen beyond the loopback interface without any API key or cannot listen
+    there, and what `open_service` raises."""
+    listener = listen(options)
+    with contextlib.closing(listener), contextlib.closing(open_service(settings, options)) as service:
         if options.keys_needed and not service.keys.all():
             raise SettingsError(
                 f"listening on {options.host} needs API keys: run `router-ml keys add NAME`, or listen on 127.0.0.1"
             )
         _log_to_stderr()
-        serve(service)
-    finally:
-        service.close()
+        Server(config(service)).run([listener])
     return 0
 
 
-def serve(service: Service) -> None:
-    """Serve on the address of the options; returns once the server has stopped."""
-    server = uvicorn.Server(config(service))
-    server.run()
-    if not server.started:
-        raise SettingsError(f"cannot listen on {service.options.host}:{service.options.port}; is the port taken?")
+def listen(options: ServerOptions) -> socket.socket:
+    """A socket that listens as the options say. Raises `SettingsError` where it cannot."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{options.host}:{options.port}"
+        raise SettingsError(f"cannot listen on {where} ({error.strerror or error}); choose another --port") from error
+
+
+class Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            log.info("ready: http://%s:%s", f"[{host}]" if ":" in host else host, port)
 
 
 def config(service: Service) -> uvicorn.Config:
@@ -51,8 +64,6 @@ def config(service: Service) -> uvicorn.Config:
     options = service.options
     return uvicorn.Config(
         build_app(service),
-        host=options.host,
-        port=options.port,
         http=limited(options),
         ws="none",
         log_config=None,

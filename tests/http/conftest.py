@@ -11,10 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from router_ml.http.options import ServerOptions
-from router_ml.http.server import config
+from router_ml.http.server import Server, config, listen
 from router_ml.http.service import Service, open_service
 from router_ml.settings import Settings
 from tests.ollama_double import DoubleModel, OllamaDouble, default_models
@@ -27,15 +26,16 @@ class Running:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._server = uvicorn.Server(config(service))
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        listener = listen(service.options)
+        self.port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = Server(config(service))
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
         self._thread.start()
         until = time.monotonic() + 10
         while not self._server.started and time.monotonic() < until:
             time.sleep(0.005)
         assert self._server.started, "the server did not start"
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
 
     def client(self, **more: Any) -> httpx.Client:
         """A plain HTTP client."""
