@@ -9,8 +9,8 @@ from pathlib import Path
 from router_ml.errors import SettingsError
 from router_ml.settings import load_settings
 
-DESCRIPTION = """Serves Ollama's, OpenAI's and Anthropic's APIs on one address. Requests for the model `auto` go to the model
-that suits each of them (`auto:fast`, `auto:accurate` under another policy); a model named by its own name is called
+DESCRIPTION = """Serves Ollama's, OpenAI's and Anthropic's APIs on one address. Requests for the model `auto` go to the
+model that suits each of them (`auto:fast`, `auto:accurate` under another policy); a model of its own name is called
 as it is."""
 
 EPILOG = """point your client at it (the examples take the default address):

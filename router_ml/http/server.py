@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import socket
 import sys
 from typing import Any
@@ -34,6 +35,8 @@ def run(settings: Settings, options: ServerOptions) -> int:
                 f"listening on {options.host} needs API keys: run `router-ml keys add NAME`, or listen on 127.0.0.1"
             )
         _log_to_stderr()
+        for stop in (signal.SIGTERM, signal.SIGINT):  # raised again once the server has stopped: the rest must run, too
+            signal.signal(stop, lambda *_: None)
         Server(config(service)).run([listener])
     return 0
 
@@ -48,7 +51,7 @@ def listen(options: ServerOptions) -> socket.socket:
         raise SettingsError(f"cannot listen on {where} ({error.strerror or error}); choose another --port") from error
 
 
-class Server(uvicorn.Server):
+class Server(uvicorn.Server):  # type: ignore[misc]
     """Says where it listens once it does."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
