@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from router_ml.http.access_log import AccessLog
@@ -27,6 +27,7 @@ from router_ml.http.openai_chat import OpenAIChat
 from router_ml.http.openai_responses import OpenAIResponses
 from router_ml.http.openapi import openapi
 from router_ml.http.options import ServerOptions
+from router_ml.http.page import page_routes
 from router_ml.http.problems import problem_of
 from router_ml.http.prompts import PromptEndpoints
 from router_ml.http.security import Admission, HostGuard, KeyGuard, problem_response
@@ -57,11 +58,11 @@ def build_app(service: Service) -> ASGIApp:
     )
 
 
-def _routes(service: Service) -> list[Route]:
+def _routes(service: Service) -> list[Route | Mount]:
     models, prompts, health = ModelEndpoints(service), PromptEndpoints(service), Health(service)
     decisions = DecisionEndpoints(service)
     return [
-        _route("GET", "/", _running),
+        *page_routes(service),
         _route("GET", "/api/version", prompts.pass_on),
         _route("GET", "/api/tags", models.tags),
         _route("GET", "/api/ps", models.ps),
@@ -114,10 +115,6 @@ def _answering(endpoint: Endpoint) -> Endpoint:
             return problem_response(problem, request.url.path)
 
     return answer
-
-
-async def _running(request: Request) -> Response:
-    return PlainTextResponse("Ollama is running")  # what clients of Ollama look for
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:

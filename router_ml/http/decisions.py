@@ -151,9 +151,7 @@ class DecisionEndpoints:
 
     def _policy(self, name: object) -> Policy:
         if name is None:
-            policy = self._service.models.policy("auto")
-            assert policy is not None
-            return policy
+            return self._service.models.default
         if not isinstance(name, str):
             raise Problem("invalid", f"policy must be the name of a policy, found {type(name).__name__}")
         return self._service.models.named(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from router_ml.types import Candidate, Decision
 
 _MAX_REASON = 300  # characters
@@ -26,6 +28,12 @@ def decision_headers(decision: Decision, model: str) -> dict[str, str]:
 def _predictions(candidate: Candidate) -> dict[str, str]:
     predicted = {"p-success": candidate.p_success, "latency-p50-s": candidate.latency_s.p50}
     return {name: f"{value:.4g}" for name, value in predicted.items() if value == value}
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown: without user and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def header_text(value: str) -> str:

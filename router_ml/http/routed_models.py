@@ -25,7 +25,7 @@ class RoutedModels:
         """Raises `PolicyError` where a policy file cannot be used."""
         self._catalogue = catalogue
         self.policies: Mapping[str, Policy] = {**PRESETS, **{path.stem: resolve_policy(path) for path in files}}
-        self._default = resolve_policy(default)
+        self.default = resolve_policy(default)
         self._since = datetime.now(UTC)
         self._started = int(time.time())
 
@@ -43,7 +43,7 @@ class RoutedModels:
         name, _, tag = model.strip().partition(":")
         if name != AUTO:
             return None
-        return self._default if tag in ("", "latest") else self.named(tag)
+        return self.default if tag in ("", "latest") else self.named(tag)
 
     def named(self, policy: str) -> Policy:
         """A policy by its name. Raises `Problem` for one the server does not know; a path is none it knows."""

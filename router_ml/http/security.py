@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import logging
 from collections.abc import Iterable
@@ -90,8 +91,11 @@ class KeyGuard:
         problem = self._problem(scope) if scope["type"] == "http" else None
         if problem is None:
             await self._app(scope, receive, send)
-        else:
-            await problem_response(problem, scope["path"])(scope, receive, send)
+            return
+        response = problem_response(problem, scope["path"])
+        if problem.kind == "authentication" and (scope["path"] == "/" or scope["path"].startswith("/dashboard/")):
+            response.headers["www-authenticate"] = 'Basic realm="router-ml: any name, the API key as password"'
+        await response(scope, receive, send)
 
     def _problem(self, scope: Scope) -> Problem | None:
         shown = _shown(Headers(scope=scope))
@@ -137,8 +141,16 @@ class Admission:
 
 
 def _shown(headers: Headers) -> str | None:
+    """The key in `Authorization` (of a browser: as the password) or `x-api-key`."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and token.strip() else headers.get("x-api-key")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(token, validate=True).decode().partition(":")[2]
+        except (ValueError, UnicodeDecodeError):
+            return None
+    return headers.get("x-api-key")
 
 
 def _host_name(host: str) -> str | None:

@@ -37,7 +37,7 @@ def run(settings: Settings, options: ServerOptions) -> int:
         _log_to_stderr()
         for stop in (signal.SIGTERM, signal.SIGINT):  # raised again once the server has stopped: the rest must run, too
             signal.signal(stop, lambda *_: None)
-        Server(config(service)).run([listener])
+        Server(service).run([listener])
     return 0
 
 
@@ -52,7 +52,11 @@ def listen(options: ServerOptions) -> socket.socket:
 
 
 class Server(uvicorn.Server):  # type: ignore[misc]
-    """Says where it listens once it does."""
+    """Says where it listens once it does, and lets live pages end before it stops."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(config(service))
+        self._stopping = service.stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take connections."""
@@ -60,6 +64,11 @@ class Server(uvicorn.Server):  # type: ignore[misc]
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             log.info("ready: http://%s:%s", f"[{host}]" if ":" in host else host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop taking connections and let what runs finish."""
+        self._stopping.set()
+        await super().shutdown(sockets)
 
 
 def config(service: Service) -> uvicorn.Config:

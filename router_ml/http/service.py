@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from dataclasses import dataclass
 
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.decide.router import Router
+from router_ml.events.event import Recorders
 from router_ml.hosts.options import GatewayOptions
+from router_ml.http.dashboard.recent import RecentRequests
 from router_ml.http.keys import KeyFile
 from router_ml.http.options import ServerOptions
 from router_ml.http.proxy import Proxy
@@ -53,6 +56,8 @@ class Service:
     proxy: Proxy
     keys: KeyFile
     decided: Decided
+    recent: RecentRequests
+    stopping: threading.Event  # set once the server stops
 
     def close(self) -> None:
         """End what runs and write what waits."""
@@ -76,7 +81,8 @@ def open_service(
     decider = decider or Router.load_or_heuristic(settings=settings)
     served = _hosted(catalogue or _known(decider, settings), hosts)
     models = RoutedModels(served, settings.policy, options.policy_files)  # first: a bad policy file starts nothing
-    watch = open_watch(settings)
+    recent, watch = RecentRequests(), open_watch(settings)
+    watch = dataclasses.replace(watch, recorder=Recorders((watch.recorder, recent)))
     limits = gateway_limits or gateway_options(settings)
     return Service(
         gateway=build_gateway(settings, decider=decider, catalogue=served, watch=watch, options=limits),
@@ -89,6 +95,8 @@ def open_service(
         proxy=Proxy(_every_host(served, hosts), limits, watch.recorder, options),
         keys=KeyFile(options.keys_file or settings.state_dir / "keys.json"),
         decided=Decided(),
+        recent=recent,
+        stopping=threading.Event(),
     )
 
 
@@ -106,5 +114,6 @@ def _hosted(catalogue: Catalogue, hosts: tuple[str, ...]) -> Catalogue:
 
 
 def _every_host(catalogue: Catalogue, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """The hosts that speak Ollama's API: a prefix such as `openai+` means another one."""
     own = (base_url(url) for model in catalogue.models for url in model.hosts)
-    return tuple(dict.fromkeys((*hosts, *own)))
+    return tuple(dict.fromkeys(url for url in (*hosts, *own) if url.startswith(("http://", "https://"))))

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from router_ml.http.options import ServerOptions
-from router_ml.http.server import Server, config, listen
+from router_ml.http.server import Server, listen
 from router_ml.http.service import Service, open_service
 from router_ml.settings import Settings
 from tests.ollama_double import DoubleModel, OllamaDouble, default_models
@@ -29,7 +29,7 @@ class Running:
         listener = listen(service.options)
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._server = Server(config(service))
+        self._server = Server(service)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
         self._thread.start()
         until = time.monotonic() + 10
