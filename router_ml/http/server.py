@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -44,11 +45,18 @@ def run(settings: Settings, options: ServerOptions) -> int:
 def listen(options: ServerOptions) -> socket.socket:
     """A socket that listens as the options say. Raises `SettingsError` where it cannot."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    # The protocol is named: asyncio turns Nagle's algorithm off (40 ms a streamed part) only for sockets that say so.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((options.host, options.port), family=family, backlog=2048)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+        listener.listen(2048)
     except OSError as error:
+        listener.close()
         where = f"{options.host}:{options.port}"
         raise SettingsError(f"cannot listen on {where} ({error.strerror or error}); choose another --port") from error
+    return listener
 
 
 class Server(uvicorn.Server):  # type: ignore[misc]

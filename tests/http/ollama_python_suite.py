@@ -64,13 +64,36 @@ def main(arguments: list[str]) -> int:
             (tests / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
         (tests / "conftest.py").write_text(CONFTEST, encoding="utf-8")
         root = Path(__file__).resolve().parents[2]
-        command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rA",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(tests),
+            str(tests),
+        ]
         return subprocess.run([*command, "-o", f"pythonpath={root}"], cwd=root, check=False).returncode
 
 
 def _fetched(folder: Path) -> Path:
     wanted = f"ollama=={version('ollama')}"
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder), wanted]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "-d",
+        str(folder),
+        wanted,
+    ]
     subprocess.run(pip, check=True)
     archive = next(folder.glob("*.tar.gz"))
     with tarfile.open(archive) as packed:

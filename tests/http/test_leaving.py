@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from router_ml.errors import SettingsError
+from router_ml.http.options import ServerOptions
+from router_ml.http.server import listen
 from tests.http.conftest import Running
 from tests.http.test_ollama_client import HELLO
 from tests.ollama_double import DoubleModel, OllamaDouble
@@ -116,3 +119,21 @@ def test_named_models_are_spread_over_the_hosts_that_have_them(server_of: Callab
         assert statuses == [200] * 4
         assert (len(one.generations), len(two.generations)) == (2, 2)
         assert not none.generations
+
+
+def test_parts_of_a_stream_are_sent_at_once(server_of: Callable[..., Running]) -> None:
+    spoken = DoubleModel(MODELS[0], " ".join(["word"] * 20), decode_tokens_per_s=1000.0)
+    with OllamaDouble([spoken]) as double:
+        server = server_of(hosts=(double.url,))
+        with server.client() as client:
+            took_s = []
+            for _ in range(5):
+                began = time.perf_counter()
+                client.post("/api/chat", json={"model": MODELS[0], "messages": HELLO})
+                took_s.append(time.perf_counter() - began)
+    assert min(took_s) < 0.2  # twenty parts, each of which waited for 40 ms where small packets were held back
+
+
+def test_a_taken_port_is_an_error_that_says_so(server: Running) -> None:
+    with pytest.raises(SettingsError, match="choose another --port"):
+        listen(ServerOptions(port=server.port))
