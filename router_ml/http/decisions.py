@@ -25,6 +25,7 @@ from router_ml.http.headers import decision_headers
 from router_ml.http.openai_chat import objects
 from router_ml.http.openai_responses import messages_of
 from router_ml.http.problems import Problem
+from router_ml.http.proxy import TAGS_TTL_S
 from router_ml.http.service import Service
 from router_ml.http.streaming import json_response
 from router_ml.types import ROLES, Decision, Label
@@ -161,7 +162,7 @@ class DecisionEndpoints:
         model = lenient_json(raw).get("model")
         if self._service.models.policy(model) is not None:
             return False
-        return model in {str(m.get("model") or m.get("name")) for m in await self._service.proxy.models()}
+        return model in {str(m.get("model") or m.get("name")) for m in await self._service.proxy.models(TAGS_TTL_S)}
 
     def _name(self, body: Mapping[str, Any]) -> str:
         return str(body.get("model") or getattr(self._service.decider, "name", "auto"))

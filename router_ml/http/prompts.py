@@ -18,6 +18,7 @@ from router_ml.http.caller import caller_of
 from router_ml.http.headers import decision_headers
 from router_ml.http.ollama_chat import loaded
 from router_ml.http.problems import Problem
+from router_ml.http.proxy import TAGS_TTL_S
 from router_ml.http.service import Service
 from router_ml.http.streaming import encoded, json_response
 from router_ml.types import Decision
@@ -83,7 +84,7 @@ class PromptEndpoints:
 
     async def _installed(self, decision: Decision) -> tuple[str, str]:
         """The best model that a host has: its name in the catalogue, and the host's own name for it."""
-        listed = (str(m.get("model") or m.get("name")) for m in await self._service.proxy.models())
+        listed = (str(m.get("model") or m.get("name")) for m in await self._service.proxy.models(TAGS_TTL_S))
         own = {self._names.canonical(name): name for name in listed}
         wanted = (decision.model, *(candidate.model for candidate in decision.ranked))
         return next(((name, own[name]) for name in wanted if name in own), (decision.model, decision.model))

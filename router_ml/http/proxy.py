@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import dataclasses
+import functools
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from router_ml.events.event import DecisionEvent, OutcomeEvent, Recorder, new_id
-from router_ml.hosts.breaker import Breaker, Permit
+from router_ml.events.event import DecisionEvent, OutcomeEvent, Recorder
+from router_ml.hosts.breaker import Breaker
 from router_ml.hosts.gate import Gate, Shed
 from router_ml.hosts.names import normal
 from router_ml.hosts.options import GatewayOptions
 from router_ml.http.access_log import note
 from router_ml.http.body import lenient_json
 from router_ml.http.headers import header_text
-from router_ml.http.options import ServerOptions
+from router_ml.http.named_call import NamedCall, Place
 from router_ml.http.problems import Problem
 from router_ml.http.streaming import while_connected
 
@@ -30,21 +33,15 @@ _HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
     "transfer-encoding", "upgrade",
 })  # fmt: skip
-_OURS = frozenset({"host", "content-length", "authorization", "x-api-key", "cookie", "expect"})  # stay with this server
-_TAGS_TTL_S = 15.0
+_NOT_SENT = _HOP_BY_HOP | {"host", "content-length", "authorization", "x-api-key", "cookie", "expect"}
+_NOT_RETURNED = _HOP_BY_HOP | {"date"}
+TAGS_TTL_S = 15.0
+_TAGS_RETRY_S = 2.0  # after a look that failed
 _TAGS_WAIT_S = 2.0
 _READ_S = 600.0  # longest silence of a host: loading a large model takes minutes
-_TAIL_BYTES = 256 * 2**10  # of an answer, kept to find its figures
-_RECORDED = ("/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
-
-
-@dataclass
-class Place:
-    """One model on one host, as bypassed requests meet it."""
-
-    gate: Gate
-    breaker: Breaker
-    service_s: float = 1.0
+_GENERATIONS = frozenset({
+    "/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses",
+})  # fmt: skip
 
 
 @dataclass
@@ -53,24 +50,18 @@ class Installed:
 
     models: list[Mapping[str, Any]] = field(default_factory=list)
     at_s: float = float("-inf")
-    answered: bool = False
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Their names, normalised."""
-        return frozenset(normal(str(model.get("model") or model.get("name") or "")) for model in self.models)
+    names: frozenset[str] = frozenset()  # normalised
 
 
 class Proxy:
     """Talks to every host over one client. Lives in one event loop."""
 
-    def __init__(
-        self, hosts: Sequence[str], limits: GatewayOptions, recorder: Recorder, options: ServerOptions
-    ) -> None:
+    def __init__(self, hosts: Sequence[str], limits: GatewayOptions, recorder: Recorder) -> None:
         self._hosts = tuple(hosts)
-        self._limits, self._recorder, self._options = limits, recorder, options
+        self._limits, self._recorder = limits, recorder
         self._places: dict[tuple[str, str], Place] = {}
         self._installed = {host: Installed() for host in self._hosts}
+        self._looking: asyncio.Task[None] | None = None
         self._client: httpx.AsyncClient | None = None
 
     @property
@@ -80,6 +71,8 @@ class Proxy:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._looking is not None:
+            self._looking.cancel()
         if self._client is not None:
             await self._client.aclose()
 
@@ -90,13 +83,13 @@ class Proxy:
 
         A request for a generation goes to the least busy host that has its model, is bounded and recorded, as the
         outcome of the decision where there was one. Raises `Problem` where no host can be reached or the model is
-        busy."""
+        busy, and `ClientDisconnect`."""
         model = lenient_json(raw).get("model") if raw else None
         if not isinstance(model, str):
             return await self._plainly(request, raw, None)
-        if request.url.path not in _RECORDED:
+        if request.url.path not in _GENERATIONS:
             return await self._plainly(request, raw, model)
-        return await self._guarded(request, raw, headers or {}, model, decision_id)
+        return await self._guarded(request, raw, model, decision_id, headers or {})
 
     async def manage(self, request: Request) -> Response:
         """The default host's answer; the body streams to it, for a model's file is larger than any other body.
@@ -104,9 +97,11 @@ class Proxy:
         Raises `Problem` where the host cannot be reached."""
         return await self._plainly(request, request.stream(), None)
 
-    async def models(self) -> list[Mapping[str, Any]]:
-        """What all hosts have, each model once; of hosts that do not answer, what they last had."""
-        await self._look()
+    async def models(self, max_age_s: float = 0.0) -> list[Mapping[str, Any]]:
+        """What all hosts have, each model once, by a look no older than that; of hosts that do not answer, what they
+        last had."""
+        if self._oldest_look_s() > max_age_s:
+            await self._look(max_age_s)
         found: dict[str, Mapping[str, Any]] = {}
         for host in self._hosts:
             for model in self._installed[host].models:
@@ -122,17 +117,14 @@ class Proxy:
 
     async def _plainly(self, request: Request, raw: bytes | AsyncIterator[bytes], model: str | None) -> Response:
         for host in await self._order(model):
-            try:
-                answer = await self._send(host, request, raw)
-            except httpx.ConnectError:
-                continue
-            except httpx.TransportError as error:
-                raise Problem("upstream", f"the host broke off ({type(error).__name__})") from None
-            return _Passed(answer, _pass(answer), {})
-        raise Problem("upstream", "no host takes connections; is Ollama running?", retry_after_s=1.0)
+            sending = self._send(host, request, raw)
+            with contextlib.suppress(httpx.ConnectError):
+                answer = await (while_connected(request, sending) if isinstance(raw, bytes) else sending)
+                return Passed(answer, answer.aiter_raw())
+        raise _unreachable()
 
     async def _guarded(
-        self, request: Request, raw: bytes, headers: Mapping[str, str], model: str, decision_id: str | None
+        self, request: Request, raw: bytes, model: str, decision_id: str | None, headers: Mapping[str, str]
     ) -> Response:
         waits: list[float] = []
         for host in await self._order(model):
@@ -141,48 +133,63 @@ class Proxy:
             if permit is None:
                 waits.append(place.breaker.retry_after_s)
                 continue
-            call = _Call(self, model, place, permit, decision_id)
+            call = NamedCall(model, place, permit, self._record, decision_id)
             try:
-                await place.gate.enter(self._limits.deadline_s, place.service_s)
+                answer = await while_connected(request, self._called(call, host, request, raw))
             except Shed as shed:
-                permit.released()
                 waits.append(shed.retry_after_s)
                 continue
-            try:
-                answer = await self._send(host, request, raw)
             except httpx.ConnectError:
-                call.ended("refused", learn=False)
                 continue
-            except httpx.TransportError as error:
-                call.ended("connection")
-                raise Problem("upstream", f"the host broke off ({type(error).__name__})") from None
-            except (asyncio.CancelledError, ClientDisconnect):
-                call.ended("cancelled", learn=False)
-                raise
-            said = {"x-router-ml-model": header_text(model), "x-router-ml-decision-id": call.decision_id,
-                    "x-router-ml-arm": header_text(model), "x-router-ml-reason": "named by the caller"}  # fmt: skip
             note(request, model=header_text(model), decision_id=call.decision_id)
-            return _Passed(answer, call.passed(answer), {**said, **headers})
+            return Passed(
+                answer,
+                call.passed(answer),
+                {**_named(model, call), **headers},
+                functools.partial(call.ended, "cancelled"),
+            )
         if waits:
             raise Problem("overloaded", f"{model} is busy or failing", retry_after_s=min(waits))
-        raise Problem("upstream", "no host takes connections; is Ollama running?", retry_after_s=1.0)
+        raise _unreachable()
+
+    async def _called(self, call: NamedCall, host: str, request: Request, raw: bytes) -> httpx.Response:
+        """The head of the host's answer, once there is a place. Raises `Shed`, and as `_send` does."""
+        try:
+            await call.enter(self._limits.deadline_s)
+            return await self._send(host, request, raw)
+        except Shed:
+            call.ended("shed")
+            raise
+        except httpx.ConnectError:
+            call.ended("refused")
+            raise
+        except Problem:
+            call.ended("connection")
+            raise
+        except BaseException:
+            call.ended("cancelled")
+            raise
 
     async def _send(self, host: str, request: Request, raw: bytes | AsyncIterator[bytes]) -> httpx.Response:
-        """The head of the host's answer. Raises `httpx.TransportError`, and `ClientDisconnect` once the client left."""
+        """The head of the host's answer. Raises `httpx.ConnectError`, and `Problem` where the host breaks off."""
         path = request.scope.get("raw_path") or request.url.path.encode()
         query = request.scope.get("query_string", b"")
         base = httpx.URL(host)
         target = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + path + (b"?" + query if query else b""))
-        headers = [(k, v) for k, v in request.headers.items() if k not in _HOP_BY_HOP | _OURS]
+        headers = [(name, value) for name, value in request.headers.items() if name not in _NOT_SENT]
         if key := os.environ.get("OLLAMA_API_KEY"):
             headers.append(("authorization", f"Bearer {key}"))
         upstream = httpx.Request(request.method, target, headers=headers, content=raw or None)
-        sending = self._http.send(upstream, stream=True)
-        return await (while_connected(request, sending) if isinstance(raw, bytes) else sending)
+        try:
+            return await self._http.send(upstream, stream=True)
+        except httpx.ConnectError:
+            raise
+        except httpx.TransportError as error:
+            raise Problem("upstream", f"the host broke off ({type(error).__name__})") from None
 
-    def record(self, outcome: OutcomeEvent) -> None:
-        """Write down what a request gave; a name no host has is none of our models and leaves no trace."""
-        if not any(outcome.model in installed.names for installed in self._installed.values()):
+    def _record(self, outcome: OutcomeEvent) -> None:
+        """Write down what a request gave; a failure of a name that no host has leaves no trace."""
+        if not outcome.ok and not any(outcome.model in installed.names for installed in self._installed.values()):
             return
         if outcome.pinned:  # nothing was decided: the caller named the model
             began_s = outcome.at_s - (outcome.latency_s or 0.0)
@@ -194,44 +201,53 @@ class Proxy:
 
     async def _order(self, model: str | None) -> list[str]:
         """The hosts to try: those that have the model, the least busy first; where none has it, the default one."""
-        if len(self._hosts) == 1 or model is None:
+        if model is None:
             return list(self._hosts)
         name = normal(model)
+        if self._oldest_look_s() > TAGS_TTL_S:
+            await self._look(TAGS_TTL_S, wait=not self._having(name))
         having = self._having(name)
-        if not having:
-            await self._look()
-            having = self._having(name)
         return sorted(having, key=lambda host: self._busy(name, host)) or list(self._hosts[:1])
 
     def _having(self, name: str) -> list[str]:
         return [host for host in self._hosts if name in self._installed[host].names]
 
     def _busy(self, name: str, host: str) -> int:
-        gate = self._place(name, host).gate
-        return gate.inside + gate.waiting
+        return self._place(name, host).calls
 
     def _place(self, name: str, host: str) -> Place:
-        """The gate and breaker of a model; names no host knows share one."""
-        known = name if name in self._installed[host].names else ""
-        key = (known, host)
+        """The gate and breaker of a model; names that the host does not know share one."""
+        key = (name if name in self._installed[host].names else "", host)
         if key not in self._places:
             gate = Gate(self._limits.parallel, self._limits.max_waiting)
             self._places[key] = Place(gate, Breaker(self._limits.breaker))
         return self._places[key]
 
-    async def _look(self) -> None:
+    def _oldest_look_s(self) -> float:
+        return time.monotonic() - min(installed.at_s for installed in self._installed.values())
+
+    async def _look(self, max_age_s: float, wait: bool = True) -> None:
+        """Bring what is installed up to date, in the background unless somebody waits for it."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_at_stale(max_age_s))
+        if wait:
+            await asyncio.shield(self._looking)
+
+    async def _look_at_stale(self, max_age_s: float) -> None:
         now = time.monotonic()
-        stale = [host for host in self._hosts if now - self._installed[host].at_s > _TAGS_TTL_S]
+        stale = [host for host in self._hosts if now - self._installed[host].at_s > max_age_s]
         await asyncio.gather(*(self._look_at(host) for host in stale))
 
     async def _look_at(self, host: str) -> None:
-        before = self._installed[host]
         found = await self._get(host, "/api/tags")
         listed = found.get("models") if isinstance(found, dict) else None
-        models = before.models if not isinstance(listed, list) else [m for m in listed if isinstance(m, Mapping)]
-        self._installed[host] = Installed(
-            models, time.monotonic() if listed is not None else before.at_s, listed is not None
-        )
+        if isinstance(listed, list):
+            models = [model for model in listed if isinstance(model, Mapping)]
+            names = frozenset(normal(str(model.get("model") or model.get("name") or "")) for model in models)
+            self._installed[host] = Installed(models, time.monotonic(), names)
+        else:  # look again soon
+            before = self._installed[host]
+            self._installed[host] = dataclasses.replace(before, at_s=time.monotonic() - TAGS_TTL_S + _TAGS_RETRY_S)
 
     async def _get(self, host: str, path: str) -> Any:
         try:
@@ -247,124 +263,41 @@ class Proxy:
                 timeout=httpx.Timeout(_READ_S, connect=self._limits.connect_s, pool=None),
                 limits=httpx.Limits(max_keepalive_connections=64),
                 follow_redirects=False,
-                mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None},
+                mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None},  # no proxy in between
             )
         return self._client
 
 
-class _Call:
-    """One bypassed generation: its place, and what becomes of it."""
+class Passed(StreamingResponse):
+    """A host's answer with its own status and headers. `ended` is called at the end, even where nothing was sent."""
 
-    def __init__(self, proxy: Proxy, model: str, place: Place, permit: Permit, decision_id: str | None) -> None:
-        self._proxy, self._model, self._place, self._permit = proxy, model, place, permit
-        self._began = time.monotonic()
-        self._decided = decision_id is not None
-        self.decision_id = decision_id or new_id()[:16]
-        self._first_s: float | None = None
-        self._status = 200
-
-    async def passed(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """The bytes of the answer as they come; afterwards it is recorded."""
-        self._status = answer.status_code
-        tail = bytearray()
-        error: str | None = "cancelled"
-        try:
-            async for data in answer.aiter_raw():
-                if self._first_s is None:
-                    self._first_s = time.monotonic() - self._began
-                tail += data
-                if len(tail) > 2 * _TAIL_BYTES:
-                    del tail[:-_TAIL_BYTES]
-                yield data
-            error = None
-        except httpx.TransportError:
-            error = "connection"
-            raise
-        finally:
-            self.ended(error, bytes(tail), learn=error != "cancelled")
-            await answer.aclose()
-
-    def ended(self, error: str | None, tail: bytes = b"", *, learn: bool = True) -> None:
-        """Leave the place, and say how it went."""
-        took_s = time.monotonic() - self._began
-        self._place.gate.leave()
-        figures = final_figures(tail) if error is None else {}
-        if error is None and (self._status >= 500 or "error" in figures):
-            error = "server_error"
-        if error is None and self._status >= 400:
-            self._permit.released()  # the caller's mistake says nothing about the model
-            return
-        if not learn:
-            self._permit.released()
-        else:
-            (self._permit.succeeded if error is None else self._permit.failed)()
-        if error is None:
-            self._place.service_s += 0.2 * (took_s - self._place.service_s)
-        elif error == "refused":
-            return
-        self._proxy.record(self._outcome(error, took_s, figures))
-
-    def _outcome(self, error: str | None, took_s: float, figures: Mapping[str, Any]) -> OutcomeEvent:
-        return OutcomeEvent(
-            decision_id=self.decision_id,
-            model=normal(self._model),
-            success=None if error in (None, "cancelled") else 0.0,
-            latency_s=took_s,
-            ok=error is None,
-            prompt_tokens=figures.get("prompt_tokens"),
-            output_tokens=figures.get("output_tokens"),
-            load_s=figures.get("load_s"),
-            prompt_eval_s=figures.get("prompt_eval_s"),
-            eval_s=figures.get("eval_s"),
-            first_token_s=self._first_s,
-            error=error,
-            pinned=not self._decided,
-        )
-
-
-class _Passed(StreamingResponse):
-    """A host's answer with its own status and headers."""
-
-    def __init__(self, answer: httpx.Response, body: AsyncIterator[bytes], more: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        answer: httpx.Response,
+        body: AsyncIterator[bytes],
+        more: Mapping[str, str] | None = None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(body, answer.status_code)
-        kept = [(k.lower(), v) for k, v in answer.headers.raw if k.lower().decode("latin-1") not in _HOP_BY_HOP]
-        added = [(k.encode(), v.encode("latin-1", "replace")) for k, v in more.items()]
-        self.raw_headers = [*(pair for pair in kept if pair[0] != b"date"), *added]
+        kept = [(name.lower(), value) for name, value in answer.headers.raw]
+        added = [(name.encode(), value.encode("latin-1", "replace")) for name, value in (more or {}).items()]
+        self.raw_headers = [*(pair for pair in kept if pair[0].decode("latin-1") not in _NOT_RETURNED), *added]
+        self._answer, self._ended = answer, ended
 
-
-async def _pass(answer: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for data in answer.aiter_raw():
-            yield data
-    finally:
-        await answer.aclose()
-
-
-def final_figures(tail: bytes) -> dict[str, Any]:
-    """Tokens and seconds that the end of an answer tells, in any of the APIs' forms; `error` where it is one."""
-    for line in reversed(tail.strip().split(b"\n")):
-        text = line.strip().removeprefix(b"data:").strip()
-        if not text.startswith(b"{"):
-            continue
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
         try:
-            found = json.loads(text)
-        except ValueError:
-            return {}
-        if isinstance(found, dict) and (figures := _figures(found)):
-            return figures
-    return {}
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+            with contextlib.suppress(httpx.HTTPError):
+                await self._answer.aclose()
 
 
-def _figures(found: Mapping[str, Any]) -> dict[str, Any]:
-    if found.get("error") is not None:
-        return {"error": True}
-    if "eval_count" in found or "prompt_eval_count" in found:
-        seconds = {name: found.get(f"{name[:-2]}_duration") for name in ("load_s", "prompt_eval_s", "eval_s")}
-        counts = {"prompt_tokens": found.get("prompt_eval_count"), "output_tokens": found.get("eval_count")}
-        return {**counts, **{k: v * 1e-9 for k, v in seconds.items() if isinstance(v, int)}}
-    inner = found.get("response")
-    usage = found.get("usage") or (inner.get("usage") if isinstance(inner, Mapping) else None)
-    if not isinstance(usage, Mapping):
-        return {}
-    read = usage.get("prompt_tokens", usage.get("input_tokens"))
-    return {"prompt_tokens": read, "output_tokens": usage.get("completion_tokens", usage.get("output_tokens"))}
+def _named(model: str, call: NamedCall) -> dict[str, str]:
+    found = {"model": model, "decision-id": call.decision_id, "arm": model, "reason": "named by the caller"}
+    return {f"x-router-ml-{name}": header_text(value) for name, value in found.items()}
+
+
+def _unreachable() -> Problem:
+    return Problem("upstream", "no host takes connections; is Ollama running?", retry_after_s=1.0)

@@ -92,7 +92,7 @@ def open_service(
         settings=settings,
         options=options,
         models=models,
-        proxy=Proxy(_every_host(served, hosts), limits, watch.recorder, options),
+        proxy=Proxy(_every_host(served, hosts), limits, watch.recorder),
         keys=KeyFile(options.keys_file or settings.state_dir / "keys.json"),
         decided=Decided(),
         recent=recent,

@@ -19,11 +19,23 @@ import dataclasses
 import pytest
 from pytest_httpserver import HTTPServer
 
-from tests.http.conftest import MODELS, QUICK, FixedDecider, Running, ServerOptions, Settings, catalogue_of, open_service
 from router_ml.events.event import NullRecorder
+from router_ml.http.options import ServerOptions
 from router_ml.http.proxy import Proxy
+from router_ml.http.service import open_service
+from router_ml.settings import Settings
+from tests.http.conftest import Running
+from tests.serve.conftest import MODELS, QUICK
+from tests.serve.deciders import FixedDecider, catalogue_of
 
 NOWHERE = "http://127.0.0.1:9"  # the gateway looks for hosts of its own here, not at the tests' server
+
+
+class Quiet(Proxy):
+    """Asks the tests' server for nothing of its own."""
+
+    async def _look(self, max_age_s, wait=True):
+        pass
 
 
 class Behind:
@@ -47,7 +59,7 @@ def httpserver(tmp_path):
             Settings(state_dir=tmp_path, ollama_host=NOWHERE), options, decider=FixedDecider(*MODELS),
             catalogue=catalogue_of(*MODELS), gateway_limits=QUICK,
         )
-        proxy = Proxy((host.url_for(""),), QUICK, NullRecorder(), options)
+        proxy = Quiet((host.url_for(""),), QUICK, NullRecorder())
         front = Running(dataclasses.replace(service, proxy=proxy))
         yield Behind(host, front)
         front.stop()

@@ -57,10 +57,12 @@ def test_a_bypassed_request_is_recorded_with_the_tokens_of_its_final_object(
     server = server_of()
     recording = next(r for r in load_recordings() if r.name == "chat_stream")
     with server.client() as client:
-        client.get("/api/tags")
         answer = client.post("/api/chat", content=recording.raw_request)
-        found = client.get(f"/decisions/{answer.headers['x-router-ml-decision-id']}")
         metrics = client.get("/metrics").text
     assert answer.headers["x-router-ml-reason"] == "named by the caller"
     assert 'gen_ai_request_model="llama3.2:3b-instruct-q4_k_m"} 1' in metrics
-    del found
+    outcome = server.service.recent.latest(1)[0]
+    assert (outcome.decision_id, outcome.ok) == (answer.headers["x-router-ml-decision-id"], True)
+    assert 'gen_ai_token_type="output"} 6' in "".join(
+        line for line in metrics.splitlines() if line.startswith("gen_ai_client_token_usage_sum")
+    )
