@@ -16,11 +16,10 @@ from router_ml.http.problems import Problem
 from router_ml.http.reply import ChatCall, Piece, ToolCall
 from router_ml.http.service import Service
 from router_ml.http.streaming import SSE, json_response, sse
+from router_ml.messages import estimate_tokens, json_text, read_messages
 
 _OPTIONS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_tokens": "num_predict",
             "stop_sequences": "stop"}  # fmt: skip
-_CHARS_PER_TOKEN = 4
-_MESSAGE_TOKENS = 4  # what a turn costs beyond its text
 _IMAGE_TOKENS = 800
 
 
@@ -132,12 +131,11 @@ class CountTokens:
 
 
 def count_tokens(body: Mapping[str, Any]) -> int:
-    """About how many tokens a request has: a quarter of its characters, with tools, turns and images on top."""
+    """About how many tokens a request has, with its tools and images. Raises `Problem`."""
     messages = messages_of(body)
-    chars = sum(len(str(m["content"])) + len(json.dumps(m.get("tool_calls") or "")) for m in messages)
-    chars += sum(len(json.dumps(tool)) for tool in objects(body, "tools"))
-    images = sum(len(m.get("images") or ()) for m in messages)
-    return chars // _CHARS_PER_TOKEN + _MESSAGE_TOKENS * len(messages) + _IMAGE_TOKENS * images
+    images = sum(len(message.get("images") or ()) for message in messages)
+    tools = sum(estimate_tokens(json_text(tool)) for tool in objects(body, "tools"))
+    return read_messages(messages).tokens + int(tools) + _IMAGE_TOKENS * images
 
 
 def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from router_ml.http.problems import Problem
 from router_ml.http.proxy import TAGS_TTL_S
 from router_ml.http.service import Service
 from router_ml.http.streaming import json_response
+from router_ml.messages import read_messages
 from router_ml.types import ROLES, Decision, Label
 
 _MAX_STATE_BYTES = 64 * 2**10
@@ -160,7 +161,7 @@ class DecisionEndpoints:
     async def _elsewhere(self, raw: bytes) -> bool:
         """Whether a host has the model that is to answer."""
         model = lenient_json(raw).get("model")
-        if self._service.models.policy(model) is not None:
+        if not isinstance(model, str) or self._service.models.policy(model) is not None:
             return False
         return model in {str(m.get("model") or m.get("name")) for m in await self._service.proxy.models(TAGS_TTL_S)}
 
@@ -296,17 +297,9 @@ def _state(state: Any) -> Asked:
 
 
 def _of_messages(messages: Sequence[Mapping[str, Any]]) -> Asked:
-    """The latest words of the user, with the turns before them."""
-    last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
-    if last is None:
+    """The person's latest words, with the turns before them. Raises `Problem` where nobody asks."""
+    read = read_messages(messages)
+    if read.query_index >= len(read.messages):
         raise Problem("invalid", "messages must hold at least one of role user")
-    context: dict[str, Any] = {"history": [dict(message) for message in messages[:last]]}
-    if messages[last].get("images"):
-        context["attachment"] = "image"
-    return Asked(_words(messages[last].get("content")), context)
-
-
-def _words(content: Any) -> str:
-    if isinstance(content, list):
-        return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
-    return content if isinstance(content, str) else ""
+    context = {"history": [turn._asdict() for turn in read.history], "attachment": read.attachment or None}
+    return Asked(read.query, {**context, "has_images": read.has_images, "prompt_tokens": read.tokens})

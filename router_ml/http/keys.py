@@ -7,7 +7,6 @@ import hmac
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.errors import SettingsError
-from router_ml.files import file_lock
+from router_ml.files import atomic_file, file_lock
 
 _PREFIX = "rml-"
 _FIELDS = {"user": str, "sha256": str, "policy": (str, type(None)), "per_minute": (int, type(None))}
@@ -93,10 +92,8 @@ class KeyFile:
             raise SettingsError(f"{self._path} is no key file ({error}); restore it, or make the keys anew") from error
 
     def _write(self, keys: tuple[Key, ...]) -> None:
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".keys")  # mode 0600
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"format": 1, "keys": [asdict(key) for key in keys]}, file, indent=1)
-        Path(name).replace(self._path)
+        with atomic_file(self._path) as file:
+            file.write(json.dumps({"format": 1, "keys": [asdict(key) for key in keys]}, indent=1).encode())
 
 
 class RateLimits:

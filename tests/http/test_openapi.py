@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import hypothesis
+import pytest
 import schemathesis
 from schemathesis.checks import not_a_server_error, response_schema_conformance, status_code_conformance
 
@@ -13,29 +14,32 @@ from tests.http.conftest import Running
 CASES = 30  # an operation
 
 
-def fuzz(server: Running, cases: int) -> int:
-    """Send made-up requests to every operation; how many."""
+def fuzz(server: Running, cases: int, mode: schemathesis.GenerationMode) -> int:
+    """Send made-up requests, well formed or not, to every operation; how many."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
     sent = 0
     for operation in (result.ok() for result in schema.get_all_operations()):
-        if operation.path == "/readyz":
-            continue
-
-        @hypothesis.settings(max_examples=cases, deadline=None, derandomize=True, database=None,
-                             suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
-        @hypothesis.given(case=operation.as_strategy(
-            generation_mode=schemathesis.GenerationMode.POSITIVE))  # fmt: skip
-        def one(case: schemathesis.Case) -> None:
-            nonlocal sent
-            sent += 1
-            answer = case.call(base_url=server.url, timeout=10)
-            case.validate_response(
-                answer, checks=[not_a_server_error, status_code_conformance, response_schema_conformance]
-            )
-
-        one()
+        if operation.body:
+            sent += _fuzz_one(server, operation.as_strategy(generation_mode=mode), cases, checks)
     return sent
 
 
-def test_made_up_requests_are_answered_as_described(server_of: Callable[..., Running]) -> None:
-    assert fuzz(server_of(), CASES) > 3 * CASES
+def _fuzz_one(server: Running, strategy: Any, cases: int, checks: list[Any]) -> int:
+    sent = 0
+
+    @hypothesis.settings(max_examples=cases, deadline=None, derandomize=True, database=None,
+                         suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
+    @hypothesis.given(case=strategy)
+    def one(case: schemathesis.Case) -> None:
+        nonlocal sent
+        sent += 1
+        case.validate_response(case.call(base_url=server.url, timeout=10), checks=checks)
+
+    one()
+    return sent
+
+
+@pytest.mark.parametrize("mode", schemathesis.GenerationMode)
+def test_made_up_requests_are_answered_as_described(server: Running, mode: schemathesis.GenerationMode) -> None:
+    assert fuzz(server, CASES, mode) > 3 * CASES
