@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from router_ml.context import parse_context
 from router_ml.errors import ContextError, InputError, RowError
+from router_ml.files import atomic_file
 from router_ml.types import LABELS, Outcome, Query
 
 T = TypeVar("T")
@@ -199,10 +200,6 @@ _ORDER = {name: index for index, name in enumerate(Outcome.__dataclass_fields__)
 
 def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as UTF-8 JSON Lines, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as handle:
+    with atomic_file(Path(path)) as handle:
         for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(path)
+            handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

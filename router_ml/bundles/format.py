@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_ml.errors import BundleCorrupt, BundleFormatError, BundleMissing
+from router_ml.files import atomic_write, mode_within
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -145,7 +146,5 @@ def write_manifest(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     names = sorted(p.name for p in path.iterdir() if p.is_file() and p.name != MANIFEST)
     files = {name: {"sha256": file_sha256(path / name), "bytes": (path / name).stat().st_size} for name in names}
     manifest = {"format": FORMAT, **fields, "files": files}
-    partial = path / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path / MANIFEST)
+    atomic_write(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", mode_within(path))
     return manifest

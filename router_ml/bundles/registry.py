@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.errors import BundleCorrupt, BundleMissing
+from router_ml.files import atomic_write, make_private_folder, mode_within
 from router_ml.settings import CHECKOUT, PACKAGED_BUNDLES, Settings, load_settings
 
 ACTIVE_FILE = "active.json"
@@ -57,16 +58,14 @@ def _is_folder_name(name: object) -> bool:
 
 def write_active(models_dir: Path, pointer: ActiveBundle) -> None:
     """Replace the pointer in one step."""
-    models_dir.mkdir(parents=True, exist_ok=True)
-    partial = models_dir / (ACTIVE_FILE + ".partial")
+    make_private_folder(models_dir)
     values = {
         "active": pointer.active,
         "previous": pointer.previous,
         "shadow": pointer.shadow,
         "older": list(pointer.older),
     }
-    partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
-    partial.replace(models_dir / ACTIVE_FILE)
+    atomic_write(models_dir / ACTIVE_FILE, json.dumps(values) + "\n", mode_within(models_dir))
 
 
 def clear_active(models_dir: Path) -> None:
