@@ -54,33 +54,37 @@ def attempt_timeout_s(
 
 
 def stick(decision: Decision, previous: str | None, margin: float | None, names: ModelNames) -> Decision:
-    """The decision, or the same with the session's previous model in front: a session leaves its model only where
-    the gain in utility exceeds `margin`."""
-    if previous is None or margin is None or names.same(previous, decision.model):
+    """Return the decision, or the same with the session's previous model in front.
+
+    A session leaves its model only where the gain in utility over it exceeds `margin`. Whether it is held depends on
+    utilities alone, never on what the policy explored, so a held model has propensity 1."""
+    held = next((c for c in decision.ranked if previous is not None and names.same(c.model, previous)), None)
+    if held is None or margin is None or not held.admissible:
         return decision
-    held = next((c for c in decision.ranked if names.same(c.model, previous)), None)
-    if held is None or not held.admissible or not decision.ranked:
-        return decision
-    gain = decision.ranked[0].utility - held.utility
+    gain = max(c.utility for c in decision.ranked if c.admissible) - held.utility
     if gain > margin:
         return decision
-    ranked = (held, *(c for c in decision.ranked if c is not held))
+    if names.same(held.model, decision.model):
+        return dataclasses.replace(decision, propensity=1.0)
     reason = f"{decision.reason}; stays with {held.model}, as leaving it would gain {gain:.3f}, not above {margin:g}"
-    return dataclasses.replace(decision, model=held.model, ranked=ranked, reason=reason, propensity=1.0)
+    return _in_front(decision, held, reason)
 
 
 def pin(decision: Decision, model: str, names: ModelNames) -> Decision:
-    """The decision with a model the caller named in front."""
+    """Return the decision with a model in front that the caller or a variant named, which has propensity 1."""
     name = names.canonical(model)
     if decision.model == name:
-        return decision
+        return dataclasses.replace(decision, propensity=1.0)
     named = next((c for c in decision.ranked if names.same(c.model, name)), None)
     if named is None:
         unknown_s = max((c.latency_s.p95 for c in decision.ranked), default=30.0)
         named = Candidate(name, 0.5, Quantiles(unknown_s, unknown_s, unknown_s), 0.0, 0.0, ("named by the caller",))
-    ranked = (named, *(c for c in decision.ranked if c is not named))
-    reason = f"{name} was named by the caller"
-    return dataclasses.replace(decision, model=name, ranked=ranked, reason=reason, propensity=1.0)
+    return dataclasses.replace(_in_front(decision, named, f"{name} was named by the caller"), model=name)
+
+
+def _in_front(decision: Decision, chosen: Candidate, reason: str) -> Decision:
+    ranked = (chosen, *(c for c in decision.ranked if c is not chosen))
+    return dataclasses.replace(decision, model=chosen.model, ranked=ranked, reason=reason, propensity=1.0)
 
 
 _PLAIN_ORDER = {"balanced": 0, "fast": 1, "accurate": 2, None: 3}
