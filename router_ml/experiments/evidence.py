@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,13 @@ class Evidence:
 
     def copy(self) -> Evidence:
         """Return a copy that grows by itself."""
-        return copy.deepcopy(self, {id(self._limits): self._limits})
+        twin = copy.copy(self)
+        twin.log_e = self.log_e.copy()
+        twin.counts = {name: dict(arms) for name, arms in self.counts.items()}
+        twin.moments = {name: _copied(arms) for name, arms in self.moments.items()}
+        twin.early = {name: _copied(arms) for name, arms in self.early.items()}
+        twin.waiting = {name: {arm: list(w) for arm, w in arms.items()} for name, arms in self.waiting.items()}
+        return twin
 
     def add(self, step: Step) -> None:
         """Take one step of a unit."""
@@ -129,18 +136,15 @@ class Evidence:
         difference = self._pair(metric, arm, value)
         if difference is None:
             return
-        tolerance, margin = share_limits(self._limits, metric)
-        x, row = np.array(difference), _INDEX[f"{metric}.harm"]
-        self.log_e[row] += harm_growth(x, tolerance)
-        self.log_e[row + 1] += benefit_growth(x, 0.0)
-        self.log_e[row + 2] += benefit_growth(x, margin)
+        row = _INDEX[f"{metric}.harm"]
+        self.log_e[row : row + 3] += _share_growth(difference, *share_limits(self._limits, metric))
 
     def _early(self, metric: str, arm: Arm, value: float) -> None:
         self.early[metric][arm].add(value)
         difference = self._pair(f"early.{metric}", arm, value)
         if difference is not None:
-            tolerance, _ = share_limits(self._limits, metric)
-            self.log_e[_INDEX[f"early.{metric}.harm"]] += harm_growth(np.array(difference), tolerance)
+            tolerance, margin = share_limits(self._limits, metric)
+            self.log_e[_INDEX[f"early.{metric}.harm"]] += _share_growth(difference, tolerance, margin)[0]
 
     def _system(self, name: str, value: float, ceiling: float) -> None:
         self.log_e[_INDEX[f"system.{name}"]] += log_growth(np.array(value), ceiling, 0.0)
@@ -168,6 +172,13 @@ class Evidence:
         }
 
 
+@functools.lru_cache(maxsize=4096)
+def _share_growth(difference: float, tolerance: float, margin: float) -> Floats:
+    """Return the log growth of the bets of harm, better and fair; cached, as most differences are -1, 0 or 1."""
+    x = np.array(difference)
+    return np.stack([harm_growth(x, tolerance), benefit_growth(x, 0.0), benefit_growth(x, margin)])
+
+
 def share_limits(limits: Limits, metric: str) -> tuple[float, float]:
     """Return the tolerance and the margin of a share."""
     name = metric.removesuffix("_miss")
@@ -176,6 +187,10 @@ def share_limits(limits: Limits, metric: str) -> tuple[float, float]:
 
 def _no_moments() -> dict[Arm, Moments]:
     return {arm: Moments() for arm in ARMS}
+
+
+def _copied(arms: Mapping[Arm, Moments]) -> dict[Arm, Moments]:
+    return {arm: copy.copy(moments) for arm, moments in arms.items()}
 
 
 def _moments_row(arms: Mapping[Arm, Moments]) -> dict[str, list[float]]:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from router_ml.experiments.evidence import SHARES, share_limits
 from router_ml.experiments.experiment import Limits
+from router_ml.experiments.statistics import width_in_errors
+
+EXACT_FLOOR = 20  # units per arm before an exact test may decide
 
 SHARES_OF_ERROR = {
     "failure": 0.35,
@@ -58,6 +61,22 @@ def guardrails(limits: Limits) -> tuple[Guardrail, ...]:
         )  # fmt: skip
 
     return tuple(build(metric) for metric in SHARES_OF_ERROR if metric != "slo_miss" or limits.slo_s is not None)
+
+
+_TYPICAL_VARIANCE = 0.125 * 0.875  # of a wrong answer, where 10 to 15 % are wrong
+_TYPICAL_CORRELATION = 0.3  # of the failures within a session
+
+
+def units_to_see(difference: float, limits: Limits, requests: int = 1) -> int:
+    """Return about how many judged units of both arms, of `requests` each, show that failures rise by `difference`."""
+    variance = _TYPICAL_VARIANCE * (1 + (requests - 1) * _TYPICAL_CORRELATION) / requests
+    alpha = limits.alpha_rollback * SHARES_OF_ERROR["failure"]
+    units = 2 * EXACT_FLOOR
+    while units < 10**7 and difference < width_in_errors(units, alpha, limits.planned_units) * math.sqrt(
+        4 * variance / units
+    ):
+        units += max(units // 50, 1)
+    return round(units, 1 - len(str(units)) + 1)
 
 
 def _limits_of(limits: Limits, metric: str) -> tuple[float, float]:

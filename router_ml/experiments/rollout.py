@@ -191,6 +191,12 @@ class Rollout:
 
     look = analyse  # its name in earlier versions
 
+    def record_text(self) -> str | None:
+        """Return the record of the verdict as of now (see `verdict_record`), or None where nothing runs."""
+        with self._lock:
+            trial = self._trial_of(self._experiment)
+            return None if trial is None else trial.record(self._clock())
+
     def _run(self) -> None:
         while not self._stop.wait(_ANALYSIS_S):
             try:

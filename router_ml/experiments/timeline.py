@@ -16,7 +16,7 @@ from router_ml.experiments.evidence import Evidence
 from router_ml.experiments.experiment import Experiment
 from router_ml.experiments.unit import Judgement, Step, UnitRequest, request_limit, steps_of
 
-_SETTLED_AFTER_S = 10.0  # events of other processes usually arrive sooner
+_SETTLED_AFTER_S = 3.0  # events of other processes usually arrive sooner
 _JUDGEMENTS = 50  # the earliest so many count on one decision
 _STRANGERS = 100_000  # decisions that are not known (yet) whose feedback is kept
 

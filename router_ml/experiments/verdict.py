@@ -14,13 +14,12 @@ from typing import Any, Literal, TypeAlias
 from router_ml.errors import ExperimentError
 from router_ml.experiments.evidence import EARLY, Evidence, Moments, evidence_from, standard_error
 from router_ml.experiments.experiment import Experiment, Limits, canonical, experiment_from, experiment_row
-from router_ml.experiments.guardrails import Guardrail, guardrails
+from router_ml.experiments.guardrails import EXACT_FLOOR, Guardrail, guardrails
 from router_ml.experiments.statistics import fair_split_log_e, log_e, mean_log_e, split_log_e, width_in_errors
 
 Kind: TypeAlias = Literal["INVALID", "ROLLBACK", "SHIP", "HOLD"]
 
 RECORD_FORMAT = 2
-EXACT_FLOOR = 20  # units per arm before an exact test may decide
 POWER = 0.8  # chance, at a true difference as large as the margin, of seeing that it is not zero
 _CHANGED_SHARE = 0.01  # of units that were served by both arms: more of them forbid shipping
 
@@ -121,7 +120,7 @@ def _decide(
             f"{share:.1%} of {begun} units are in the challenger's arm instead of half: "
             "units are lost or assigned wrongly, so the arms cannot be compared"
         ]
-    worse = [finding.words for finding in findings if finding.harm] + _system_trouble(evidence, experiment.limits)
+    worse = _system_trouble(evidence, experiment.limits) + [finding.words for finding in findings if finding.harm]
     if worse:
         return "ROLLBACK", worse
     missing = _missing(experiment, evidence, findings, proven, now_s)
@@ -155,7 +154,7 @@ def _missing(
             missing.append(f"{finding.title} is not yet proven to be within its margin")
         elif finding.power < POWER and not _no_worse(finding):
             missing.append(f"power for {finding.title} is {finding.power:.0%} of at least {POWER:.0%}")
-    return missing + _waiting(experiment, evidence)
+    return missing + _waiting(experiment, evidence) if missing else []
 
 
 def _missing_judgements(evidence: Evidence, limits: Limits) -> list[str]:
@@ -181,15 +180,19 @@ def _waiting(experiment: Experiment, evidence: Evidence) -> list[str]:
     unfinished, unsealed = evidence.total("begun") - evidence.n, evidence.n - evidence.total("sealed")
     if unfinished:
         parts.append(
-            f"{unfinished} sessions are still open (complete after {experiment.unit_requests} requests or "
-            f"{experiment.unit_idle_s / 60:g} minutes without one)"
+            f"units still open: {unfinished} (a session is complete after {experiment.unit_requests} requests, or "
+            f"{_duration(experiment.unit_idle_s)} without one)"
         )
     if unsealed:
         parts.append(
-            f"{unsealed} complete units wait for judgements, until {experiment.judgement_s / 60:g} minutes after "
-            "their last request"
+            f"complete units that wait for judgements: {unsealed} (until {_duration(experiment.judgement_s)} after "
+            "their last request)"
         )
     return parts
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
 
 
 def _changed_arm(evidence: Evidence) -> str:
