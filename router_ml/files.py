@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,8 +56,13 @@ def make_private_folder(path: Path) -> None:
 def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends, and leaves no trace where the block raises.
 
-    Readers see the old content or the new one. A symbolic link at `path` is replaced, never written through. Raises
-    `OSError` where the folder cannot be made or written."""
+    Readers see the old content or the new one. A symbolic link at `path` is replaced, never written through; a device
+    or pipe, such as /dev/stdout, is written to as it is. Raises `OSError` where the folder cannot be made or written.
+    """
+    if _is_device(path):
+        with path.open("wb") as handle:
+            yield handle
+        return
     make_private_folder(path.parent)
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_EXCL | _CREATE, mode)
@@ -73,10 +80,43 @@ def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def _is_device(path: Path) -> bool:
+    """Whether a path is a device or a pipe, which must not be replaced by a file."""
+    if path.absolute().parts[1:2] in (("dev",), ("proc",)):
+        return True
+    try:
+        return stat.S_IFMT(path.lstat().st_mode) not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)
+    except OSError:
+        return False
+
+
 def atomic_write(path: Path, data: bytes | str, mode: int = PRIVATE_FILE) -> None:
     """Replace a file by `data` (text as UTF-8) in one step, on disk before the call returns; see `atomic_file`."""
     with atomic_file(path, mode) as handle:
         handle.write(data.encode() if isinstance(data, str) else data)
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of a limited size, following links.
+
+    Raises `OSError` where it cannot be read, is no regular file (a pipe or device could block for ever), or is too
+    large."""
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as handle:
+        found = os.fstat(handle.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data = handle.read(max_bytes + 1) if found.st_size <= max_bytes else b""
+        if max(found.st_size, len(data)) > max_bytes:
+            raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes")
+        return data
+
+
+def reason(error: BaseException) -> str:
+    """Return why a file could not be used, in one line without its path."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def mode_within(folder: Path) -> int:

@@ -44,6 +44,7 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("old")
+
     def broken_rows() -> Iterator[bytes]:
         yield b"half"
         raise KeyError("broken")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -47,7 +49,6 @@ _PATIENCE_S = 1.0  # how long an outcome may take through the store before memor
 _INBOX = 50_000
 _FAILED_ANALYSES = 5  # in a row: then the experiment cannot be judged, and must not go on
 _AHEAD_S = 60.0  # how far clocks may disagree
-_BAD_ROWS = 200  # rows of the store skipped in one analysis
 _PLOT_STEP = 1.05  # an analysis is written down whenever the units have grown by this factor
 
 
@@ -94,15 +95,22 @@ class Rollout:
         self._read_store = read_store
         self._unit_key = unit_key or (lambda unit: unit)
         self._clock, self._monotonic = clock, monotonic
+        self._checked_s = float("-inf")
+        self._experiment: Experiment | None = None
+        self._halt: Halt | None = None
+        self._halt_filed = False
+        self._started = False
+        self._reset()
+        self._refresh()
+        _ROLLOUTS.add(self)
+
+    def _reset(self) -> None:
+        """Begin without evidence and thread, as a forked child must: the parent may be in the middle of an analysis."""
         self._view = threading.Lock()  # guards what is served; held for two `stat` calls at most
         self._lock = threading.RLock()  # guards the analyses; may be held while a restart reads the store
         self._inbox: deque[tuple[float, Event]] = deque(maxlen=_INBOX)
         self._signature: Signature | None = None
-        self._checked_s = float("-inf")
-        self._analysed_s = monotonic()
-        self._experiment: Experiment | None = None
-        self._halt: Halt | None = None
-        self._halt_filed = False
+        self._analysed_s = self._monotonic()
         self._trial: Trial | None = None
         self._verdict: Verdict | None = None
         self._store: EventStore | None = None
@@ -112,7 +120,6 @@ class Rollout:
         self._reported: tuple[str, int, float] = ("", 0, -1.0)  # verdict, units and coverage last written down
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._refresh()
 
     @property
     def board(self) -> ExperimentState:
@@ -143,20 +150,24 @@ class Rollout:
             return
         now = self._monotonic()
         self._inbox.append((now, _timely(event, self._clock())))
+        if self._started and self._thread is None:
+            self.start()  # in a forked child
         if now - self._analysed_s > _STALE_S:
             self._analyse_from_request()
 
     def start(self) -> None:
         """Make analyses in a thread from now on."""
         if self._thread is None or not self._thread.is_alive():
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="router-ml-rollout", daemon=True)
+            self._started, self._stop = True, threading.Event()
+            work = (weakref.ref(self), self._stop)
+            self._thread = threading.Thread(target=_run, args=work, name="router-ml-rollout", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
         """Stop the thread and close the store."""
+        self._started = False
         self._stop.set()
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(5.0)
         with self._lock:
             self._drop_store()
@@ -196,13 +207,6 @@ class Rollout:
         with self._lock:
             trial = self._trial_of(self._experiment)
             return None if trial is None else trial.record(self._clock())
-
-    def _run(self) -> None:
-        while not self._stop.wait(_ANALYSIS_S):
-            try:
-                self.analyse()
-            except Exception:
-                _LOG.exception("an interim analysis failed")
 
     def _analyse_from_request(self) -> None:
         if not self._lock.acquire(blocking=False):
@@ -262,32 +266,15 @@ class Rollout:
         try:
             if self._store is None:
                 self._store = self._read_store()
-            for _ in range(_BAD_ROWS):
-                if self._read_on(trial, self._store):
-                    return None
-            return "the event store holds many rows that cannot be understood; reading goes on"
+            since_s = None if self._seq else trial.experiment.started_s
+            selection = EventFilter(("outcome", "feedback"), after_seq=self._seq, since_s=since_s)
+            for seq, event in self._store.read(selection):
+                self._take(trial, event, hashed=True)
+                self._seq = seq
+            return None
         except Exception as error:  # a damaged database raises anything
             self._drop_store()
             return f"the event store cannot be read, so only this process's events count: {error}"
-
-    def _read_on(self, trial: Trial, store: EventStore) -> bool:
-        """Read new events; False where a row stopped it, which is skipped. Raises where the store cannot be read."""
-        since_s = None if self._seq else trial.experiment.started_s
-        selection = EventFilter(("outcome", "feedback"), after_seq=self._seq, since_s=since_s)
-        try:
-            for seq, event in store.read(selection):
-                self._take(trial, event, hashed=True)
-                self._seq = seq
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-        ):  # a row of another program
-            self._seq += 1  # a row that is not understood has no place; places have few gaps
-            self._skipped += 1
-            return False
-        return True
 
     def _drop_store(self) -> None:
         store, self._store = self._store, None
@@ -375,6 +362,31 @@ class Rollout:
         if self._halted(experiment, halt):
             self._file(halt)
             self._recorder.record(ExperimentEvent(experiment.id, "failed", {"reason": reason}, at_s=halt.at_s))
+
+
+_ROLLOUTS: weakref.WeakSet[Rollout] = weakref.WeakSet()
+
+
+def _run(rollout: weakref.ref[Rollout], stop: threading.Event) -> None:
+    """Make analyses until told to stop, or until the rollout is gone."""
+    while not stop.wait(_ANALYSIS_S):
+        living = rollout()
+        if living is None:
+            return
+        try:
+            living.analyse()
+        except Exception:
+            _LOG.exception("an interim analysis failed")
+        del living
+
+
+def _after_fork_in_child() -> None:
+    for rollout in list(_ROLLOUTS):
+        rollout._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def request_of(

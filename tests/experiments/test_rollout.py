@@ -299,7 +299,7 @@ def test_a_damaged_store_and_rows_of_other_programs_end_no_experiment_and_hide_n
         world.rollout.analyse()
     state = world.rollout.state()
     assert state.halt is None
-    assert state.trouble
+    assert bool(state.trouble) == (damage is damaged)
     for _ in range(600):
         world.request(failing=0.5)
     halt = world.rollout.state().halt
@@ -439,3 +439,24 @@ def test_with_its_thread_and_the_real_store_a_rollback_takes_effect_within_a_sec
     while rollout.assign("x") is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert rollout.assign("x") is None
+
+
+def test_a_forked_child_goes_on_although_the_parent_was_in_the_middle_of_an_analysis(world: World) -> None:
+    assert world.request() is not None
+    with world.rollout._view, world.rollout._lock:
+        child = os.fork()
+        if child == 0:
+            world.clock.now_s += 1.0
+            served = [world.request(failing=1.0) for _ in range(600)]
+            os._exit(0 if served[0] is not None and served[-1] is None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_rollout_that_is_dropped_leaves_no_thread(tmp_path: Path) -> None:
+    rollout = Rollout(ExperimentState(tmp_path / FOLDER))
+    rollout.start()
+    thread = rollout._thread
+    assert thread is not None
+    del rollout
+    thread.join(5.0)
+    assert not thread.is_alive()
