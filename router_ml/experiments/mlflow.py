@@ -25,6 +25,7 @@ from router_ml.experiments.mlflow_store import database_uri, ensure_experiment, 
 from router_ml.experiments.report import Analysis, analyses_of, difference_svg, report_html
 from router_ml.files import file_lock
 from router_ml.monitor.summary import Summary, summarise
+from router_ml.settings import without_credentials
 
 _LOG = logging.getLogger("router_ml.events")
 
@@ -88,6 +89,7 @@ class MlflowSync:
         """Make one pass.
 
         Raises `StoreError` where the event store or MLflow cannot be reached; the next pass catches up."""
+        uri = ""
         try:
             uri = open_tracking(self._root)
             with self._locked(uri):
@@ -98,7 +100,8 @@ class MlflowSync:
             needed = "copying experiments to MLflow needs its package: pip install 'router-ml[train]'"
             raise StoreError(f"{needed} ({error})") from error
         except Exception as error:
-            raise StoreError(f"cannot write to MLflow: {error}; events wait in the store until it is back") from error
+            text = str(error).replace(uri, without_credentials(uri)) if uri else str(error)
+            raise StoreError(f"cannot write to MLflow: {text}; events wait in the store until it is back") from error
 
     def _locked(self, uri: str) -> AbstractContextManager[None]:
         folder = tracking_root(self._root)
@@ -121,7 +124,7 @@ class MlflowSync:
                 windows, metrics = windows + done[0], metrics + done[1]
         finally:
             store.close()
-        return SyncReport(len(lives), windows, metrics, uri, tuple(pages.values()))
+        return SyncReport(len(lives), windows, metrics, without_credentials(uri), tuple(pages.values()))
 
     def _sync_one(self, client: Any, uri: str, store: EventStore, life: _Life) -> tuple[int, int]:
         experiment_id = ensure_experiment(f"ab/{life.name}", self._root, uri)

@@ -37,6 +37,7 @@ from router_ml.experiments.state import ExperimentState, Halt, Signature
 from router_ml.experiments.trial import Trial
 from router_ml.experiments.unit import UnitRequest
 from router_ml.experiments.verdict import Verdict
+from router_ml.moved import renamed
 from router_ml.types import Context
 
 _LOG = logging.getLogger("router_ml.experiments.rollout")
@@ -63,15 +64,8 @@ class RolloutState:
     analyses: int
     trouble: str | None  # why the last analysis failed, or what it could not use
 
-    @property
-    def latch(self) -> Halt | None:
-        """Return `halt`, by its name in earlier versions."""
-        return self.halt
-
-    @property
-    def looks(self) -> int:
-        """Return `analyses`, by its name in earlier versions."""
-        return self.analyses
+    latch = property(renamed("latch", "halt"))
+    looks = property(renamed("looks", "analyses"))
 
 
 class Rollout:
@@ -120,11 +114,6 @@ class Rollout:
         self._reported: tuple[str, int, float] = ("", 0, -1.0)  # verdict, units and coverage last written down
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-
-    @property
-    def board(self) -> ExperimentState:
-        """Return `files`, by its name in earlier versions."""
-        return self.files
 
     def assign(self, unit: str, context: Context | None = None) -> Assignment | None:
         """Return what a unit (a session, or a request) gets, or None for what runs today.
@@ -200,7 +189,8 @@ class Rollout:
                 self._act(trial, verdict, now_s)
             return verdict
 
-    look = analyse  # its name in earlier versions
+    look = renamed("look", "analyse")
+    board = property(renamed("board", "files"))
 
     def record_text(self) -> str | None:
         """Return the record of the verdict as of now (see `verdict_record`), or None where nothing runs."""

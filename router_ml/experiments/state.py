@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from router_ml.errors import ExperimentError
 from router_ml.experiments.experiment import Experiment, experiment_from, experiment_row
 from router_ml.files import atomic_write
+from router_ml.moved import renamed
 
 ACTIVE = "active.json"
 HALT = "latch.json"  # named so since the first version
@@ -58,7 +59,7 @@ class ExperimentState:
         except (ExperimentError, KeyError, TypeError, ValueError):
             return Halt("unknown", "ROLLBACK", 0.0, f"{self.folder / HALT} cannot be read")
 
-    latch = halt  # its name in earlier versions
+    latch = renamed("latch", "halt")
 
     def start(self, experiment: Experiment) -> None:
         """Begin an experiment. Raises `ExperimentError` where one runs or a halt was not acknowledged."""

@@ -10,6 +10,7 @@ from router_ml.experiments.experiment import Experiment
 from router_ml.experiments.timeline import Timeline
 from router_ml.experiments.unit import Judgement, UnitRequest
 from router_ml.experiments.verdict import Verdict, judge, verdict_record
+from router_ml.moved import renamed
 
 
 class Trial:
@@ -46,7 +47,7 @@ class Trial:
         self.evidence = self.timeline.evidence(now_s)
         return judge(self.experiment, self.evidence, now_s)
 
-    look = analyse  # its name in earlier versions
+    look = renamed("look", "analyse")
 
     def record(self, now_s: float) -> str:
         """Return the record of the verdict at a Unix time; see `verdict_record`."""

@@ -186,7 +186,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def __getattr__(name: str) -> object:
-    """Return `UnitRequest` under its name in earlier versions."""
+    """Return `UnitRequest` for its name in earlier versions."""
     if name == "Request":
         warnings.warn("router_ml.experiments.unit.Request is now UnitRequest", DeprecationWarning, stacklevel=2)
         return UnitRequest

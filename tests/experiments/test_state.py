@@ -8,6 +8,7 @@ import random
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -132,4 +133,6 @@ def test_files_of_the_first_version_still_load(tmp_path: Path) -> None:
     experiment, halt = files.active(), files.halt()
     assert experiment is not None
     assert (experiment.unit_requests, experiment.limits.failure_margin, experiment.judgement_s) == (4, 0.03, 1800.0)
-    assert halt == Halt("e0", "ROLLBACK", 9.0, "worse", "r.json") == files.latch()
+    assert halt == Halt("e0", "ROLLBACK", 9.0, "worse", "r.json")
+    with pytest.warns(DeprecationWarning, match="is now halt"):
+        assert files.latch() == halt

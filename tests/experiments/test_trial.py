@@ -349,7 +349,7 @@ def test_evidence_goes_on_after_its_json_form_as_if_nothing_had_happened() -> No
 
 
 def test_a_record_of_the_first_format_still_loads() -> None:
-    """Written by version 0.4: units, first requests, "wealth" and "middle"."""
+    """Its evidence had first requests, "wealth" and "middle", and no judgement windows."""
     record = (Path(__file__).parent / "record_format_1.json").read_text(encoding="utf-8")
     row, again = json.loads(record), json.loads(recompute(record))
     assert (row["format"], again["format"]) == (1, 2)
