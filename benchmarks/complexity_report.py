@@ -19,8 +19,8 @@ from router_ml.decide.router import Router
 from router_ml.errors import InputError, RouterError
 from router_ml.jsonl import read_queries
 from router_ml.types import LABELS, Query
-from training.complexity.scores import complexity_scores
 from training.corpus import corpus_path
+from training.measuring.classification import complexity_scores
 from training.splits import group_of, is_test
 
 

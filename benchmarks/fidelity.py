@@ -31,7 +31,7 @@ from router_ml.decide.features.sentence_transformer import (
 )
 from router_ml.jsonl import read_outcomes, read_queries
 from router_ml.types import LABELS
-from training.complexity.export import export_encoder
+from training.complexity.encoder_export import export_encoder
 from training.evaluate import report
 
 FIGURES = ("aiq", "accuracy")

@@ -38,7 +38,7 @@ from router_ml.settings import load_settings
 from router_ml.types import Outcome, Query
 from training.evaluate import Judged, report
 from training.measuring.metrics import apgr
-from training.outcomes.learning import fit_outcomes
+from training.outcomes.outcome_fit import fit_outcomes
 from training.outcomes.table import outcome_table
 
 FOLDS = 5

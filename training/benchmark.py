@@ -50,11 +50,11 @@ from router_ml.jsonl import query_row, read_outcomes, read_queries, write_rows
 from router_ml.settings import load_settings
 from router_ml.types import Query
 from training.corpus import data_dir, data_sha256
+from training.measuring.benchmark_run import Benchmark, Plan
+from training.measuring.benchmark_tracking import record
 from training.measuring.comparison import Comparison, compare, comparison_table
 from training.measuring.conversation import SYSTEM, Manner
-from training.measuring.expectation import expectation
-from training.measuring.record import record
-from training.measuring.run import Benchmark, Plan
+from training.measuring.expected_answer import expectation
 
 log = logging.getLogger(__name__)
 

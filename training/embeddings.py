@@ -72,7 +72,7 @@ def _frozen(texts: tuple[str, ...], source: str) -> NDArray[np.float32]:
     import tempfile
 
     from router_ml.decide.features.sentence_transformer import load_sentence_transformer
-    from training.complexity.export import export_encoder
+    from training.complexity.encoder_export import export_encoder
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -38,8 +38,8 @@ from router_ml.jsonl import read_outcomes, read_queries
 from router_ml.settings import load_settings
 from router_ml.terminal import SAMPLES, decision_table, savings
 from router_ml.types import LABELS, Outcome, Query
-from training.complexity.export import self_check_vectors
-from training.complexity.learning import ComplexityBundle, borrow_complexity, learn_complexity, refuse_few_labels
+from training.complexity.complexity_fit import ComplexityBundle, borrow_complexity, learn_complexity, refuse_few_labels
+from training.complexity.encoder_export import self_check_vectors
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
 from training.outcomes.table import LEARNED_FROM, not_learned, outcome_table, query_keys, refuse_strangers
@@ -130,7 +130,7 @@ def _outcomes(
     tracker: Tracker,
 ) -> dict[str, float]:
     """Learn success and latency per model into `config`, `arrays` and `models`; returns the metrics."""
-    from training.outcomes.learning import fit_outcomes
+    from training.outcomes.outcome_fit import fit_outcomes
 
     measured = {outcome.query_id for outcome in job.outcomes}
     queries = [query for query in job.queries if query.id in measured]

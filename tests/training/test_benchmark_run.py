@@ -20,7 +20,7 @@ from router_ml.jsonl import read_outcomes
 from router_ml.types import Outcome
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from training import benchmark
-from training.measuring import run as run_module
+from training.measuring import benchmark_run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 WEATHER = {

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from router_ml.errors import InputError
 from router_ml.types import Query
-from training.measuring.answer import Answer
-from training.measuring.calls import Call, score_calls
-from training.measuring.expectation import Expectation, ExpectedCall, expectation
+from training.measuring.expected_answer import Expectation, ExpectedCall, expectation
 from training.measuring.judge import Verdict
+from training.measuring.measured_answer import Answer
 from training.measuring.scoring import needs_judge, outcome
-from training.measuring.text import asks_back, score_text
+from training.measuring.text_checks import asks_back, score_text
+from training.measuring.tool_calls import Call, score_calls
 
 LIGHT = ExpectedCall("lights", {"room": "study", "on": False}, frozenset({"color"}))
 MAIL = ExpectedCall("mail", {"unread": True})

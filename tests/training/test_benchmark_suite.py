@@ -11,11 +11,11 @@ from jsonschema import Draft202012Validator
 from router_ml.jsonl import read_queries
 from router_ml.types import LABELS, Query
 from training.benchmark import suite_path
-from training.measuring.answer import Answer
-from training.measuring.calls import Call
 from training.measuring.conversation import messages_of, tools_of
-from training.measuring.expectation import Expectation, ExpectedCall, expectation
+from training.measuring.expected_answer import Expectation, ExpectedCall, expectation
+from training.measuring.measured_answer import Answer
 from training.measuring.scoring import outcome
+from training.measuring.tool_calls import Call
 
 QUERIES = read_queries(suite_path())
 EXPECTED = {query.id: expectation(query) for query in QUERIES}

@@ -175,7 +175,7 @@ def test_the_registered_model_loads_without_unpickling(
 def test_a_fit_with_tuning_tries_the_alternatives(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
-    from training.complexity import learning as complexity_fit
+    from training.complexity import complexity_fit as complexity_fit
 
     monkeypatch.setattr(complexity_fit, "TRIAL_SECONDS", 2.0)
     monkeypatch.setattr(complexity_fit, "FINAL_SECONDS", 2.0)

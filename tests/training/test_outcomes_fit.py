@@ -16,11 +16,11 @@ from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.neighbours import PULL
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.types import Outcome, Query
-from training.outcomes import learning as learner
+from training.outcomes import outcome_fit as learner
 from training.outcomes.basis import fit_basis
-from training.outcomes.forest import export_forest, fit_forest
-from training.outcomes.learning import FittedOutcomes, fit_outcomes
-from training.outcomes.linear import fit_ridge
+from training.outcomes.forest_learner import export_forest, fit_forest
+from training.outcomes.outcome_fit import FittedOutcomes, fit_outcomes
+from training.outcomes.ridge_learner import fit_ridge
 
 N = 400
 EMPTY = Catalogue(())

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.labelling import Agreement, main, read_agreement
 from router_ml.errors import InputError, RowError
-from training.complexity.scores import calibration_error, complexity_scores, confusion, f1_per_label
+from training.measuring.classification import calibration_error, complexity_scores, confusion, f1_per_label
 
 
 def test_confusion_by_hand() -> None:

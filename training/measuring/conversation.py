@@ -13,10 +13,10 @@ import ollama
 from router_ml.hosts.failure import BadAnswer, classify
 from router_ml.hosts.names import normal
 from router_ml.types import Query
-from training.measuring.answer import Answer
-from training.measuring.calls import Call
-from training.measuring.expectation import Expectation, ToolResult
-from training.measuring.values import agrees
+from training.measuring.argument_values import agrees
+from training.measuring.expected_answer import Expectation, ToolResult
+from training.measuring.measured_answer import Answer
+from training.measuring.tool_calls import Call
 
 SYSTEM = (
     "You are the assistant that serves the user through the tools offered. Call the tools that the request needs, all "

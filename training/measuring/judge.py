@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from router_ml.hosts.failure import classify
 from router_ml.types import Query
-from training.measuring.answer import Answer
 from training.measuring.conversation import ChatClient
-from training.measuring.text import without_thoughts
+from training.measuring.measured_answer import Answer
+from training.measuring.text_checks import without_thoughts
 
 _SCHEMA = {
     "type": "object",

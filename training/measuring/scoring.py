@@ -7,11 +7,11 @@ from typing import Any
 
 from router_ml.catalogue import Model
 from router_ml.types import Outcome
-from training.measuring.answer import Answer
-from training.measuring.calls import CallScore, score_calls
-from training.measuring.expectation import Expectation
+from training.measuring.expected_answer import Expectation
 from training.measuring.judge import Verdict
-from training.measuring.text import score_text
+from training.measuring.measured_answer import Answer
+from training.measuring.text_checks import score_text
+from training.measuring.tool_calls import CallScore, score_calls
 
 _MAX_PROBLEMS = 5
 

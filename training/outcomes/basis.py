@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from router_ml.decide.features.extractor import Features
 from router_ml.decide.predictors.outcomes import TABLE_LIMIT, TRANSFER_LIMIT
-from training.outcomes.linear import Matrix
+from training.outcomes.ridge_learner import Matrix
 
 # Standardised columns beside 768 of the embedding would drown: the embedding speaks through its main directions.
 EMBEDDING_WEIGHT = 8.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonschema.validators import validator_for
 
-from training.measuring.values import plain_text
+from training.measuring.argument_values import plain_text
 
 _THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)

@@ -25,18 +25,18 @@ from router_ml.decide.predictors.heads import LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.errors import BundleCorrupt, InputError
 from router_ml.types import LABELS, Query
-from training.complexity.correction import Correction, fit_correction
-from training.complexity.encoders import EncoderFiles, EncoderTrainer, Trial
-from training.complexity.finetune import Recipe
-from training.complexity.head import (
+from training.complexity.complexity_head import (
     ComplexityFit,
     fit_complexity,
     fit_sharpness,
     held_out_probabilities,
     sharpened,
 )
-from training.complexity.scores import complexity_scores, confusion
+from training.complexity.encoder_trainer import EncoderFiles, EncoderTrainer, Trial
+from training.complexity.finetune import Recipe
+from training.complexity.logit_correction import Correction, fit_correction
 from training.embeddings import CachedEmbedder
+from training.measuring.classification import complexity_scores, confusion
 from training.splits import TEST_SHARE, group_of, grouped_folds, is_test
 from training.tracking import plots as draw
 from training.tracking.tracker import Tracker

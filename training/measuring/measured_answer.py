@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.measuring.calls import Call
+from training.measuring.tool_calls import Call
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,14 @@ from router_ml.hosts.failure import Failure, classify
 from router_ml.hosts.names import normal
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.types import Query
-from training.measuring.answer import Answer, answer_from, answer_row
 from training.measuring.conversation import ChatClient, Conversation, Manner
-from training.measuring.expectation import Expectation, expectation
-from training.measuring.journal import RowLog
+from training.measuring.expected_answer import Expectation, expectation
 from training.measuring.judge import Judge, Verdict
+from training.measuring.measured_answer import Answer, answer_from, answer_row
 from training.measuring.progress import Progress
+from training.measuring.row_log import RowLog
+from training.measuring.run_file import RunFile
 from training.measuring.scoring import needs_judge, outcome
-from training.measuring.settings import RunFile
 
 log = logging.getLogger(__name__)
 

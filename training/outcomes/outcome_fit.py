@@ -23,8 +23,8 @@ from router_ml.decide.predictors.outcomes import FORMAT, NEVER, QUANTITIES, with
 from router_ml.types import Outcome, Query
 from training.measuring.metrics import aiq, auc, brier, choose, ece, sweep
 from training.outcomes.basis import Basis, fit_basis
-from training.outcomes.forest import export_forest, fit_forest, predict_forest
-from training.outcomes.linear import Matrix, fit_ridge
+from training.outcomes.forest_learner import export_forest, fit_forest, predict_forest
+from training.outcomes.ridge_learner import Matrix, fit_ridge
 from training.outcomes.table import MIN_COST_USD, MIN_QUERIES, MIN_ROWS, OutcomeTable, derived_profiles, outcome_table
 
 FOLDS = 5

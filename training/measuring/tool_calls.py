@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from training.measuring.expectation import ExpectedCall
-from training.measuring.values import absent, agrees, matching
+from training.measuring.argument_values import absent, agrees, matching
+from training.measuring.expected_answer import ExpectedCall
 
 
 class Call(NamedTuple):

@@ -11,7 +11,7 @@ from jsonschema.validators import validator_for
 
 from router_ml.errors import InputError
 from router_ml.types import Query
-from training.measuring.values import check_pattern, check_regex
+from training.measuring.argument_values import check_pattern, check_regex
 
 TEXT_CHECKS = ("exact", "contains", "contains_any", "regex", "json_schema", "asks", "judge")
 _CALL_KEYS = {"name", "arguments", "optional"}

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from router_ml.bundles.format import ENCODER, TOKENIZER
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.predictors.heads import softmax
-from training.complexity.export import Exported, export_encoder, widened
+from training.complexity.encoder_export import Exported, export_encoder, widened
 from training.complexity.finetune import Logits, Progress, Recipe, finetune
-from training.complexity.scores import complexity_scores
 from training.embeddings import memory, release_memory
+from training.measuring.classification import complexity_scores
 
 Array = NDArray[np.float32]
 TRAINING_CODE = ("finetune.py",)
