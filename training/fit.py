@@ -42,7 +42,7 @@ from training.complexity.complexity_fit import ComplexityBundle, borrow_complexi
 from training.complexity.encoder_export import self_check_vectors
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
-from training.outcomes.table import LEARNED_FROM, not_learned, outcome_table, query_keys, refuse_strangers
+from training.outcomes.table import LEARNED_FROM, check_query_ids, not_learned, outcome_table, query_keys
 from training.tracking.tracker import FITS, Tracker, tracked
 
 log = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
         raise InputError(
             f"{options.queries}: no row has a label and no --outcomes are given; there is nothing to learn"
         )
-    refuse_strangers(queries, outcomes)  # now, not after minutes of tuning
+    check_query_ids(queries, outcomes)  # now, not after minutes of tuning
     together = options.queries is not None and 0 < n_labels < FEW_LABELS and not options.alone
     corpus = read_queries(shipped) if together and Path(options.queries).resolve() != shipped.resolve() else []
     if n_labels:

@@ -17,7 +17,7 @@ from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import SentenceTransformerEmbedder
 from router_ml.errors import EncoderError
 from router_ml.jsonl import read_queries
-from training.complexity import export
+from training.complexity import encoder_export as export
 from training.complexity.bert_graph import ease
 from training.corpus import corpus_path
 
