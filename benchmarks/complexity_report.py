@@ -20,7 +20,7 @@ from router_ml.errors import InputError, RouterError
 from router_ml.jsonl import read_queries
 from router_ml.types import LABELS, Query
 from training.corpus import corpus_path
-from training.measuring.classification import complexity_scores
+from training.measuring.classification import classification_figures
 from training.splits import group_of, is_test
 
 
@@ -31,7 +31,7 @@ def report(router: Router, queries: Sequence[Query]) -> dict[str, float]:
         raise InputError("no labelled queries among them; --all takes every row of the file")
     probabilities, _ = router.predict_many([q.text for q in labelled], [q.context for q in labelled])
     labels = np.array([LABELS.index(query.label) for query in labelled if query.label is not None])
-    return {"rows": float(len(labelled)), **complexity_scores(probabilities, labels)}
+    return {"rows": float(len(labelled)), **classification_figures(probabilities, labels)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -125,7 +125,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "training.limits": ("benchmarks.limits",),
     "training.metrics": ("training.measuring.metrics",),
     "training.mlflow_model": ("training.tracking.mlflow_model",),
-    "training.plots": ("training.tracking.plots",),
+    "training.plots": ("training.measuring.plots",),
     "training.scores": ("training.measuring.classification",),
     "training.simulate": ("benchmarks.simulate",),
     "training.speed": ("benchmarks.speed",),

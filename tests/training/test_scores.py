@@ -10,32 +10,29 @@ import pytest
 
 from benchmarks.labelling import Agreement, main, read_agreement
 from router_ml.errors import InputError, RowError
-from training.measuring.classification import calibration_error, complexity_scores, confusion, f1_per_label
-
-
-def test_confusion_by_hand() -> None:
-    counts = confusion(np.array([0, 0, 1, 2, 3, 3]), np.array([0, 1, 1, 0, 3, 3]))
-    assert counts.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 2]]
+from router_ml.types import LABELS
+from training.measuring.classification import classification_figures
+from training.measuring.metrics import ece
 
 
 def test_f1_by_hand() -> None:
-    counts = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 2]])
     # simple: precision 1/2, recall 1/2; moderate: precision 1/2, recall 1; complex: never right; ambiguous: always
-    assert f1_per_label(counts) == pytest.approx([1 / 2, 2 / 3, 0, 1])
-    assert f1_per_label(np.zeros((4, 4), int)).tolist() == [0, 0, 0, 0]
+    p = np.eye(4)[[0, 1, 1, 0, 3, 3]]
+    figures = classification_figures(p, np.array([0, 0, 1, 2, 3, 3]))
+    assert [figures[f"f1_{label}"] for label in LABELS] == pytest.approx([1 / 2, 2 / 3, 0, 1])
 
 
 def test_calibration_error_by_hand() -> None:
     """Four bins: two at .25..5 with confidence .4 and one hit, two at .75..1 with confidence .9 and two hits."""
-    confidence, correct = np.array([0.4, 0.4, 0.9, 0.9]), np.array([True, False, True, True])
-    assert calibration_error(confidence, correct, bins=4) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
-    assert calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0.0
-    assert calibration_error(np.array([1.0, 1.0]), np.array([False, False])) == 1.0
+    confidence, correct = np.array([0.4, 0.4, 0.9, 0.9]), np.array([1.0, 0.0, 1.0, 1.0])
+    assert ece(confidence, correct, bins=4) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
+    assert ece(np.array([1.0, 1.0]), np.array([1.0, 1.0])) == 0.0
+    assert ece(np.array([1.0, 1.0]), np.array([0.0, 0.0])) == 1.0
 
 
 def test_all_figures_by_hand() -> None:
     p = np.array([[0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.0, 1.0, 0.0, 0.0]])
-    scores = complexity_scores(p, np.array([0, 1, 1]))
+    scores = classification_figures(p, np.array([0, 1, 1]))
     assert scores["accuracy"] == pytest.approx(2 / 3)
     assert scores["f1_simple"] == pytest.approx(2 / 3)
     assert scores["f1_moderate"] == pytest.approx(2 / 3)

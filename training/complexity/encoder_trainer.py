@@ -1,39 +1,38 @@
-"""Tuned encoders, remembered on disk: the same texts, labels, recipe and seed are never trained twice."""
+"""Fine-tuned encoders, cached: the same texts, labels, recipe and seed are never trained twice."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router_ml.bundles.format import ENCODER, TOKENIZER
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.predictors.heads import softmax
+from training.arrays import Arrays, Labels, Singles
+from training.cache import ArrayCache
 from training.complexity.encoder_export import Exported, export_encoder, widened
-from training.complexity.finetune import Logits, Progress, Recipe, finetune
-from training.embeddings import memory, release_memory
-from training.measuring.classification import complexity_scores
+from training.complexity.finetune import Checkpoint, Logits, ProgressCallback, Recipe, Tuned, finetune
+from training.embeddings import release_memory
+from training.measuring.classification import classification_figures
 
-Array = NDArray[np.float32]
 TRAINING_CODE = ("finetune.py",)
+EXPORT_CODE = (*TRAINING_CODE, "encoder_export.py", "bert_graph.py")
 CURVE_ROWS = 500  # judge a training run before its end; at its end all rows do
-EXPORT_CODE = ("export.py", "bert_graph.py")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a tuned encoder said of texts it did not see."""
+class ValidationRun:
+    """What a tuned encoder predicts for texts it was not trained on."""
 
-    logits: Array  # (n, 4)
+    logits: Singles  # (n, 4)
     curve: tuple[tuple[int, float], ...]  # (examples seen, macro-F1 on those texts)
-    seconds: float
-    examples: int
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,15 @@ class EncoderFiles:
 
     model: bytes
     tokenizer: bytes
-    weights: Array
-    bias: Array
+    weights: Singles  # (4, dim)
+    bias: Singles  # (4,)
     exported: Exported
-    held_logits: Array  # by the unquantised encoder, of the held-out texts
+    held_logits: Singles  # (n, 4) by the unquantised encoder, of the held-out texts
     seconds: float
     examples: int
 
     def write(self, folder: Path) -> None:
-        """Put the two files of the encoder into a folder."""
+        """Write the two files of the encoder into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ENCODER).write_bytes(self.model)
         (folder / TOKENIZER).write_bytes(self.tokenizer)
@@ -61,149 +60,106 @@ class EncoderTrainer:
 
     def __init__(self, source: str, seed: int, *, cache: bool = True, progress: bool = True) -> None:
         self.cache = cache
-        self._source, self._seed, self._progress = source, seed, progress
-        store = memory(cache)
-        self._try = store.cache(_trial, ignore=["seconds", "progress"])
-        self._make = store.cache(_files, ignore=["seconds", "progress"])
-        self._trained_by, self._exported_by = _digest(TRAINING_CODE), _digest(TRAINING_CODE + EXPORT_CODE)
+        self._source, self._seed, self._progress, self._store = source, seed, progress, ArrayCache(cache)
 
-    def trial(
-        self,
-        texts: Sequence[str],
-        labels: Any,
-        held: Sequence[str],
-        truth: Any,
-        recipe: Recipe,
-        seconds: float,
-        what: str,
-    ) -> Trial:
-        """Tune on some texts and judge others with it."""
-        with _bar(self._progress, what) as progress:
-            result: Trial = self._try(
-                tuple(texts),
-                _tuple(labels),
-                tuple(held),
-                _tuple(truth),
-                recipe,
-                self._source,
-                self._seed,
-                self._trained_by,
-                seconds,
-                progress,
-            )
-        return result
+    def validate(
+        self, texts: Sequence[str], labels: Labels, held: Sequence[str], truth: Labels, recipe: Recipe, what: str
+    ) -> ValidationRun:
+        """Train on some texts and predict others."""
+        key = (*self._key(texts, labels, recipe, TRAINING_CODE), list(held), truth.tolist())
+        found = self._store.get("validation", key, lambda: self._validate(texts, labels, held, truth, recipe, what))
+        return ValidationRun(found["logits"], tuple((int(seen), float(f1)) for seen, f1 in found["curve"]))
 
-    def files(
-        self,
-        texts: Sequence[str],
-        labels: Any,
-        held: Sequence[str],
-        recipe: Recipe,
-        n_check: int,
-        seconds: float,
-        what: str,
+    def train(
+        self, texts: Sequence[str], labels: Labels, held: Sequence[str], recipe: Recipe, n_check: int, what: str
     ) -> EncoderFiles:
-        """Tune on some texts and export the encoder; `n_check` texts hold the export to its reference."""
-        with _bar(self._progress, what) as progress:
-            how = (recipe, self._source, self._seed, self._exported_by)
-            result: EncoderFiles = self._make(
-                tuple(texts), _tuple(labels), tuple(held), *how, n_check, seconds, progress
+        """Train on some texts and export the encoder, checked on `n_check` texts against its reference."""
+        key = (*self._key(texts, labels, recipe, EXPORT_CODE), list(held), n_check)
+        found = self._store.get("encoder", key, lambda: self._train(texts, labels, held, recipe, n_check, what))
+        meta = json.loads(found["meta"].tobytes())
+        return EncoderFiles(
+            model=found["model"].tobytes(),
+            tokenizer=found["tokenizer"].tobytes(),
+            weights=found["weights"],
+            bias=found["bias"],
+            exported=Exported(**meta["exported"]),
+            held_logits=found["held_logits"],
+            seconds=meta["seconds"],
+            examples=meta["examples"],
+        )
+
+    def _key(self, texts: Sequence[str], labels: Labels, recipe: Recipe, code: Sequence[str]) -> tuple[Any, ...]:
+        """Return what a result depends on; other training code makes another encoder."""
+        here = Path(__file__).parent
+        digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in code)).hexdigest()
+        return list(texts), labels.tolist(), asdict(recipe), self._source, self._seed, digest
+
+    def _finetune(
+        self, texts: Sequence[str], labels: Labels, recipe: Recipe, what: str, checkpoint: Checkpoint, checkpoints: int
+    ) -> Tuned:
+        release_memory()
+        with _Bar(self._progress, what) as progress:
+            return finetune(
+                texts,
+                labels,
+                recipe,
+                source=self._source,
+                seed=self._seed,
+                what=what,
+                progress=progress,
+                checkpoint=checkpoint,
+                checkpoints=checkpoints,
             )
-        return result
+
+    def _validate(
+        self, texts: Sequence[str], labels: Labels, held: Sequence[str], truth: Labels, recipe: Recipe, what: str
+    ) -> Arrays:
+        curve: list[tuple[int, float]] = []
+        last = np.zeros((len(held), 4), dtype=np.float32)
+
+        def judge(seen: int, ended: bool, logits_of: Logits) -> None:
+            chosen = slice(None) if ended else slice(None, None, max(1, len(held) // CURVE_ROWS))
+            logits = logits_of(held[chosen])
+            if ended:
+                last[:] = logits
+            curve.append((seen, classification_figures(softmax(logits), truth[chosen])["macro_f1"]))
+
+        self._finetune(texts, labels, recipe, what, judge, 4)
+        release_memory()
+        return {"logits": last, "curve": np.array(curve, dtype=np.float64)}
+
+    def _train(
+        self, texts: Sequence[str], labels: Labels, held: Sequence[str], recipe: Recipe, n_check: int, what: str
+    ) -> Arrays:
+        held_logits = np.zeros((len(held), 4), dtype=np.float32)
+
+        def judge(seen: int, ended: bool, logits_of: Logits) -> None:
+            held_logits[:] = logits_of(held)
+
+        tuned = self._finetune(texts, labels, recipe, what, judge, 1)
+        release_memory()  # what the optimiser held, before the export needs as much
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            exported = export_encoder(tuned.encoder, folder, texts[:n_check])
+            weights = widened(tuned.weights, OnnxEmbedder(folder / ENCODER, folder / TOKENIZER).dim)
+            model, tokenizer = (folder / ENCODER).read_bytes(), (folder / TOKENIZER).read_bytes()
+        meta = {"exported": asdict(exported), "seconds": tuned.seconds, "examples": tuned.examples}
+        arrays = {"weights": weights, "bias": tuned.bias, "held_logits": held_logits}
+        del tuned
+        release_memory()
+        content = {"model": model, "tokenizer": tokenizer, "meta": json.dumps(meta).encode()}
+        return arrays | {name: np.frombuffer(data, dtype=np.uint8) for name, data in content.items()}
 
 
-def _digest(files: Sequence[str]) -> str:
-    """What stands for the code in a cache's key: other code, another encoder."""
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in files)).hexdigest()
-
-
-def _tuple(labels: Any) -> tuple[int, ...]:
-    return tuple(int(label) for label in labels)
-
-
-def _trial(
-    texts: tuple[str, ...],
-    labels: tuple[int, ...],
-    held: tuple[str, ...],
-    truth: tuple[int, ...],
-    recipe: Recipe,
-    source: str,
-    seed: int,
-    code: str,
-    seconds: float,
-    progress: Progress,
-) -> Trial:
-    curve: list[tuple[int, float]] = []
-    last: list[Array] = []
-
-    def judge(seen: int, ended: bool, logits_of: Logits) -> None:
-        chosen = slice(None) if ended else slice(None, None, max(1, len(held) // CURVE_ROWS))
-        logits = logits_of(held[chosen])
-        last[:] = [logits]
-        curve.append((seen, complexity_scores(softmax(logits), np.array(truth[chosen]))["macro_f1"]))
-
-    release_memory()
-    tuned = finetune(
-        texts, np.array(labels), recipe, source=source, seed=seed, seconds=seconds, progress=progress, checkpoint=judge
-    )
-    trial = Trial(last[0], tuple(curve), tuned.seconds, tuned.examples)
-    del tuned
-    release_memory()
-    return trial
-
-
-def _files(
-    texts: tuple[str, ...],
-    labels: tuple[int, ...],
-    held: tuple[str, ...],
-    recipe: Recipe,
-    source: str,
-    seed: int,
-    code: str,
-    n_check: int,
-    seconds: float,
-    progress: Progress,
-) -> EncoderFiles:
-    last: list[Array] = []
-
-    def judge(seen: int, ended: bool, logits_of: Logits) -> None:
-        last[:] = [logits_of(held)]
-
-    release_memory()
-    tuned = finetune(
-        texts,
-        np.array(labels),
-        recipe,
-        source=source,
-        seed=seed,
-        seconds=seconds,
-        progress=progress,
-        checkpoint=judge,
-        checkpoints=1,
-    )
-    release_memory()  # what the optimiser held, before the export needs as much
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        exported = export_encoder(tuned.encoder, folder, texts[:n_check])
-        weights = widened(tuned.weights, OnnxEmbedder(folder / ENCODER, folder / TOKENIZER).dim)
-        model, tokenizer = (folder / ENCODER).read_bytes(), (folder / TOKENIZER).read_bytes()
-    logits = last[0] if last else np.zeros((len(held), 4), dtype=np.float32)
-    files = EncoderFiles(model, tokenizer, weights, tuned.bias, exported, logits, tuned.seconds, tuned.examples)
-    del tuned
-    release_memory()
-    return files
-
-
-class _bar:
-    """A progress bar over training examples; silent where progress is off."""
+class _Bar:
+    """A progress bar over training examples with the time left; silent where progress is off."""
 
     def __init__(self, enabled: bool, what: str) -> None:
         from tqdm import tqdm
 
-        self._tqdm = tqdm(desc=what, unit=" rows", disable=not enabled, leave=False, mininterval=0.5)
+        self._tqdm = tqdm(desc=what, unit=" examples", disable=not enabled, leave=False, mininterval=0.5)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressCallback:
         return self._update
 
     def __exit__(self, *_: object) -> None:

@@ -59,7 +59,7 @@ class Basis:
         return np.hstack((self.keys(features), self.standardised(features.table)))
 
     def transfer_inputs(self, features: Features) -> Matrix:
-        """Return the transfer head's inputs (n, m): the table clipped so far that little more than its signs is left."""
+        """Return the transfer head's inputs (n, m): the table clipped to little more than its signs."""
         return np.clip(self.standardised(features.table), -TRANSFER_LIMIT, TRANSFER_LIMIT)
 
     @property
