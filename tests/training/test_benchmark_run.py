@@ -285,7 +285,7 @@ def test_a_host_that_goes_away_ends_the_run_without_false_rows(
     with monkeypatch.context() as patch:
         patch.setattr(benchmark.ollama, "Client", Leaving)
         assert bench() == 1
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue with --resume" in capsys.readouterr().err
     assert [(o.query_id, o.error) for o in bench.outcomes().values()] == [("weather", None), ("send", None)]
     double.accept()
     assert bench("--resume") == 0

@@ -1,4 +1,4 @@
-"""Scoring of text: exact, contains, regular expression, JSON schema, or whether it asks back."""
+"""Check a text: exact, contains, regular expression, JSON schema, or whether it asks a clarifying question."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _ASKS = re.compile(
 
 
 def score_text(checks: Mapping[str, Any], text: str) -> list[str]:
-    """What is wrong with a text, a line for each check that fails; the judge's check is not made here."""
+    """Return a line for each check that fails; the judge's check is not made here."""
     said = without_thoughts(text)
     return [problem for name, check in _CHECKS.items() if name in checks and (problem := check(checks[name], said))]
 
 
 def without_thoughts(text: str) -> str:
-    """The answer without the thoughts some models write into it."""
+    """Return the answer without the thinking that some models write into it."""
     return _THOUGHTS.sub("", text).strip()
 
 
-def asks_back(text: str) -> bool:
-    """Whether a text asks the user something: a question mark, or an English phrase that asks for more."""
+def is_question(text: str) -> bool:
+    """Return whether a text asks the user something: a question mark, or an English phrase that asks for more."""
     return _ASKS.search(text) is not None
 
 
@@ -69,9 +69,9 @@ def _json_schema(schema: Any, said: str) -> str:
 
 
 def _asks(wanted: Any, said: str) -> str:
-    if asks_back(said) is wanted:
+    if is_question(said) is wanted:
         return ""
-    return "does not ask back" if wanted else "asks back"
+    return "does not ask a question" if wanted else "asks a question"
 
 
 _CHECKS: dict[str, Callable[[Any, str], str]] = {

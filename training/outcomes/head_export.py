@@ -63,7 +63,7 @@ def _forest(parts: list[Export], mix: LinearMix) -> Arrays:
 
 
 def _neighbours(parts: list[Export], slope: Matrix) -> Arrays:
-    """Serving has room for one set of stored rows: the first learner's that has some."""
+    """Return the first learner's stored rows: serving has one set of them."""
     stored = next((part.neighbours for part in parts if part.neighbours is not None), None)
     if stored is None or not slope.any():
         return {}
