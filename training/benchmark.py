@@ -19,12 +19,12 @@ and its success stays null:
                       {"$any": [values]}, {"$contains": text or [texts]}, {"$regex": expression}, {"$present": true}.
                       Any other argument that is given and not empty is wrong.
     "allowed_calls"   ["name"]: further tools that may be called, such as a look-up that not every model needs.
-    "tool_results"    [{"name", "arguments"?: {...}, "result"}]: what the tools return. With it the conversation continues
-                      until the model calls nothing more, and the calls of all turns count; a call that matches no
-                      entry gets {"status": "ok"}. Without it there is one turn.
+    "tool_results"    [{"name", "arguments"?: {...}, "result"}]: what the tools return. With it the conversation
+                      continues until the model calls nothing more, and the calls of all turns count; a call that
+                      matches no entry gets {"status": "ok"}. Without it there is one turn.
     "expected"        checks of the final text, all of which must pass: "exact", "contains" (a text or a list, all),
-                      "contains_any", "regex", "json_schema", "asks" (true: it asks a clarifying question), "judge" (a criterion
-                      in words, decided by --judge MODEL once all models are measured).
+                      "contains_any", "regex", "json_schema", "asks" (true: it asks a clarifying question), "judge" (a
+                      criterion in words, decided by --judge MODEL once all models are measured).
     "context"         besides its usual keys: "now", the user's date and time, told to the model.
 
 Success is 1 where everything expected was met, else 0. A model's failure (an error, no answer in time) counts as 0,
@@ -111,9 +111,7 @@ def _check_expectations(queries: Sequence[Query], judge: str | None) -> None:
     unscored = sum(not e.scored for e in expected)
     judged = sum(e.judged is not None for e in expected)
     if unscored:
-        log.warning(
-            "%d of %d queries do not say what a good answer is: they are timed, not scored", unscored, len(queries)
-        )
+        log.warning("%d of %d queries expect nothing of an answer: they are timed, not scored", unscored, len(queries))
     if judged and judge is None:
         log.warning("%d queries need a judge and stay unscored; --rescore --judge MODEL can score them later", judged)
 
