@@ -17,8 +17,9 @@ import numpy as np
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.jsonl import read_queries
+from router_ml.terminal import run_command
 from router_ml.types import LABELS, Query
-from training.command import command_parser, run_command
+from training.command import command_parser
 from training.corpus import corpus_path
 from training.measuring.classification import classification_figures
 from training.splits import group_of, is_test
@@ -41,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--queries", type=Path, default=corpus_path(), help="labelled queries (default: the corpus)")
     parser.add_argument("--all", action="store_true", help="every row, not only those of the test groups")
     options = parser.parse_args(argv)
-    return run_command(lambda: _print(options.bundle, options.queries, every_row=options.all))
+    return run_command(
+        "benchmarks.complexity_report",
+        lambda: _print(options.bundle, options.queries, every_row=options.all),
+        failure=1,
+    )
 
 
 def _print(bundle: Path | None, path: Path, *, every_row: bool) -> None:

@@ -30,8 +30,9 @@ from router_ml.decide.features.sentence_transformer import (
 )
 from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.terminal import run_command
 from router_ml.types import LABELS
-from training.command import command_parser, run_command
+from training.command import command_parser
 from training.complexity.encoder_export import export_encoder
 from training.evaluate import report
 
@@ -100,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(SETS), default=list(SETS), help="some of the data sets")
     parser.add_argument("--repeats", type=int, default=3, help="cross-validations of each (%(default)s)")
     options = parser.parse_args(arguments)
-    return run_command(lambda: _print(options.bench, options.encoder, options.only, options.repeats))
+    return run_command(
+        "benchmarks.fidelity", lambda: _print(options.bench, options.encoder, options.only, options.repeats), failure=1
+    )
 
 
 def _print(bench: Path, encoder: str, only: Sequence[str], repeats: int) -> None:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
 
 from router_ml.errors import InputError, RowError
+from router_ml.terminal import run_command
 from router_ml.types import LABELS
-from training.command import command_parser, run_command
+from training.command import command_parser
 from training.corpus import data_dir
 
 SECOND = "second_labels.jsonl"
@@ -27,6 +28,11 @@ class Agreement(NamedTuple):
 
     first: tuple[str, ...]
     second: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows labelled twice."""
+        return len(self.first)
 
     @property
     def observed(self) -> float:
@@ -75,12 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("benchmarks.labelling", __doc__)
     parser.add_argument("file", nargs="?", type=Path, default=data_dir() / SECOND, help="default: the shipped rows")
     options = parser.parse_args(argv)
-    return run_command(lambda: _print(read_agreement(options.file)))
+    return run_command("benchmarks.labelling", lambda: _print(read_agreement(options.file)), failure=1)
 
 
 def _print(agreement: Agreement) -> None:
-    rows = len(agreement.first)
-    print(f"{rows} rows labelled twice: {agreement.observed:.1%} alike, Cohen's kappa {agreement.kappa:.3f}")
+    print(f"{agreement.rows} rows labelled twice: {agreement.observed:.1%} alike, Cohen's kappa {agreement.kappa:.3f}")
     print(f"{'first / second':<16}" + "".join(f"{label:>11}" for label in LABELS))
     counts = confusion_matrix(agreement.first, agreement.second, labels=list(LABELS))
     for label, row in zip(LABELS, counts, strict=True):

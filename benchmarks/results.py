@@ -4,8 +4,8 @@
     python -m benchmarks.results --only speed        the blocks whose command contains this text
     python -m benchmarks.results --list              the commands, and nothing is run
 
-A block is a fenced text between `<!-- command: ... -->` and `<!-- end -->`. Commands that read real outcomes name
-the folder $BENCH; without that variable they are left as they are.
+A block is a fenced text between `<!-- command: ... -->` and `<!-- end -->`. Commands that read real outcomes name the
+folder $BENCH; without that variable their blocks are left as they are.
 """
 
 from __future__ import annotations

@@ -34,9 +34,10 @@ from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
 from router_ml.settings import load_settings
+from router_ml.terminal import run_command
 from router_ml.types import Outcome, Query
 from training.arrays import Index
-from training.command import command_parser, run_command, write_json
+from training.command import command_parser, write_json
 from training.evaluate import Judged, report
 from training.measuring.metrics import apgr
 from training.outcomes.outcome_fit import fit_outcomes
@@ -319,7 +320,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; exit code 2 where the folder is absent, 1 where the bundle cannot be used."""
     options = parser().parse_args(argv)
-    return run_command(lambda: _run(options))
+    return run_command("benchmarks.study", lambda: _run(options), failure=1)
 
 
 def _run(options: argparse.Namespace) -> None:

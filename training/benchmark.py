@@ -48,8 +48,9 @@ from router_ml.errors import InputError
 from router_ml.hosts.names import normal
 from router_ml.jsonl import query_row, read_outcomes, read_queries, write_rows
 from router_ml.settings import load_settings
+from router_ml.terminal import run_command
 from router_ml.types import Query
-from training.command import command_parser, run_command
+from training.command import command_parser
 from training.corpus import data_dir, data_sha256
 from training.measuring.benchmark_run import Benchmark, BenchmarkPlan
 from training.measuring.benchmark_tracking import record
@@ -217,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     interrupted = f"interrupted; what was measured is in {options.out}, and --resume continues with it"
-    return run_command(lambda: _run(options), interrupted)
+    return run_command("training.benchmark", lambda: _run(options), failure=1, interrupted=interrupted)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -10,7 +9,6 @@ import logging
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from router_ml.files import atomic_file, make_private_folder
 from training.arrays import Arrays
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class ArrayCache:
 def _usable(folder: Path) -> Path | None:
     """Return the folder, made and cleared of old entries; None where it cannot be used."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         if not _is_private(folder.stat()):
             log.warning("%s can be written by others and is not used as a cache; run 'chmod go-w' on it", folder)
             return None
@@ -96,13 +95,8 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    name = ""
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")  # readable by its owner only
-        with open(descriptor, "wb") as handle:
+        with atomic_file(path) as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]
-        os.replace(name, path)
     except OSError as error:
         log.warning("cannot write to the cache (%s); a later fit computes the same again", error)
-        with contextlib.suppress(OSError):
-            os.unlink(name)

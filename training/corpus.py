@@ -23,8 +23,9 @@ from router_ml.decide.features.composition import compose
 from router_ml.errors import InputError
 from router_ml.jsonl import query_row, read_queries
 from router_ml.settings import CHECKOUT
+from router_ml.terminal import run_command
 from router_ml.types import LABELS, Query
-from training.command import command_parser, run_command
+from training.command import command_parser
 from training.splits import group_of, is_test
 
 CORPUS = "queries.jsonl"
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", nargs="?", type=Path, default=corpus_path(), help="queries (default: the shipped ones)")
     parser.add_argument("--no-vectors", action="store_true", help="skip the near-duplicate check (no encoder needed)")
     options = parser.parse_args(argv)
-    return run_command(lambda: _check(options.file, vectors=not options.no_vectors))
+    return run_command("training.corpus", lambda: _check(options.file, vectors=not options.no_vectors), failure=1)
 
 
 def _check(path: Path, *, vectors: bool) -> int:

@@ -28,7 +28,8 @@ from typing import Any
 
 from router_ml.errors import InputError
 from router_ml.jsonl import write_rows
-from training.command import command_parser, run_command
+from router_ml.terminal import run_command
+from training.command import command_parser
 
 Row = Mapping[str, Any]
 Converted = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # query rows, outcome rows
@@ -386,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "table": lambda: table(options.files),
         "bfcl": lambda: bfcl(options.questions, options.scores, options.results, options.models),
     }
-    return run_command(lambda: print(write(convert[options.kind](), options.out)))
+    return run_command("training.datasets", lambda: print(write(convert[options.kind](), options.out)), failure=1)
 
 
 if __name__ == "__main__":

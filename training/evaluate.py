@@ -33,8 +33,9 @@ from router_ml.decide.predictors.outcomes import Predictions
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.terminal import format_table, run_command
 from training.arrays import Floats, Index
-from training.command import command_parser, run_command, write_json
+from training.command import command_parser, write_json
 from training.measuring import baselines
 from training.measuring.metrics import (
     Aiq,
@@ -363,12 +364,11 @@ def summary(found: dict[str, Any]) -> str:
             f"  latency {model:<34} MAE/median {entry['mae_ratio']:.3f}  R2 log {entry['r2_log']:.3f}  "
             f"under p50 {entry['bias_p50']:.3f}  p95 {entry['coverage_p95']:.3f}"
         )
-    lines.append(f"  {'':<42} accuracy   mean cost   normalised AIQ")
+    rows = [("", "accuracy", "mean cost", "normalised AIQ", "queries")]
     for name, row in {**found["baselines"], **{f"policy {k}": v for k, v in found["policies"].items()}}.items():
-        area = f"{row['aiq_normalised']:.3f}" if row.get("aiq_normalised") is not None else ""
-        part = f"   on {row['queries']} queries" if row["queries"] < found["queries"] else ""
-        lines.append(f"  {name:<42} {row['accuracy']:8.4f} {row['mean_cost']:11.5g}   {area}{part}")
-    return "\n".join(lines)
+        area = "" if row.get("aiq_normalised") is None else f"{row['aiq_normalised']:.3f}"
+        rows.append((name, f"{row['accuracy']:.4f}", f"{row['mean_cost']:.5g}", area, str(row["queries"])))
+    return "\n".join([*lines, format_table(rows)])
 
 
 def evaluate(
@@ -416,7 +416,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an evaluation; exit code 2 for bad input, 1 where the bundle cannot be used."""
     options = parser().parse_args(argv)
-    return run_command(lambda: _run(options))
+    return run_command("training.evaluate", lambda: _run(options), failure=1)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ the shipped corpus takes 6 to 7 minutes, with --no-tune 1.3. Tuned encoders and 
 ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache keeps nothing.
 
 Every fit is a run in MLflow and a challenger in its registry. The new bundle serves nobody until
-`python -m training.promote BUNDLE` makes it the active one.
+`router-ml promote BUNDLE` makes it the active one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -38,23 +39,25 @@ from router_ml.bundles.format import (
     CATALOGUE,
     ENCODER,
     HEADS,
+    SELF_CHECK_TEXTS,
     TOKENIZER,
     file_sha256,
     load_bundle,
     write_manifest,
 )
-from router_ml.bundles.registry import active_bundle, default_models_dir
+from router_ml.bundles.registry import active_bundle, registry_folder, replace_bundle
 from router_ml.catalogue import Catalogue, Model, load_catalogue, model_entry
 from router_ml.decide.features.extractor import TABLE_NAMES, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
+from router_ml.files import make_private_folder
 from router_ml.jsonl import read_outcomes, read_queries
 from router_ml.settings import load_settings
-from router_ml.terminal import SAMPLES, decision_table, savings
+from router_ml.terminal import SAMPLE_QUERIES, decision_table, run_command, savings
 from router_ml.types import LABELS, Outcome, Query
-from training.command import command_parser, run_command
+from training.command import command_parser
 from training.complexity.complexity_fit import ComplexityPart, borrow_complexity, check_label_count, learn_complexity
 from training.complexity.encoder_export import self_check_vectors
 from training.corpus import corpus_path, data_sha256
@@ -64,6 +67,7 @@ from training.tracking.tracker import FITS, DataFile, Tracker, tracked
 
 log = logging.getLogger(__name__)
 
+_INTERRUPTED = "interrupted; no bundle was made, and what was finished is cached"
 FEW_LABELS = 2000  # below this the shipped corpus is learned together with the given labels
 NOTICE = """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2), Apache License 2.0, itself derived from
@@ -113,7 +117,7 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
 
     Return its folder and metrics. Raises `InputError` for data that cannot be learned from."""
     started = time.monotonic()
-    job.models_dir.mkdir(parents=True, exist_ok=True)
+    make_private_folder(job.models_dir)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=job.models_dir) as scratch:
         folder, plots = Path(scratch) / "bundle", Path(scratch) / "plots"
         folder.mkdir()
@@ -212,7 +216,7 @@ def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
 
 def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model]) -> None:
     embedder = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER)
-    config["self_check"] = list(SAMPLES[:4])
+    config["self_check"] = list(SELF_CHECK_TEXTS)
     arrays["self_check/vectors"] = self_check_vectors(embedder, config["self_check"])
     (folder / HEADS).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     np.savez(folder / ARRAYS, **arrays)
@@ -240,11 +244,8 @@ def _write_manifest(
 
 
 def _publish(folder: Path, job: FitJob) -> Path:
-    """Move a finished bundle to its place in one step; a bundle of the same name is moved aside first."""
     target = job.models_dir / job.name
-    if target.exists():
-        target.rename(folder.parent / "replaced")
-    folder.rename(target)
+    replace_bundle(folder, target)
     return target
 
 
@@ -263,9 +264,9 @@ def _headline(job: FitJob, metrics: dict[str, float]) -> str:
 
 
 def _show(router: Router) -> None:
-    decisions = router.decide_many(SAMPLES)
-    print(decision_table(SAMPLES, decisions))
-    print(savings(decisions))
+    decisions = router.decide_many(SAMPLE_QUERIES)
+    print(decision_table(SAMPLE_QUERIES, decisions, router.learned))
+    print(savings(decisions, learned=router.learned))
 
 
 def prepare(options: argparse.Namespace) -> FitJob:
@@ -317,7 +318,7 @@ def _models_dir(options: argparse.Namespace, name: str) -> Path:
     """Return the models folder. Raises `InputError` where a bundle of that name cannot be made in it."""
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} is not a plain folder name; --models-dir chooses the folder it is made in")
-    models_dir: Path = options.models_dir or load_settings().models_dir or default_models_dir()
+    models_dir: Path = options.models_dir or registry_folder(load_settings())
     if (models_dir / name).exists() and not options.force:
         raise InputError(f"{models_dir / name} exists; choose another --name, or --force to replace it")
     return models_dir
@@ -366,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("training.complexity").setLevel(logging.WARNING if options.quiet else logging.INFO)
-    return run_command(lambda: _run(options), "interrupted; no bundle was made, and what was finished is cached")
+    return run_command("training.fit", lambda: _run(options), failure=1, interrupted=_INTERRUPTED)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -380,6 +381,7 @@ def _run(options: argparse.Namespace) -> None:
         tracker.data(job.files)
         target, metrics = fit(job, tracker)
     print(f"bundle: {target}")
+    print(f"to serve it: router-ml promote {shlex.quote(str(target))}")
     if options.json:
         print(json.dumps({"bundle": str(target), "metrics": metrics}))
 

@@ -29,9 +29,10 @@ from router_ml.decide.features.tools import TOOL_NAMES
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.terminal import format_table, run_command
 from router_ml.types import LABELS, Label, Query
 from training.arrays import Index, Matrix
-from training.command import command_parser, run_command, write_json
+from training.command import command_parser, write_json
 from training.corpus import corpus_path
 from training.measuring.baselines import Roles, heuristic_choice, roles
 from training.outcomes.table import OutcomeTable, outcome_table
@@ -175,14 +176,12 @@ def _priced(p: Matrix, latency: Matrix, weight: Matrix, least: float) -> tuple[f
 
 def summary(found: Mapping[str, Any]) -> str:
     """Return the replay as text."""
-    lines = [f"{found['queries']} queries; speed-up is over always {found['reference']}"]
-    lines.append(f"  {'':<36} mean s   over 5 s   success   speed-up")
+    rows = [("", "mean s", "over 5 s", "success", "speed-up")]
     for name, row in found["rows"].items():
-        lines.append(
-            f"  {name:<36} {row['mean_latency_s']:6.2f}   {row['share_over_5_s']:7.1%}   {row['success']:7.3f}"
-            f"   {row['speed_up']:6.2f}x"
-        )
-    return "\n".join(lines)
+        shares = f"{row['share_over_5_s']:.1%}", f"{row['success']:.3f}"
+        rows.append((name, f"{row['mean_latency_s']:.2f}", *shares, f"{row['speed_up']:.2f}x"))
+    head = f"{found['queries']} queries; speed-up is over always {found['reference']}"
+    return f"{head}\n{format_table(rows)}"
 
 
 def _mix(pairs: Sequence[str]) -> dict[Label, float]:
@@ -220,7 +219,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a replay; exit code 2 for bad input, 1 where the bundle cannot be used."""
     options = parser().parse_args(argv)
-    return run_command(lambda: _run(options))
+    return run_command("training.replay", lambda: _run(options), failure=1)
 
 
 def _run(options: argparse.Namespace) -> None:

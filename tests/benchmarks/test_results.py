@@ -7,10 +7,8 @@ import shlex
 
 from benchmarks.results import PAGE, commands, rewritten
 
-TEXT = (
-    "before\n<!-- command: python -m a -->\nold\n<!-- end -->\n"
-    "between\n<!-- command: python -m b -->\n1\n<!-- end -->\n"
-)
+FIRST = "before\n<!-- command: python -m a -->\nold\n<!-- end -->\n"
+TEXT = FIRST + "between\n<!-- command: python -m b -->\n1\n<!-- end -->\n"
 
 
 def test_a_block_holds_what_its_command_prints_and_the_rest_stays() -> None:

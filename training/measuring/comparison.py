@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from router_ml.terminal import format_table
 from router_ml.types import LABELS, Outcome, Query
 
 _Z95 = NormalDist().inv_cdf(0.975)
@@ -125,17 +126,7 @@ def comparison_table(comparison: Comparison) -> str:
     labels = list(dict.fromkeys(label for parts in comparison.by_label.values() for label in parts))
     for label in labels if labels != [UNLABELLED] else ():
         rows += [(model, label, *_cells(parts[label]), "") for model, parts in comparison.by_label.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    n = len(comparison.overall)
-    groups = [lines[start : start + n] for start in range(1, len(lines), n)]
-    return "\n".join([lines[0].rstrip(), *(line.rstrip() for group in groups for line in (rule, *group))])
+    return format_table(rows, left=(0, 1), rule=True)
 
 
 def _cells(figures: ModelFigures) -> tuple[str, ...]:

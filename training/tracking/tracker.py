@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from router_ml.bundles.format import load_bundle
-from router_ml.errors import BundleError, InputError
 from router_ml.experiments.mlflow_store import ensure_experiment, open_tracking
 from router_ml.settings import CHECKOUT
-from training.command import command_parser, run_command
+from router_ml.terminal import run_command
+from training.command import command_parser
 
 log = logging.getLogger(__name__)
 
@@ -242,11 +242,8 @@ def set_champion(bundle: str, root: Path | None = None) -> str | None:
 
 
 def log_bundle(folder: Path, experiment: str) -> bool:
-    """Log a bundle that was fitted while MLflow was down. Raises `InputError` where it cannot be used."""
-    try:
-        manifest = load_bundle(folder).manifest
-    except BundleError as error:
-        raise InputError(str(error)) from error
+    """Log a bundle that was fitted while MLflow was down. Raises `BundleError` where it cannot be used."""
+    manifest = load_bundle(folder).manifest
     metrics = manifest.get("metrics", {})
     note = f"logged later; fitted {manifest.get('created_at')}"
     with tracked(experiment, str(manifest.get("run_name", manifest.get("name", folder.name))), note) as tracker:
@@ -263,4 +260,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--experiment", default=FITS, help="MLflow experiment (default: %(default)s)")
     options = parser.parse_args(argv)
-    return run_command(lambda: 0 if log_bundle(options.bundle, options.experiment) else 1)
+    return run_command("training.tracking", lambda: not log_bundle(options.bundle, options.experiment))
