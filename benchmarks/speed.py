@@ -99,8 +99,8 @@ def latency(bundle: Path, rounds: int) -> Iterator[Row]:
                 "ratio": row["p50_us"] / rows["router_ml"]["p50_us"],
                 "cpu_ratio": row["cpu_p50_us"] / rows["router_ml"]["cpu_p50_us"],
             }
-        for what, kept in (("outside the encoder", False), ("the same, processor caches warm", True)):
-            yield {"what": f"{length} tokens, {what}", "cpu_p50_us": _outside(router, text, rounds, kept)}
+        for what, cached in (("outside the encoder", False), ("the same, processor caches warm", True)):
+            yield {"what": f"{length} tokens, {what}", "cpu_p50_us": _outside(router, text, rounds, cached)}
 
 
 def overhead(bundle: Path, rounds: int) -> Iterator[Row]:

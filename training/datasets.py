@@ -128,7 +128,9 @@ def _long(rows: list[Row], prompt: str, path: Path) -> tuple[dict[str, dict[str,
             output_tokens=_number(row[output_tokens], path, i) if output_tokens else None,
         )
         if outcomes.setdefault((name, str(row[model])), outcome) is not outcome:
-            raise InputError(f"{path}: row {i + 1} repeats model {row[model]!r} for query {name!r}; keep one")
+            raise InputError(
+                f"{path}: row {i + 1} repeats model {row[model]!r} for query {name!r}; delete one of the rows"
+            )
     return queries, list(outcomes.values())
 
 
@@ -146,7 +148,9 @@ def bfcl(questions: Path, scores: Path, results: Path | None, models: Sequence[s
     for model in found:
         judged = list(_bfcl_scores(scores / model, asked))
         if not judged:
-            raise InputError(f"{scores / model}: no score file names a category of the questions")
+            raise InputError(
+                f"{scores / model}: no score file is of a category of --questions; give files of one version"
+            )
         measured = _bfcl_results(results / model) if results is not None else {}
         outcomes += [_outcome(name, model, right, **measured.get(name, {})) for name, right in judged]
     used = {outcome["query_id"] for outcome in outcomes}
@@ -198,7 +202,9 @@ def _bfcl_scores(folder: Path, asked: Mapping[str, Any]) -> Iterator[tuple[str, 
         failed = {str(row["id"]) if not str(row["id"]).isdigit() else f"{category}_{row['id']}" for row in failures}
         expected = int(header.get("total_count", len(of_category)))
         if expected != len(of_category):
-            raise InputError(f"{path} judges {expected} questions, {len(of_category)} of {category!r} are here")
+            raise InputError(
+                f"{path} judges {expected} questions, but --questions has {len(of_category)} of {category!r}"
+            )
         yield from ((name, 0.0 if name in failed else 1.0) for name in of_category)
 
 
@@ -242,7 +248,7 @@ def _read(path: Path) -> Iterable[Row]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not rows:
-        raise InputError(f"{path} holds no row")
+        raise InputError(f"{path} holds no row; give a file with rows")
     return rows
 
 
@@ -250,7 +256,7 @@ def _parquet(path: Path) -> list[Row]:
     try:
         from pyarrow import parquet  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
-        raise InputError(f"{path}: reading Parquet needs pyarrow (it comes with the train extra)") from error
+        raise InputError(f"{path}: reading Parquet needs pyarrow; run \"pip install 'router-ml[train]'\"") from error
     rows: list[Row] = parquet.read_table(path).to_pylist()
     return rows
 
@@ -263,7 +269,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} as JSON or JSON Lines: {error}") from error
     if not all(isinstance(value, dict) for value in values):
-        raise InputError(f"{path} must hold objects, one a row")
+        raise InputError(f"{path} holds values that are not objects; give JSON Lines with one object a line")
     yield from values
 
 

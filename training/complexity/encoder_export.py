@@ -53,8 +53,7 @@ def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported
         if exact.min() < MIN_FLOAT_COSINE:
             raise EncoderError(
                 f"the exported encoder disagrees with its model: cosine {exact.min():.4f} on one text, "
-                f"{MIN_FLOAT_COSINE} needed; "
-                "choose another --encoder"
+                f"{MIN_FLOAT_COSINE} needed; choose another --encoder"
             )
         for bits in (7, 8):
             _quantise(encoder, float_path, int8_path, bits, texts)

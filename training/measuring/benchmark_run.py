@@ -195,7 +195,7 @@ class Benchmark:
         rows.append(outcome_row(outcome(answer, expected, model, decision)))
 
     def _unscored(self, rows: RowLog, answers: RowLog) -> list[MeasuredAnswer]:
-        """Answers of this plan that have no row yet."""
+        """Return the answers of this plan that have no row yet."""
         open_keys = [
             (query.id, model)
             for model in self._plan.models

@@ -96,7 +96,7 @@ class RowLog:
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for number, row in _lines(self.path):
             if _key(row) in rows:
-                raise InputError(f"{self.path}:{number}: repeats an earlier row; keep one of them")
+                raise InputError(f"{self.path}:{number}: repeats an earlier row; delete one of them")
             rows[_key(row)] = row
         return rows
 

@@ -20,10 +20,10 @@ _ASKS = re.compile(
 )
 
 
-def score_text(checks: Mapping[str, Any], text: str) -> list[str]:
+def score_text(checks: Mapping[str, Any], answer: str) -> list[str]:
     """Return a line for each check that fails; the judge's check is not made here."""
-    said = without_thoughts(text)
-    return [problem for name, check in _CHECKS.items() if name in checks and (problem := check(checks[name], said))]
+    text = without_thoughts(answer)
+    return [problem for name, check in _CHECKS.items() if name in checks and (problem := check(checks[name], text))]
 
 
 def without_thoughts(text: str) -> str:
@@ -40,36 +40,36 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _exact(wanted: Any, said: str) -> str:
-    return "" if plain_text(wanted) == plain_text(said) else f"says {said[:60]!r}, expected exactly {wanted!r}"
+def _exact(wanted: Any, text: str) -> str:
+    return "" if plain_text(wanted) == plain_text(text) else f"says {text[:60]!r}, expected exactly {wanted!r}"
 
 
-def _contains(wanted: Any, said: str) -> str:
-    missing = [part for part in _texts(wanted) if plain_text(part) not in plain_text(said)]
+def _contains(wanted: Any, text: str) -> str:
+    missing = [part for part in _texts(wanted) if plain_text(part) not in plain_text(text)]
     return f"does not say {missing[0]!r}" if missing else ""
 
 
-def _contains_any(wanted: Any, said: str) -> str:
-    found = any(plain_text(part) in plain_text(said) for part in _texts(wanted))
+def _contains_any(wanted: Any, text: str) -> str:
+    found = any(plain_text(part) in plain_text(text) for part in _texts(wanted))
     return "" if found else f"says none of {_texts(wanted)}"
 
 
-def _regex(wanted: Any, said: str) -> str:
-    return "" if re.search(wanted, said) else f"does not match {wanted!r}"
+def _regex(wanted: Any, text: str) -> str:
+    return "" if re.search(wanted, text) else f"does not match {wanted!r}"
 
 
-def _json_schema(schema: Any, said: str) -> str:
-    fenced = _FENCE.search(said)
+def _json_schema(schema: Any, text: str) -> str:
+    fenced = _FENCE.search(text)
     try:
-        value = json.loads(fenced.group(1) if fenced else said)
+        value = json.loads(fenced.group(1) if fenced else text)
     except ValueError:
         return "is not JSON"
     error = next(validator_for(schema)(schema).iter_errors(value), None)
     return "" if error is None else f"does not fit the JSON schema: {error.message[:120]}"
 
 
-def _asks(wanted: Any, said: str) -> str:
-    if is_question(said) is wanted:
+def _asks(wanted: Any, text: str) -> str:
+    if is_question(text) is wanted:
         return ""
     return "does not ask a question" if wanted else "asks a question"
 

@@ -172,7 +172,7 @@ def _final(
     calibration = fit_calibration(raw, table.success).shrunk(chosen.factor, rows.means[:n_models])
     predicted = np.hstack((raw, blended_quantities(held_out, chosen.settings, n_models)))
     mix = latency_from_tokens(targets, predicted)
-    novelty, doubt = (_between(held_out.distance, quantiles) for quantiles in (NOVELTY_QUANTILES, MARGIN_QUANTILES))
+    novelty, unusual = (_between(held_out.distance, quantiles) for quantiles in (NOVELTY_QUANTILES, MARGIN_QUANTILES))
     served = _with_transfer(mix(predicted), held_out, novelty)
     offset = smearing(targets, served)
     mix.matrix[:n_models, :n_models] *= calibration.slope
@@ -194,7 +194,7 @@ def _final(
         "basis": int(rows.basis.directions.shape[1]),
         "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN)},
         "novelty": _range(novelty),
-        "doubt": _range(doubt),
+        "doubt": _range(unusual),
         "neighbours": {"k": neighbour_count(len(rows))} if "neighbour_keys" in arrays else None,
     }
     return FittedOutcomes(config, arrays, report, profiles)

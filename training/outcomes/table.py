@@ -117,7 +117,7 @@ def outcome_table(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> Outc
         place = row[outcome.query_id], column[outcome.model]
         if place in seen:
             raise InputError(
-                f"outcome of {outcome.model!r} for query {outcome.query_id!r} is repeated; keep one of the rows"
+                f"outcome of {outcome.model!r} for query {outcome.query_id!r} is repeated; delete one of the rows"
             )
         seen.add(place)
         for name, value in _values(outcome).items():
