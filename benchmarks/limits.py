@@ -43,13 +43,16 @@ class Floor(NamedTuple):
     bytes_per_s: float
 
     def seconds(self, n_tokens: int) -> float:
+        """Return the least time of a pass over so many tokens."""
         return max(self.arithmetic_s(n_tokens), self.reading_s)
 
     def arithmetic_s(self, n_tokens: int) -> float:
+        """Return the time of the operations alone."""
         return self.operations_per_token * n_tokens / self.operations_per_s
 
     @property
     def reading_s(self) -> float:
+        """Time of reading the weights once."""
         return self.weight_bytes / self.bytes_per_s
 
 

@@ -30,10 +30,12 @@ class CachedEmbedder:
 
     @property
     def name(self) -> str:
+        """Name of the encoder."""
         return self._embedder.name
 
     @property
     def dim(self) -> int:
+        """Length of a vector."""
         return self._embedder.dim
 
     def embed(self, texts: Sequence[str]) -> Singles:

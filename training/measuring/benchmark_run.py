@@ -37,10 +37,14 @@ _WAITS_S = (1.0, 5.0, 15.0)  # between attempts to reach a host
 class HostClient(ChatClient, Protocol):
     """The part of `ollama.Client` that a benchmark needs."""
 
-    def show(self, model: str) -> ollama.ShowResponse: ...
+    def show(self, model: str) -> ollama.ShowResponse:
+        """Describe a model."""
+        ...
 
     @property
-    def generate(self) -> Callable[..., Any]: ...
+    def generate(self) -> Callable[..., Any]:
+        """Complete a text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class BenchmarkPlan:
 
     @property
     def run_file(self) -> Path:
+        """The file of the settings of the run."""
         return self.out.with_suffix(".run.json")
 
 

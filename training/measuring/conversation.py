@@ -33,11 +33,17 @@ class ChatClient(Protocol):
     """The part of `ollama.Client` that a conversation needs."""
 
     @property
-    def chat(self) -> Callable[..., Any]: ...
+    def chat(self) -> Callable[..., Any]:
+        """Ask a model."""
+        ...
 
-    def ps(self) -> ollama.ProcessResponse: ...
+    def ps(self) -> ollama.ProcessResponse:
+        """List the loaded models."""
+        ...
 
-    def list(self) -> ollama.ListResponse: ...
+    def list(self) -> ollama.ListResponse:
+        """List the installed models."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

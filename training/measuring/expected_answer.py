@@ -51,6 +51,7 @@ class ExpectedAnswer:
 
     @property
     def scored(self) -> bool:
+        """Whether an answer can be scored."""
         return self.calls is not None or self.text is not None
 
 

@@ -30,6 +30,7 @@ class MeasuredAnswer:
 
     @property
     def key(self) -> tuple[str, str]:
+        """Query id and model."""
         return self.query_id, self.model
 
 

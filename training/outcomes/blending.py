@@ -60,6 +60,7 @@ class LinearMix(NamedTuple):
     constant: Matrix
 
     def __call__(self, predicted: Matrix) -> Matrix:
+        """Return mixed predictions (n, K)."""
         return predicted @ self.matrix + self.constant
 
 

@@ -18,6 +18,7 @@ class Calibration(NamedTuple):
     intercept: Matrix  # (M,)
 
     def __call__(self, raw: Matrix) -> Matrix:
+        """Return calibrated success (n, M)."""
         return self.intercept + self.slope * raw
 
     def shrunk(self, factor: float, means: Matrix) -> Calibration:

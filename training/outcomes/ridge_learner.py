@@ -23,6 +23,7 @@ class Affine(NamedTuple):
     bias: Matrix  # (outputs,)
 
     def __call__(self, x: Matrix) -> Matrix:
+        """Return predictions (n, outputs)."""
         return x @ self.weights + self.bias
 
 

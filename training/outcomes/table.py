@@ -63,6 +63,7 @@ class OutcomeTable:
 
     @property
     def has_latency(self) -> bool:
+        """Whether any latency was measured."""
         return bool((~np.isnan(self.latency_s)).any())
 
     @property
