@@ -1,4 +1,4 @@
-"""A file of rows that survives a kill at any moment: each row is one write, on disk before the next begins."""
+"""A file of rows that a kill at any moment leaves readable: each row is one write, synced before the next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from router_ml.files import lock_open_file
 
 
 class RowLog:
-    """Rows of JSON Lines, one for each (query_id, model). Opening mends a torn last line.
+    """Rows of JSON Lines, one for each (query_id, model). Opening repairs an incomplete last line.
 
     Only one process may have it open; another gets an `InputError`. Use it as a context manager."""
 
@@ -30,10 +30,10 @@ class RowLog:
         except OSError as error:
             os.close(self._file)
             raise InputError(
-                f"{path} is being written by another benchmark; wait for it or choose another --out"
+                f"{path} is being written by another benchmark; wait for it to end, or choose another --out"
             ) from (error)
         try:
-            self._mend()
+            self._repair()
             self.rows = self._read()
         except BaseException:
             self.close()
@@ -54,7 +54,7 @@ class RowLog:
         return len(self.rows)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row and wait until it is on disk. A row whose key is there already is left out.
+        """Add a row and wait until it is on disk; a row whose key is present is ignored.
 
         Raises `StoreError` where the disk takes no more."""
         key = _key(row)
@@ -70,33 +70,33 @@ class RowLog:
         except OSError as error:
             os.ftruncate(self._file, size)
             raise StoreError(
-                f"cannot write {self.path}: {error.strerror}; make room and go on with --resume"
+                f"cannot write {self.path}: {error.strerror}; free some space and continue with --resume"
             ) from error
         self.rows[key] = dict(row)
 
     def close(self) -> None:
-        """Close the file and give the lock back."""
+        """Close the file, which releases the lock."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
-    def _mend(self) -> None:
-        """A kill can leave the last line without its end: a whole row gets one, a torn one is dropped."""
+    def _repair(self) -> None:
+        """End the last line where it is a whole row without a newline, and drop it where it is incomplete."""
         data = self.path.read_bytes()
-        kept, end, torn = data.rpartition(b"\n")
-        if not torn.strip():
+        whole, end, last = data.rpartition(b"\n")
+        if not last.strip():
             return
-        if _whole(torn):
+        if _is_row(last):
             os.write(self._file, b"\n")
         else:
-            os.ftruncate(self._file, len(kept) + len(end))
+            os.ftruncate(self._file, len(whole) + len(end))
         os.fsync(self._file)
 
     def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for number, row in _lines(self.path):
             if _key(row) in rows:
-                raise InputError(f"{self.path}:{number}: repeats an earlier row; keep one of them")
+                raise InputError(f"{self.path}:{number}: repeats an earlier row; delete one of them")
             rows[_key(row)] = row
         return rows
 
@@ -105,12 +105,12 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
         if not raw.strip():
             continue
-        if not _whole(raw):
-            raise InputError(f"{path}:{number}: is no row of a benchmark; choose another --out")
+        if not _is_row(raw):
+            raise InputError(f"{path}:{number}: is not a row of a benchmark; choose another --out")
         yield number, json.loads(raw)
 
 
-def _whole(raw: bytes) -> bool:
+def _is_row(raw: bytes) -> bool:
     try:
         row = json.loads(raw)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a query row expects of an answer: calls, text, or both."""
+"""What a query row expects of an answer: tool calls, text, or both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jsonschema.validators import validator_for
 
 from router_ml.errors import InputError
 from router_ml.types import Query
-from training.measuring.values import check_pattern, check_regex
+from training.measuring.argument_values import check_pattern, check_regex
 
 TEXT_CHECKS = ("exact", "contains", "contains_any", "regex", "json_schema", "asks", "judge")
 _CALL_KEYS = {"name", "arguments", "optional"}
@@ -36,29 +36,30 @@ class ToolResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Expectation:
-    """What counts as success. Nothing expected: the row is timed and not scored."""
+class ExpectedAnswer:
+    """What counts as success; where nothing is expected, the row is timed and not scored."""
 
     calls: tuple[ExpectedCall, ...] | None = None  # (): no call may be made
-    allowed: frozenset[str] = frozenset()  # tools that may be called besides, such as a look-up of a contact
+    allowed: frozenset[str] = frozenset()  # further tools that may be called, such as a contact look-up
     text: Mapping[str, Any] | None = None  # checks of TEXT_CHECKS, all of which must pass
-    results: tuple[ToolResult, ...] | None = None  # not None: the conversation goes on while tools are called
+    results: tuple[ToolResult, ...] | None = None  # not None: the conversation continues while tools are called
 
     @property
     def judged(self) -> str | None:
-        """The criterion a judge model decides on, or None."""
+        """The criterion for a judge model, or None."""
         return None if self.text is None else self.text.get("judge")
 
     @property
     def scored(self) -> bool:
+        """Whether an answer can be scored."""
         return self.calls is not None or self.text is not None
 
 
-def expectation(query: Query) -> Expectation:
-    """The expectation in a query's extra keys. Raises `InputError` naming the query and the key."""
+def expected_answer(query: Query) -> ExpectedAnswer:
+    """Return what a query's extra keys expect. Raises `InputError` naming the query and the key."""
     extra = query.extra
     try:
-        return Expectation(
+        return ExpectedAnswer(
             calls=_calls(extra.get("expected_calls")),
             allowed=frozenset(map(str, _listed(extra.get("allowed_calls"), "allowed_calls"))),
             text=_text(extra.get("expected")),
@@ -72,7 +73,7 @@ def _listed(value: Any, key: str) -> Sequence[Any]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise InputError(f"{key!r} must be a list, found {type(value).__name__}")
+        raise InputError(f"{key!r} must be a list, got {type(value).__name__}")
     return value
 
 
@@ -85,7 +86,10 @@ def _call(item: Any) -> ExpectedCall:
         raise InputError("each of 'expected_calls' must be an object with a 'name'")
     unknown = set(item) - _CALL_KEYS
     if unknown:
-        raise InputError(f"the expected call {item['name']!r} knows {', '.join(sorted(_CALL_KEYS))}; found {unknown}")
+        raise InputError(
+            f"expected call {item['name']!r}: unknown keys {', '.join(sorted(unknown))}; "
+            f"use {', '.join(sorted(_CALL_KEYS))}"
+        )
     arguments = item.get("arguments") or {}
     if not isinstance(arguments, Mapping):
         raise InputError(f"'arguments' of the expected call {item['name']!r} must be an object")
@@ -113,7 +117,7 @@ def _text(value: Any) -> Mapping[str, Any] | None:
         raise InputError(f"'expected' must be an object with some of {', '.join(TEXT_CHECKS)}")
     unknown = set(value) - set(TEXT_CHECKS)
     if unknown:
-        raise InputError(f"'expected' knows {', '.join(TEXT_CHECKS)}; found {', '.join(sorted(unknown))}")
+        raise InputError(f"'expected' has unknown checks {', '.join(sorted(unknown))}; use {', '.join(TEXT_CHECKS)}")
     if "regex" in value:
         check_regex(value["regex"])
     if "json_schema" in value:
@@ -137,4 +141,4 @@ def _check_schema(schema: Any) -> None:
         validator_for(schema).check_schema(schema)
     except (SchemaError, TypeError, AttributeError) as error:
         reason = getattr(error, "message", str(error))
-        raise InputError(f"'expected.json_schema' is no JSON schema ({reason:.200})") from error
+        raise InputError(f"'expected.json_schema' is not a JSON schema ({reason:.200})") from error

@@ -1,4 +1,4 @@
-"""The resumable run: every query to every model, each answer kept, scored and written once."""
+"""A resumable benchmark: every query to every model, each answer stored, scored and written once."""
 
 from __future__ import annotations
 
@@ -18,40 +18,44 @@ from router_ml.hosts.failure import Failure, classify
 from router_ml.hosts.names import normal
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.types import Query
-from training.measuring.answer import Answer, answer_from, answer_row
-from training.measuring.conversation import ChatClient, Conversation, Manner
-from training.measuring.expectation import Expectation, expectation
-from training.measuring.journal import RowLog
-from training.measuring.judge import Judge, Verdict
+from training.measuring.conversation import ChatClient, ChatSettings, Conversation
+from training.measuring.expected_answer import ExpectedAnswer, expected_answer
+from training.measuring.judge import Judge, JudgeDecision
+from training.measuring.measured_answer import MeasuredAnswer, answer_from, answer_row
 from training.measuring.progress import Progress
+from training.measuring.row_log import RowLog
+from training.measuring.run_file import RunFile
 from training.measuring.scoring import needs_judge, outcome
-from training.measuring.settings import RunFile
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_WAITS_S = (1.0, 5.0, 15.0)  # before a host that does not answer is given up
+_WAITS_S = (1.0, 5.0, 15.0)  # between attempts to reach a host
 
 
 class HostClient(ChatClient, Protocol):
-    """What the run needs of `ollama.Client` besides."""
+    """The part of `ollama.Client` that a benchmark needs."""
 
-    def show(self, model: str) -> ollama.ShowResponse: ...
+    def show(self, model: str) -> ollama.ShowResponse:
+        """Describe a model."""
+        ...
 
     @property
-    def generate(self) -> Callable[..., Any]: ...
+    def generate(self) -> Callable[..., Any]:
+        """Complete a text."""
+        ...
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """What to measure, how, and where the rows go."""
 
     models: tuple[str, ...]
     queries: tuple[Query, ...]
     out: Path
     host: str
-    manner: Manner
+    settings: ChatSettings
     catalogue: Catalogue
     judge: str | None = None
     warm_up: bool = True
@@ -60,21 +64,23 @@ class Plan:
 
     @property
     def answers(self) -> Path:
-        """Where every answer is kept, so that rows can be scored again without asking again."""
+        """The file of all answers, so that rows can be scored again without asking again."""
         return self.out.with_suffix(".answers.jsonl")
 
     @property
     def run_file(self) -> Path:
+        """The file of the settings of the run."""
         return self.out.with_suffix(".run.json")
 
 
 class Benchmark:
-    """One run. An answer is on disk before it is scored and its row before the next query is asked, so that a kill
-    at any moment costs the one answer that was on its way."""
+    """One run, of which a kill at any moment loses the answer in progress alone.
+
+    An answer is on disk before it is scored, and its row before the next query is asked."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BenchmarkPlan,
         client: HostClient,
         *,
         quiet: bool = False,
@@ -82,17 +88,17 @@ class Benchmark:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._plan, self._client, self._quiet, self._clock, self._sleep = plan, client, quiet, clock, sleep
-        self._expected = {query.id: expectation(query) for query in plan.queries}
+        self._expected = {query.id: expected_answer(query) for query in plan.queries}
         self._by_id = {query.id: query for query in plan.queries}
-        self._run_file = RunFile(plan.run_file, plan.host, plan.manner)
-        self._conversation = Conversation(client, plan.manner, clock)
+        self._run_file = RunFile(plan.run_file, plan.host, plan.settings)
+        self._conversation = Conversation(client, plan.settings, clock)
         self._judge = Judge(client, plan.judge) if plan.judge else None
 
     def run(self) -> None:
-        """Measure what is not yet measured.
+        """Measure what was not measured yet.
 
-        Raises `NoModelAvailable` where the host or a model is not there, and `InputError` where an earlier part of
-        the run was measured in another way."""
+        Raises `NoModelAvailable` where the host or a model is missing, and `InputError` where an earlier part of the
+        run was measured with other settings."""
         digests = self._preflight()
         self._run_file.agree(self._plan.queries, digests, self._plan.judge, self._plan.rescore)
         prepare_files(self._plan)
@@ -100,10 +106,10 @@ class Benchmark:
             todo = self._todo(rows, answers)
             done = len(self._plan.models) * len(self._plan.queries) - sum(map(len, todo.values()))
             with Progress({model: len(queries) for model, queries in todo.items()}, done, quiet=self._quiet) as bar:
-                self._score_kept(rows, answers)
+                self._score_stored(rows, answers)
                 for model, queries in todo.items():
                     self._measure(model, queries, rows, answers, bar)
-                self._judge_kept(rows, answers, bar)
+                self._judge_stored(rows, answers, bar)
 
     @property
     def warm_up_s(self) -> Mapping[str, float]:
@@ -113,7 +119,7 @@ class Benchmark:
     # -- before ---------------------------------------------------------------------------------------------------
 
     def _preflight(self) -> dict[str, str]:
-        """The digests of the models. Raises `NoModelAvailable` for a host or a model that is not there."""
+        """Return the digests of the models. Raises `NoModelAvailable` where the host or a model is missing."""
         try:
             listed = self._client.list()
         except Exception as error:
@@ -135,24 +141,24 @@ class Benchmark:
         }
 
     def _warm_up(self, model: str, bar: Progress) -> None:
-        """Load the model and let it read the system prompt, so that no measured row pays for it."""
-        bar.say(f"{model}: warming up")
-        manner = self._plan.manner
-        options = dict(manner.options)
+        """Load the model and its system prompt, so that no measured row includes that time."""
+        bar.status(f"{model}: warming up")
+        settings = self._plan.settings
+        options = dict(settings.options)
         began = self._clock()
         try:
-            self._reach(lambda: self._client.generate(model, "", options=options, keep_alive=manner.keep_alive))
+            self._reach(lambda: self._client.generate(model, "", options=options, keep_alive=settings.keep_alive))
             self._run_file.warmed(model, self._clock() - began)
-            messages = [{"role": "system", "content": manner.system}, {"role": "user", "content": "Hello"}]
+            messages = [{"role": "system", "content": settings.system}, {"role": "user", "content": "Hello"}]
             short = {**options, "num_predict": 1}
             self._reach(
-                lambda: self._client.chat(model, messages=messages, options=short, keep_alive=manner.keep_alive)
+                lambda: self._client.chat(model, messages=messages, options=short, keep_alive=settings.keep_alive)
             )
-        except (ollama.ResponseError, _StillFailing, httpx.HTTPError, ValueError) as error:  # its rows will say so too
+        except (ollama.ResponseError, _StillFailing, httpx.HTTPError, ValueError) as error:  # its rows report it, too
             log.warning("the warm-up of %s failed: %s", model, error)
 
     def _can_think(self, model: str) -> bool:
-        if not self._plan.manner.think:
+        if not self._plan.settings.think:
             return False
         try:
             return "thinking" in (self._client.show(model).capabilities or ())
@@ -174,25 +180,27 @@ class Benchmark:
             self._score(answer, rows)
             bar.row(model, self._clock() - began)
 
-    def _ask(self, model: str, query: Query, can_think: bool) -> Answer:
+    def _ask(self, model: str, query: Query, can_think: bool) -> MeasuredAnswer:
         expected = self._expected[query.id]
         try:
             return self._reach(lambda: self._conversation.ask(model, query, expected, can_think=can_think))
-        except _StillFailing as error:  # the host is there: this query of this model is what fails
-            return Answer(query.id, model, turns=1, error=str(error.failure))
+        except _StillFailing as error:  # the host answers: only this query of this model fails
+            return MeasuredAnswer(query.id, model, turns=1, error=str(error.failure))
 
-    def _score(self, answer: Answer, rows: RowLog) -> None:
-        """Write the row, unless a judge has to decide first: judging now would push the model out of memory."""
+    def _score(self, answer: MeasuredAnswer, rows: RowLog) -> None:
+        """Write the row, unless a judge has to decide first: judging now would unload the model."""
         expected = self._expected[answer.query_id]
         if self._judge is None or not needs_judge(answer, expected):
             self._write(answer, expected, rows)
 
-    def _write(self, answer: Answer, expected: Expectation, rows: RowLog, verdict: Verdict | None = None) -> None:
+    def _write(
+        self, answer: MeasuredAnswer, expected: ExpectedAnswer, rows: RowLog, decision: JudgeDecision | None = None
+    ) -> None:
         model = self._plan.catalogue.find(answer.model)
-        rows.append(outcome_row(outcome(answer, expected, model, verdict)))
+        rows.append(outcome_row(outcome(answer, expected, model, decision)))
 
-    def _kept(self, rows: RowLog, answers: RowLog) -> list[Answer]:
-        """Answers of this plan that have no row yet."""
+    def _unscored(self, rows: RowLog, answers: RowLog) -> list[MeasuredAnswer]:
+        """Return the answers of this plan that have no row yet."""
         open_keys = [
             (query.id, model)
             for model in self._plan.models
@@ -201,32 +209,32 @@ class Benchmark:
         ]
         return [answer_from(answers.rows[key]) for key in open_keys]
 
-    def _score_kept(self, rows: RowLog, answers: RowLog) -> None:
-        for answer in self._kept(rows, answers):
+    def _score_stored(self, rows: RowLog, answers: RowLog) -> None:
+        for answer in self._unscored(rows, answers):
             self._score(answer, rows)
 
-    def _judge_kept(self, rows: RowLog, answers: RowLog, bar: Progress) -> None:
+    def _judge_stored(self, rows: RowLog, answers: RowLog, bar: Progress) -> None:
         if self._judge is None:
             return
-        kept = self._kept(rows, answers)
-        for number, answer in enumerate(kept, start=1):
-            bar.say(f"{self._judge.model} judges {number}/{len(kept)}")
+        waiting = self._unscored(rows, answers)
+        for number, answer in enumerate(waiting, start=1):
+            bar.status(f"{self._judge.model} judges {number}/{len(waiting)}")
             expected = self._expected[answer.query_id]
-            self._write(answer, expected, rows, self._verdict(self._judge, answer, expected.judged or ""))
+            self._write(answer, expected, rows, self._decision(self._judge, answer, expected.judged or ""))
 
-    def _verdict(self, judge: Judge, answer: Answer, criterion: str) -> Verdict:
+    def _decision(self, judge: Judge, answer: MeasuredAnswer, criterion: str) -> JudgeDecision:
         try:
             return self._reach(lambda: judge.decide(self._by_id[answer.query_id], answer, criterion))
         except _StillFailing as error:
-            return Verdict(None, str(error.failure))
+            return JudgeDecision(None, str(error.failure))
 
     # -- the host -------------------------------------------------------------------------------------------------
 
     def _reach(self, call: Callable[[], T]) -> T:
-        """The result of a call, tried again while the host does not answer.
+        """Return the result of a call, which is repeated while the host does not answer.
 
-        Raises `NoModelAvailable` where the host is gone, and `_StillFailing` where it is there and the call fails
-        every time."""
+        Raises `NoModelAvailable` where the host does not answer, and `_StillFailing` where it does and the call
+        still fails."""
         failure = None
         for wait_s in (*_WAITS_S, None):
             try:
@@ -244,39 +252,39 @@ class Benchmark:
             self._client.list()
         except Exception as error:
             raise NoModelAvailable(
-                f"{self._plan.host} does not answer ({failure}); start Ollama there and go on with --resume"
+                f"{self._plan.host} does not answer ({failure}); start Ollama there and continue with --resume"
             ) from error
         raise _StillFailing(failure)
 
 
 class _StillFailing(Exception):
-    """The host is there, the call fails every time."""
+    """The host answers, but the call fails every time."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(str(failure))
         self.failure = failure
 
 
-def prepare_files(plan: Plan) -> None:
-    """Drop the rows that are to be made again: all of them to score anew, or those with errors to ask anew."""
+def prepare_files(plan: BenchmarkPlan) -> None:
+    """Drop the rows to make again: all answered ones to score them again, or those with errors to ask again."""
     if plan.rescore:
         answered = _keys(plan.answers)
-        _keep(plan.out, lambda row: (row["query_id"], row["model"]) not in answered)
+        _retain(plan.out, lambda row: (row["query_id"], row["model"]) not in answered)
     if plan.retry_errors:
-        _keep(plan.out, lambda row: row.get("error") is None)  # first: an answer without a row is scored again
-        _keep(plan.answers, lambda row: row.get("error") is None)
+        _retain(plan.out, lambda row: row.get("error") is None)  # first: an answer without a row is scored again
+        _retain(plan.answers, lambda row: row.get("error") is None)
 
 
 def _keys(path: Path) -> frozenset[tuple[str, str]]:
     if not path.exists():
         return frozenset()
-    with RowLog(path) as journal:
-        return frozenset(journal.rows)
+    with RowLog(path) as log_file:
+        return frozenset(log_file.rows)
 
 
-def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite a journal without some of its rows, whole or not at all."""
+def _retain(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Rewrite a row log without some of its rows, completely or not at all."""
     if not path.exists():
         return
-    with RowLog(path) as journal:
-        write_rows(path, [row for row in journal.rows.values() if wanted(row)])
+    with RowLog(path) as log_file:
+        write_rows(path, [row for row in log_file.rows.values() if wanted(row)])

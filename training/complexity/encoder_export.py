@@ -1,4 +1,4 @@
-"""Exports a sentence encoder for serving: an ONNX graph, quantised to int8, held to the reference by its cosines."""
+"""Export a sentence encoder for serving: an ONNX graph, quantised to int8, compared with its reference by cosine."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 MIN_FLOAT_COSINE = 0.999  # of the exported float graph, on every text
 MIN_QUANTISED_MEAN_COSINE = 0.99
-REACH_TEXTS = 160  # enough to see how large activations get
+RANGE_TEXTS = 160  # on which activation ranges are measured
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How well the files agree with the reference encoder."""
+    """Agreement of the exported files with the reference encoder."""
 
     float_cosine_min: float
     quantised_cosine_mean: float
@@ -51,7 +51,10 @@ def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported
         onnx.save(_graph(encoder), float_path)
         exact = _cosines(float_path, folder / TOKENIZER, texts, reference)
         if exact.min() < MIN_FLOAT_COSINE:
-            raise EncoderError(f"the exported encoder disagrees with its model: cosine {exact.min():.4f} on one text")
+            raise EncoderError(
+                f"the exported encoder disagrees with its model: cosine {exact.min():.4f} on one text, "
+                f"{MIN_FLOAT_COSINE} needed; choose another --encoder"
+            )
         for bits in (7, 8):
             _quantise(encoder, float_path, int8_path, bits, texts)
             rough = _cosines(int8_path, folder / TOKENIZER, texts, reference)
@@ -59,15 +62,18 @@ def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported
             if quantised:
                 break
         else:
-            log.warning("int8 loses too much here (mean cosine %.4f); the float encoder is kept", rough.mean())
+            log.warning(
+                "int8 is not exact enough for this encoder (mean cosine %.4f); it is exported in float", rough.mean()
+            )
         shutil.move(int8_path if quantised else float_path, folder / ENCODER)
     size = (folder / ENCODER).stat().st_size
     return Exported(float(exact.min()), float(rough.mean()), float(rough.min()), quantised, size)
 
 
 def reference_vectors(encoder: Any, texts: Sequence[str]) -> NDArray[np.float32]:
-    """What the exported encoder should say, by the model itself: its sentence vector and, for a plain BERT, the mean of
-    its middle layer beside it. Rows of length 1 (n, dim)."""
+    """Return the vectors (n, dim) of length 1 that the exported encoder should give, computed by the model itself.
+
+    The sentence vector and, for a plain BERT, the mean of its middle layer beside it."""
     top = SentenceTransformerEmbedder("reference", model=encoder, max_tokens=MAX_TOKENS).embed(texts)
     if not (_is_plain_bert(encoder) and middle_layer(encoder[0].auto_model.config.num_hidden_layers)):
         return top
@@ -88,8 +94,9 @@ def _middle_mean(encoder: Any, text: str) -> NDArray[np.float32]:
 
 
 def widened(weights: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
-    """Weights (k, d) on a model's sentence vector, as weights (k, dim) on what was exported of it: the middle layer's
-    part takes none, and the rest is shorter there."""
+    """Return weights (k, d) on a model's sentence vector as weights (k, dim) on its exported vector.
+
+    The middle layer's part gets none, and the rest is shorter there by a factor of the square root of 2."""
     beside = dim - weights.shape[1]
     if not beside:
         return weights
@@ -101,7 +108,7 @@ def _cosines(model: Path, tokenizer: Path, texts: Sequence[str], reference: Any)
 
 
 def _write_tokenizer(encoder: Any, path: Path) -> None:
-    """The tokenizer without the padding and truncation its authors shipped it with; serving sets its own."""
+    """Write the tokenizer without the padding and truncation it was published with; serving sets its own."""
     backend = encoder.tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -109,8 +116,9 @@ def _write_tokenizer(encoder: Any, path: Path) -> None:
 
 
 def _graph(encoder: Any, bits: int | None = None, texts: Sequence[str] = ()) -> onnx.ModelProto:
-    """The graph of our own for BERT encoders, else the model's modules traced (in float alone). `texts` show an int8
-    graph how large the inputs of its products get."""
+    """Return the direct graph of a BERT encoder, else the traced modules (in float alone).
+
+    Activation ranges of an int8 graph are measured on `texts`."""
     if not _is_plain_bert(encoder):
         return _traced(encoder)
     body = encoder[0].auto_model
@@ -121,12 +129,12 @@ def _graph(encoder: Any, bits: int | None = None, texts: Sequence[str] = ()) -> 
         epsilon=body.config.layer_norm_eps,
         pooling=_pooling_modes(encoder) or (),
         bits=bits,
-        reach=_reach(encoder, texts) if texts else None,
+        activation_ranges=_activation_ranges(encoder, texts) if texts else None,
     ).build()
 
 
-def _reach(encoder: Any, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """The largest absolute value of each column of the inputs of the products that can be eased, over some texts."""
+def _activation_ranges(encoder: Any, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Return the largest absolute value of each input column of the products that SmoothQuant can scale."""
     import torch
 
     largest: dict[str, Any] = {}
@@ -138,13 +146,13 @@ def _reach(encoder: Any, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]
             ("narrow", layer.output.dense),
         ):
 
-            def note(_: Any, inputs: Any, name: str = f"l{index}_{name}") -> None:
+            def measure(_: Any, inputs: Any, name: str = f"l{index}_{name}") -> None:
                 now = inputs[0].detach().float().abs().amax((0, 1))
                 largest[name] = torch.maximum(largest[name], now) if name in largest else now
 
-            hooks.append(product.register_forward_pre_hook(note))
+            hooks.append(product.register_forward_pre_hook(measure))
     with torch.inference_mode():
-        for text in texts[:REACH_TEXTS]:  # one by one: padding would be measured, too
+        for text in texts[:RANGE_TEXTS]:  # one by one: padding would be measured, too
             ids = encoder.tokenizer([text], truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
             encoder[0].auto_model(input_ids=ids.to(encoder.device))
     for hook in hooks:
@@ -158,7 +166,7 @@ def _is_plain_bert(encoder: Any) -> bool:
 
 
 def _pooling_modes(encoder: Any) -> tuple[str, ...] | None:
-    """The poolings of a plain transformer + pooling (+ normalise) model; None where it has further parts."""
+    """Return the poolings of a plain transformer + pooling (+ normalise) model; None where it has further parts."""
     kinds = [type(module).__name__ for module in encoder]
     if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
         return None
@@ -168,7 +176,7 @@ def _pooling_modes(encoder: Any) -> tuple[str, ...] | None:
 
 
 def _traced(encoder: Any) -> onnx.ModelProto:
-    """Any other architecture, by tracing the model's own modules."""
+    """Return the graph of any other architecture, by tracing the model's own modules."""
     import torch
 
     names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in encoder.tokenizer.model_input_names]
@@ -202,14 +210,16 @@ def _traced(encoder: Any) -> onnx.ModelProto:
 
 
 def _quantise(encoder: Any, float_graph: Path, target: Path, bits: int, texts: Sequence[str] = ()) -> None:
-    """Int8 weights, signed, per channel; activations as they come, their ranges evened out as `texts` show them. With
-    weights of 7 bits, processors whose int8 products saturate (AVX2 and AVX-512 without VNNI) give the same answers."""
+    """Write int8 weights, signed, per channel; activations are quantised dynamically.
+
+    With weights of 7 bits, processors whose int8 products saturate (AVX2 and AVX-512 without VNNI) give the same
+    results."""
     if _is_plain_bert(encoder):
         onnx.save(_graph(encoder, bits, texts), target)
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().addFilter(_no_advice)
+    logging.getLogger().addFilter(_is_useful)
     quantize_dynamic(
         str(float_graph),
         str(target),
@@ -220,11 +230,11 @@ def _quantise(encoder: Any, float_graph: Path, target: Path, bits: int, texts: S
     )
 
 
-def _no_advice(record: logging.LogRecord) -> bool:
-    """The quantiser advises a pre-processing that fused operators do not need, on the root logger, each time."""
+def _is_useful(record: logging.LogRecord) -> bool:
+    """Drop the quantiser's advice on a pre-processing that fused operators do not need."""
     return "pre-processing before quantization" not in record.getMessage()
 
 
 def self_check_vectors(embedder: OnnxEmbedder, texts: Sequence[str]) -> Any:
-    """The vectors a serving machine compares its own with."""
+    """Return the vectors that a serving machine compares its own with."""
     return np.asarray(embedder.embed(texts), dtype=np.float16)

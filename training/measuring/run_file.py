@@ -1,4 +1,4 @@
-"""What a run's figures rest on, kept beside its rows: figures measured in different ways are never mixed."""
+"""How a benchmark was run, stored beside its rows, so that figures measured in different ways are never mixed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from router_ml.errors import InputError
 from router_ml.files import atomic_write
 from router_ml.jsonl import query_row
 from router_ml.types import Query
-from training.measuring.conversation import Manner
+from training.measuring.conversation import ChatSettings
 
 
 class RunFile:
     """`<out>.run.json`: how models are asked, their digests, the queries' hashes, and what the warm-ups gave."""
 
-    def __init__(self, path: Path, host: str, manner: Manner) -> None:
+    def __init__(self, path: Path, host: str, settings: ChatSettings) -> None:
         self.path = path
         self._now: dict[str, Any] = {
             "host": host,
-            "manner": asdict(manner),
+            "manner": asdict(settings),
             "models": {},
             "queries": {},
             "warm_up": {},
@@ -31,10 +31,10 @@ class RunFile:
         }
 
     def agree(self, queries: Sequence[Query], digests: Mapping[str, str], judge: str | None, rescored: bool) -> None:
-        """Check against an earlier part of the run and take in what is new. Another judge may decide only where all
-        rows are scored again.
+        """Check the settings against an earlier part of the run and store what is new.
 
-        Raises `InputError` naming the first difference."""
+        Another judge may decide only where all rows are scored again. Raises `InputError` naming the first
+        difference."""
         before = self._read()
         now = self._now | {"models": dict(digests), "queries": {query.id: _digest(query) for query in queries}}
         now = json.loads(json.dumps(now))
@@ -55,7 +55,7 @@ class RunFile:
         self._write()
 
     def warmed(self, model: str, load_s: float) -> None:
-        """Keep how long a model took to load."""
+        """Store how long a model took to load."""
         self._now["warm_up"][model] = round(load_s, 4)
         self._write()
 
@@ -66,7 +66,7 @@ class RunFile:
 
     def _differs(self, what: str) -> InputError:
         return InputError(
-            f"{self.path} says that the earlier rows were measured with {what}; use the same, or another --out"
+            f"{self.path}: the earlier rows were measured with {what}; use the same settings, or another --out"
         )
 
     def _read(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class RunFile:
 
 
 def _digest(query: Query) -> str:
-    """Of what the model is asked; what is expected may be mended and scored again."""
+    """Return a hash of what the model is asked; what is expected may change and be scored again."""
     row = query_row(query)
     asked = {key: row.get(key) for key in ("text", "context", "tool_results")}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]

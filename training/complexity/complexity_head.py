@@ -1,21 +1,20 @@
-"""Fits the complexity head: a calibrated multinomial logistic regression, exported as one matrix."""
+"""Fit the complexity head: a calibrated multinomial logistic regression, exported as one matrix."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from router_ml.decide.predictors.heads import LinearHead, softmax
 from router_ml.types import LABELS
+from training.arrays import Labels, Matrix, Singles
 from training.splits import grouped_folds
 
-Array = NDArray[np.float32]
-TABLE_WEIGHT = 0.5  # standardised surface columns beside the logits or the embedding: hints, not the judge
+TABLE_WEIGHT = 0.5  # of the standardised surface columns beside the logits or the embedding
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C, the inverse of the L2 penalty
 MAX_ITER = 400
 
@@ -29,16 +28,16 @@ class ComplexityFit:
     strength: float
     losses: dict[float, float]  # cross-validated log loss of each strength
 
-    def probabilities(self, block: Array, table: Array) -> Array:
-        """What scikit-learn itself answers, (n, 4); the parity test holds the export to it."""
-        result: Array = self.estimator.predict_proba(_inputs(block, self.scaler.transform(table))).astype(np.float32)
+    def probabilities(self, block: Singles, table: Singles) -> Singles:
+        """Return what scikit-learn itself predicts (n, 4), which a parity test compares with the export."""
+        result: Singles = self.estimator.predict_proba(_inputs(block, self.scaler.transform(table))).astype(np.float32)
         return result
 
-    def head(self, projection: Array | None = None, offset: Array | None = None) -> LinearHead:
-        """The same answers as one affine map on [embedding | table].
+    def head(self, projection: Singles | None = None, offset: Singles | None = None) -> LinearHead:
+        """Return the same predictions as one affine map on [embedding | table].
 
-        Where the first block was logits, `projection` (4, dim) and `offset` (4,) say how they follow from the
-        embedding: logits = embedding @ projection.T + offset."""
+        Where the first block was logits, these are `embedding @ projection.T + offset`, with `projection` (4, dim) and
+        `offset` (4,)."""
         weights, bias = _all_classes(self.estimator)
         width = weights.shape[1] - len(self.scaler.mean_)
         first, second = weights[:, :width], weights[:, width:] * TABLE_WEIGHT / self.scaler.scale_
@@ -50,7 +49,7 @@ class ComplexityFit:
 
 
 def fit_complexity(
-    block: Array, table: Array, labels: NDArray[np.int64], groups: list[str], *, seed: int = 0, tune: bool = True
+    block: Singles, table: Singles, labels: Labels, groups: list[str], *, seed: int = 0, tune: bool = True
 ) -> ComplexityFit:
     """Fit on a first block (held-out logits of a tuned encoder, or an embedding) and the table beside it.
 
@@ -64,13 +63,13 @@ def fit_complexity(
 
 
 def held_out_probabilities(
-    block: Array, table: Array, labels: NDArray[np.int64], groups: list[str], strength: float, seed: int = 0
-) -> Array:
-    """Each row's probabilities from a fit that did not see its group."""
+    block: Singles, table: Singles, labels: Labels, groups: list[str], strength: float, seed: int = 0
+) -> Singles:
+    """Return each row's probabilities (n, 4) from a fit that did not see its group."""
     inputs = _inputs(block, StandardScaler().fit_transform(table))
     out = np.zeros((len(labels), len(LABELS)), dtype=np.float32)
     for train, held in grouped_folds(groups, 4, seed):
-        if len(held) == 0 or len(np.unique(labels[train])) < 2:  # few groups: nothing to learn from, or to judge
+        if len(held) == 0 or len(np.unique(labels[train])) < 2:  # too few groups to learn from, or to judge
             out[held] = np.bincount(labels, minlength=len(LABELS)) / len(labels)
             continue
         estimator = _estimator(strength).fit(inputs[train], labels[train])
@@ -78,22 +77,23 @@ def held_out_probabilities(
     return out
 
 
-def fit_sharpness(probabilities: Array, labels: NDArray[np.int64]) -> np.float32:
-    """The factor on the logits that makes held-out labels likeliest: the inverse temperature of Guo et al. 2017
-    (arXiv 1706.04599, eq. 9). An encoder tuned on all groups is surer, and rightly so, than those of the
-    cross-validation that taught the head."""
+def fit_inverse_temperature(probabilities: Singles, labels: Labels) -> np.float32:
+    """Return the factor on the logits that makes held-out labels likeliest (Guo et al. 2017, arXiv 1706.04599, eq. 9).
+
+    An encoder tuned on all groups is more confident, and rightly so, than those of the cross-validation on which the
+    head was fitted."""
     candidates = np.exp(np.linspace(np.log(0.5), np.log(2.0), 57)).astype(np.float32)
     rows = np.arange(len(labels))
-    losses = [-np.log(sharpened(probabilities, f)[rows, labels] + 1e-9).mean() for f in candidates]
+    losses = [-np.log(rescaled(probabilities, f)[rows, labels] + 1e-9).mean() for f in candidates]
     return np.float32(candidates[int(np.argmin(losses))])
 
 
-def sharpened(probabilities: Array, factor: np.float32) -> Array:
-    """Probabilities whose logits are multiplied by a factor."""
-    return softmax(np.log(probabilities + np.float32(1e-12)) * factor)
+def rescaled(probabilities: Singles, inverse_temperature: np.float32) -> Singles:
+    """Return probabilities whose logits are multiplied by a factor."""
+    return softmax(np.log(probabilities + np.float32(1e-12)) * inverse_temperature)
 
 
-def _inputs(block: Array, standardised: Array) -> Array:
+def _inputs(block: Singles, standardised: Singles) -> Singles:
     return np.concatenate([block, standardised * TABLE_WEIGHT], axis=1).astype(np.float32)
 
 
@@ -101,7 +101,7 @@ def _estimator(strength: float) -> LogisticRegression:
     return LogisticRegression(C=strength, max_iter=MAX_ITER)
 
 
-def _loss(inputs: Array, labels: NDArray[np.int64], groups: list[str], strength: float, seed: int) -> float:
+def _loss(inputs: Singles, labels: Labels, groups: list[str], strength: float, seed: int) -> float:
     losses = []
     for train, held in grouped_folds(groups, 3, seed):
         if len(held) == 0 or len(np.unique(labels[train])) < 2:
@@ -113,8 +113,8 @@ def _loss(inputs: Array, labels: NDArray[np.int64], groups: list[str], strength:
     return float(np.mean(losses)) if losses else float("inf")
 
 
-def _all_classes(estimator: LogisticRegression) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights and bias for all four labels; one never seen gets a logit that is never the largest."""
+def _all_classes(estimator: LogisticRegression) -> tuple[Matrix, Matrix]:
+    """Return weights and bias for all four labels; a label never seen gets a logit that is never the largest."""
     coefficients, intercepts = estimator.coef_, estimator.intercept_
     if len(estimator.classes_) == 2:  # scikit-learn stores the difference only
         coefficients = np.concatenate([-coefficients, coefficients]) / 2

@@ -1,4 +1,4 @@
-"""Whether an argument a model gave is the one that was expected, whatever its type or spelling."""
+"""Compare an argument that a model gave with the expected one, whatever its type or spelling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DROPPED = re.compile(r"""^["'“”‘’\s]+|["'“”‘’\s.!]+$""")
 
 
 def agrees(expected: Any, given: Any) -> bool:
-    """Whether a given value means the expected one.
+    """Return whether a given value means the expected one.
 
     Types are coerced towards the expected value ("5", 5 and 5.0 agree; so do true and "true", "Dana" and ["Dana"]),
     texts are compared without regard to case, spacing, outer quotes and a final full stop, dates and times as such,
@@ -40,12 +40,12 @@ def agrees(expected: Any, given: Any) -> bool:
 
 
 def absent(value: Any) -> bool:
-    """Whether a value says nothing: models fill optional parameters with null, "" or []."""
+    """Return whether a value is empty: models fill optional parameters with null, "" or []."""
     return value is None or (isinstance(value, str | list | dict) and (not value or value in ("null", "None")))
 
 
 def pattern_of(expected: Any) -> str | None:
-    """The key of a pattern, or None for a plain value."""
+    """Return the key of a pattern, or None for a plain value."""
     if isinstance(expected, Mapping) and len(expected) == 1:
         key = str(next(iter(expected)))
         return key if key.startswith("$") else None
@@ -60,7 +60,7 @@ def check_pattern(expected: Any) -> None:
         for value in inner:
             check_pattern(value)
     elif pattern not in PATTERNS:
-        raise InputError(f"unknown pattern {pattern!r}; known are {', '.join(PATTERNS)}")
+        raise InputError(f"unknown pattern {pattern!r}; use one of {', '.join(PATTERNS)}")
     elif pattern == REGEX:
         check_regex(expected[REGEX])
     elif pattern == ANY and not (isinstance(expected[ANY], list) and expected[ANY]):
@@ -68,15 +68,15 @@ def check_pattern(expected: Any) -> None:
 
 
 def check_regex(expression: Any) -> None:
-    """Raise `InputError` for what is no regular expression."""
+    """Raise `InputError` for a text that is not a regular expression."""
     try:
         re.compile(expression)
     except (re.error, TypeError) as error:
-        raise InputError(f"{expression!r} is no regular expression ({error})") from error
+        raise InputError(f"{expression!r} is not a regular expression ({error})") from error
 
 
 def plain_text(value: Any) -> str:
-    """A text without regard to case, spacing, outer quotes and a final full stop."""
+    """Return a text in lower case, without extra spacing, outer quotes and a final full stop."""
     return _DROPPED.sub("", " ".join(str(value).split())).casefold()
 
 
@@ -118,7 +118,7 @@ def _same_text(expected: str, given: Any) -> bool:
 
 
 def _moment(text: str) -> datetime | time | None:
-    """A date, time or both in ISO 8601; a date without a time is its midnight."""
+    """Parse a date, time or both in ISO 8601; a date without a time is its midnight."""
     text = text.strip()
     for read in (datetime.fromisoformat, time.fromisoformat):
         try:
@@ -132,9 +132,9 @@ def _same_mapping(expected: Mapping[str, Any], given: Any) -> bool:
     given = _decoded(given)
     if not isinstance(given, Mapping):
         return False
-    said = {key for key, value in given.items() if not absent(value)}
+    given_keys = {key for key, value in given.items() if not absent(value)}
     needed = {key for key, value in expected.items() if not absent(value)}
-    return said == needed and all(agrees(expected[key], given[key]) for key in needed)
+    return given_keys == needed and all(agrees(expected[key], given[key]) for key in needed)
 
 
 def _same_list(expected: Sequence[Any], given: Any) -> bool:
@@ -143,11 +143,11 @@ def _same_list(expected: Sequence[Any], given: Any) -> bool:
         given = [part for part in (piece.strip() for piece in given.split(",")) if part]
     elif not isinstance(given, list | tuple):
         given = [given]
-    return len(expected) == len(given) and pairs(expected, given, agrees) == len(expected)
+    return len(expected) == len(given) and len(matching(expected, given, agrees)) == len(expected)
 
 
 def _decoded(given: Any) -> Any:
-    """Lists and objects that came as the text of their JSON."""
+    """Decode lists and objects that were given as JSON text."""
     if not isinstance(given, str) or not given.lstrip().startswith(("[", "{")):
         return given
     try:
@@ -156,13 +156,10 @@ def _decoded(given: Any) -> Any:
         return given
 
 
-def pairs(left: Sequence[Any], right: Sequence[Any], fits: Any) -> int:
-    """The most pairs of a left and a right item that fit, each item used once (Kuhn's augmenting paths)."""
-    return len(matching(left, right, fits))
-
-
 def matching(left: Sequence[Any], right: Sequence[Any], fits: Any) -> dict[int, int]:
-    """For each index on the right that is used, its partner on the left."""
+    """Return, for each index on the right that is used, its partner on the left: a largest matching.
+
+    Each item is used once (Kuhn's augmenting paths)."""
     partner: dict[int, int] = {}
 
     def place(i: int, tried: set[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Scoring of tool calls: names and arguments against what is expected, in any order."""
+"""Compare the tool calls of an answer with the expected ones: names and arguments, in any order."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from training.measuring.expectation import ExpectedCall
-from training.measuring.values import absent, agrees, matching
+from training.measuring.argument_values import absent, agrees, matching
+from training.measuring.expected_answer import ExpectedCall
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     """One call a model made."""
 
     name: str
@@ -19,7 +19,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallScore:
-    """How the calls of one answer compare with the expected ones."""
+    """The calls of one answer compared with the expected ones."""
 
     success: bool  # every expected call made once with the right arguments, and no other that was not allowed
     names: float  # share of the expected and the superfluous calls whose names pair up, 0..1
@@ -27,10 +27,10 @@ class CallScore:
     problems: tuple[str, ...] = ()
 
 
-def score_calls(expected: Sequence[ExpectedCall], made: Sequence[Call], allowed: Collection[str] = ()) -> CallScore:
+def score_calls(expected: Sequence[ExpectedCall], made: Sequence[ToolCall], allowed: Collection[str] = ()) -> CallScore:
     """Pair made calls with expected ones, each used once, so that most agree.
 
-    A call of an `allowed` tool that pairs with nothing is passed over; any other left-over call is a failure."""
+    A call of an `allowed` tool that pairs with nothing is ignored; any other unmatched call is a failure."""
     exact = matching(expected, made, fits)
     rest_expected = [i for i in range(len(expected)) if i not in exact.values()]
     rest_made = [j for j in range(len(made)) if j not in exact]
@@ -52,13 +52,13 @@ def score_calls(expected: Sequence[ExpectedCall], made: Sequence[Call], allowed:
     )
 
 
-def fits(expected: ExpectedCall, made: Call) -> bool:
-    """Whether a call is the expected one in name and arguments."""
+def fits(expected: ExpectedCall, made: ToolCall) -> bool:
+    """Return whether a call is the expected one in name and arguments."""
     return expected.name == made.name and not differences(expected, made)
 
 
-def differences(expected: ExpectedCall, made: Call) -> list[str]:
-    """What is wrong with the arguments of a call of the right name, a line for each."""
+def differences(expected: ExpectedCall, made: ToolCall) -> list[str]:
+    """Return a line for each argument that is wrong in a call of the right name."""
     problems = []
     for key, wanted in expected.arguments.items():
         given = made.arguments.get(key)
@@ -74,9 +74,9 @@ def differences(expected: ExpectedCall, made: Call) -> list[str]:
 
 
 def _best_by_name(
-    expected: Sequence[ExpectedCall], made: Sequence[Call], rest_expected: Sequence[int], rest_made: Sequence[int]
+    expected: Sequence[ExpectedCall], made: Sequence[ToolCall], rest_expected: Sequence[int], rest_made: Sequence[int]
 ) -> dict[int, int]:
-    """Left-over calls paired by name alone, those with the fewest differences first; made index -> expected index."""
+    """Pair unmatched calls by name alone, fewest differences first; return made index -> expected index."""
     candidates = sorted(
         (len(differences(expected[i], made[j])), i, j)
         for i in rest_expected
@@ -91,7 +91,7 @@ def _best_by_name(
 
 
 def _argument_share(
-    expected: Sequence[ExpectedCall], made: Sequence[Call], exact: Mapping[int, int], by_name: Mapping[int, int]
+    expected: Sequence[ExpectedCall], made: Sequence[ToolCall], exact: Mapping[int, int], by_name: Mapping[int, int]
 ) -> float | None:
     right = total = 0
     for j, i in (*exact.items(), *by_name.items()):

@@ -1,4 +1,4 @@
-"""A run of MLflow for each model that was measured: flat, so that MLflow's own comparison shows them side by side."""
+"""Log a benchmark to MLflow: one flat run per model, so that MLflow's own comparison shows them side by side."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.types import Outcome
-from training.measuring.comparison import Comparison, Summary, comparison_table
+from training.measuring.comparison import Comparison, ModelFigures, comparison_table
 from training.tracking.tracker import tracked
 
 log = logging.getLogger(__name__)
 
-_LATER = "the rows are saved all the same. To log them later: the same command with --resume"
+_LATER = "the rows are saved all the same; to log them later, run the same command with --resume"
 
 
 def record(
@@ -47,7 +47,7 @@ def record(
 
 
 def metrics(model: str, comparison: Comparison) -> dict[str, float]:
-    """The metrics of one model; the first segment of a name is its section of MLflow's page."""
+    """Return the metrics of one model; MLflow shows a section for each first segment of a name."""
     figures = comparison.overall[model]
     values: dict[str, float | None] = {
         "test/success": figures.success,
@@ -64,7 +64,7 @@ def metrics(model: str, comparison: Comparison) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _note(model: str, figures: Summary) -> str:
+def _note(model: str, figures: ModelFigures) -> str:
     success = "not scored" if figures.success is None else f"{figures.success:.1%} success"
     latency = "" if figures.latency_p50_s is None else f", {figures.latency_p50_s:.2f} s median"
     return f"{model}: {success}{latency} over {figures.rows} queries"
