@@ -52,7 +52,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "router_ml.features.surface": ("router_ml.decide.features.surface",),
     "router_ml.features.toolbox": ("router_ml.decide.features.toolbox",),
     "router_ml.features.tools": ("router_ml.decide.features.tools",),
-    "router_ml.features.wordpiece": ("router_ml.decide.features.wordpiece",),
+    "router_ml.features.wordpiece": ("router_ml.decide.features.onnx",),
     "router_ml.gateway": ("router_ml.serve",),
     "router_ml.gateway.call": ("router_ml.serve.call",),
     "router_ml.gateway.chooser": ("router_ml.serve.choose",),
@@ -145,11 +145,13 @@ NAMES = {
     "NameBook": "ModelNames",
     "Pointer": "ActiveBundle",
     "Request": "UnitRequest",
+    "SAMPLES": "SAMPLE_QUERIES",
     "Rule": "AlertRule",
     "Selection": "EventFilter",
     "Walker": "FallbackRunner",
     "forget_pointer": "clear_active",
     "read_pointer": "read_active",
+    "warn_of_slips": "warn_of_typos",
     "write_pointer": "write_active",
 }
 

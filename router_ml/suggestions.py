@@ -1,4 +1,4 @@
-"""Keys that look like a slip of the pen: unknown, and nearly a known one."""
+"""Suggest the known key that a mistyped one probably means."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import difflib
 import functools
 import logging
 from collections.abc import Iterable
+from itertools import islice
 
 log = logging.getLogger(__name__)
 
 _ALIKE = 0.8  # ratio of matching characters (Ratcliff and Obershelp 1988), as `difflib` computes it
-_MAX_CHARS = 64  # longer keys are no slips; comparing takes quadratic time
+_MAX_CHARS = 64  # longer keys are no typos; comparing takes quadratic time
+_MAX_KEYS = 32  # of one mapping that are compared
 
 
-def warn_of_slips(given: Iterable[object], known: frozenset[str], where: str) -> None:
-    """Logs a warning, once a process, for each unknown key that is nearly a known one. Unknown keys are no error."""
-    for key in given:
+def warn_of_typos(given: Iterable[object], known: frozenset[str], where: str) -> None:
+    """Log a warning, once a process, for each unknown key that is nearly a known one. Unknown keys are no error."""
+    for key in islice(given, _MAX_KEYS):
         if isinstance(key, str) and key not in known and len(key) <= _MAX_CHARS:
             _warn(key, known, where)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where a known name is alike, else nothing."""
-    alike = difflib.get_close_matches(name[:_MAX_CHARS], list(known), n=1, cutoff=0.6)
-    return f"; did you mean {alike[0]!r}?" if alike else ""
+    """Return `; did you mean 'x'?` where a known name is similar, else nothing."""
+    similar = difflib.get_close_matches(name[:_MAX_CHARS], list(known), n=1, cutoff=0.6)
+    return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
 @functools.lru_cache(maxsize=256)
 def _warn(key: str, known: frozenset[str], where: str) -> None:
-    alike = difflib.get_close_matches(key, sorted(known), n=1, cutoff=_ALIKE)
-    if alike:
-        log.warning("%s: the unknown key %r is ignored; did you mean %r?", where, key, alike[0])
+    similar = difflib.get_close_matches(key, sorted(known), n=1, cutoff=_ALIKE)
+    if similar:
+        log.warning("%s: the unknown key %r is ignored; did you mean %r?", where, key, similar[0])

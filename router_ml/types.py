@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 Label: TypeAlias = Literal["simple", "moderate", "complex", "ambiguous"]
@@ -16,12 +15,6 @@ Role: TypeAlias = Literal["fast", "balanced", "accurate"]
 
 LABELS: tuple[Label, ...] = ("simple", "moderate", "complex", "ambiguous")
 ROLES: tuple[Role, ...] = ("fast", "balanced", "accurate")
-
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-
-def _empty() -> Mapping[str, Any]:
-    return _EMPTY
 
 
 class Turn(NamedTuple):
@@ -67,8 +60,9 @@ class Context:
     session_id: str | None = None
     latency_budget_s: float | None = None
     prompt_tokens: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=_empty)  # unknown keys, kept and ignored
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # unknown keys, kept and ignored
     has_images: bool = False  # in the history: whoever answers must be able to see them
+    unread_tokens: int = 0  # estimated size of tool calls, thoughts and later messages, which are not in `history`
 
 
 EMPTY_CONTEXT = Context()
@@ -84,8 +78,8 @@ class Query:
     label: Label | None = None
     group: str | None = None  # rows of one group never straddle a split
     slice: str | None = None  # for reports only, never a feature
-    raw_context: Mapping[str, Any] | None = None  # as written in the file
-    extra: Mapping[str, Any] = field(default_factory=_empty)
+    raw_context: Mapping[str, Any] | None = field(default=None, hash=False)  # as written in the file
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +98,7 @@ class Outcome:
     cost_usd: float | None = None
     resident: bool | None = None  # was the model in memory when the call began
     error: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=_empty)
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Quantiles(NamedTuple):
@@ -134,7 +128,7 @@ class Decision:
 
     model: str
     complexity: Label
-    complexity_probabilities: Mapping[Label, float]
+    complexity_probabilities: Mapping[Label, float] = field(hash=False)
     ranked: tuple[Candidate, ...]  # the chosen first, then the fallback order
     action: Action
     reason: str
@@ -144,7 +138,7 @@ class Decision:
     propensity: float = 1.0  # probability of this choice under the logging policy, over the admissible candidates
     variant: str | None = None
     novelty: float = 0.0  # 0 like the training queries .. 1 unlike any of them
-    excluded: Mapping[str, str] = field(default_factory=_empty)  # models that cannot serve it, and why
+    excluded: Mapping[str, str] = field(default_factory=dict, hash=False)  # models that cannot serve it, and why
     degraded: bool = False  # True where a fallback (heuristics, priors) stood in for something learned
 
     def __str__(self) -> str:
@@ -220,4 +214,4 @@ class ModelState:
 class MachineState:
     """A snapshot of every model the backends know of, keyed by catalogue name."""
 
-    models: Mapping[str, ModelState] = field(default_factory=_empty)
+    models: Mapping[str, ModelState] = field(default_factory=dict, hash=False)

@@ -44,11 +44,11 @@ def test_a_parsed_context_passes_through() -> None:
 @pytest.mark.parametrize(
     ("raw", "turn"),
     [
-        ("call Dana", Turn("", "call Dana")),
+        ("call Dana", Turn("assistant", "call Dana")),
         ("user: call Dana", Turn("user", "call Dana")),
         ("Human: call Dana", Turn("user", "call Dana")),
         ("AI: which Dana?", Turn("assistant", "which Dana?")),
-        ("at 10: stand-up", Turn("", "at 10: stand-up")),
+        ("at 10: stand-up", Turn("assistant", "at 10: stand-up")),
         ({"role": "assistant", "content": "Which one?"}, Turn("assistant", "Which one?")),
         ({"content": "no role"}, Turn("user", "no role")),
         ({"role": "user", "text": "as text"}, Turn("user", "as text")),
@@ -257,7 +257,7 @@ _CONTEXTS = st.builds(
 @given(_CONTEXTS, st.integers(0, 9))
 def test_a_context_survives_its_json_form(context: Context, more_tools: int) -> None:
     context = dataclasses.replace(context, n_tools=len(context.tools) + more_tools)
-    assert parse_context(json.loads(json.dumps(context_row(context)))) == context
+    assert parse_context(json.loads(json.dumps(context_row(context)))) == parse_context(context)
 
 
 def test_the_json_form_of_schemas_has_the_same_features_without_session_and_strangers() -> None:

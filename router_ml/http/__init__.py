@@ -1,0 +1,1 @@
+"""Endpoints in front of a gateway; needs the extra `server`."""
