@@ -47,7 +47,8 @@ def wire_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(role, str):
         raise QueryError(f"{where} is of type {type(message).__name__}; a message is a mapping with a role and content")
     content = part(message, "content")
-    images = items(part(message, "images"), f"{where}.images")
+    shown = items(part(message, "images"), f"{where}.images")
+    images = [image_base64(image, f"{where}.images[{index}]") for index, image in enumerate(shown)]
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         images += _shown(content, where)
         content = " ".join(_texts(content))
@@ -56,8 +57,7 @@ def wire_message(message: Any, where: str) -> dict[str, Any]:
     given = {"content": content, "thinking": part(message, "thinking"), "tool_name": name, "tool_calls": calls}
     ready = json_ready({key: value for key, value in given.items() if value is not None}, where)
     sent = valid(ollama.Message, {"role": _ROLES.get(role, role), **_filled(ready)}, where)
-    shown = [image_base64(image, f"{where}.images[{index}]") for index, image in enumerate(images)]
-    return {**sent, "images": shown} if shown else sent
+    return {**sent, "images": images} if images else sent
 
 
 def wire_tool(tool: Any, where: str) -> dict[str, Any]:
@@ -109,20 +109,23 @@ def _texts(content: Sequence[Any]) -> Iterator[str]:
             yield text
 
 
-def _shown(content: Sequence[Any], where: str) -> Iterator[Any]:
-    """Yield the images among the parts of a content. Raises `QueryError` for other parts that hold no text."""
+def _shown(content: Sequence[Any], where: str) -> Iterator[str]:
+    """Yield the images among the parts of a content as base64; a URL there never names a file of this machine.
+
+    Raises `QueryError` for other parts that hold no text."""
     for index, piece in enumerate(content):
+        place = f"{where}.content[{index}]"
         kind = part(piece, "type")
         if isinstance(piece, str) or isinstance(part(piece, "text"), str) or kind in _UNSENT_KINDS:
             continue
         if kind not in _IMAGE_KINDS:
-            raise QueryError(f"{where}.content[{index}] ({kind!r:.40}) cannot be sent; only text and images can")
+            raise QueryError(f"{place} ({kind!r:.40}) cannot be sent; only text and images can")
         found = part(piece, "image_url") or part(piece, "image") or part(piece, "data") or part(piece, "base64")
         source = part(piece, "source")
         image = part(found, "url") or part(source, "data") or found
         if isinstance(image, str) and image.startswith(("http://", "https://")):
-            raise QueryError(f"{where}.content[{index}]: images are not fetched from URLs; give bytes or a data URL")
-        yield image
+            raise QueryError(f"{place}: images are not fetched from URLs; give bytes or a data URL")
+        yield image_base64(image, place, files=False)
 
 
 def _call(call: Any) -> Any:

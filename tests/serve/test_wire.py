@@ -83,6 +83,12 @@ def test_parts_that_cannot_be_sent_are_refused_not_skipped() -> None:
             build_request([{"role": "user", "content": ["look", content]}])
 
 
+def test_the_url_of_an_image_never_names_a_file(photo: Path) -> None:
+    for url in (str(photo), f"file://{photo}", photo):
+        with pytest.raises(QueryError, match=r"messages\[0\]\.content\[0\]"):
+            build_request([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+
+
 class Colour(enum.StrEnum):
     RED = "red"
 
