@@ -23,7 +23,7 @@ MAX_BATCH = 32  # more would let the first of a batch wait for its last
 class Decider(Protocol):
     """What decides for a batch, as `Router` does."""
 
-    def decide_many(self, queries: Sequence[str], contexts: Sequence[Any] | None, policy: Any) -> list[Decision]:
+    def decide_many(self, queries: Sequence[Any], contexts: Sequence[Any] | None, policy: Any) -> list[Decision]:
         """One decision for each query, in their order."""
         ...
 
@@ -32,7 +32,7 @@ class PendingDecision(NamedTuple):
     """One caller's question and where its answer goes."""
 
     decider: Decider
-    query: str
+    query: Any
     context: Any
     policy: Any
     loop: asyncio.AbstractEventLoop
@@ -52,7 +52,7 @@ class MicroBatcher:
         self._busy = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="router_ml-decide")
 
-    async def decide(self, decider: Decider, query: str, context: Any, policy: Any) -> Decision:
+    async def decide(self, decider: Decider, query: Any, context: Any, policy: Any) -> Decision:
         """One decision; raises what the decider raises for this query alone."""
         loop = asyncio.get_running_loop()
         request = PendingDecision(decider, query, context, policy, loop, loop.create_future())

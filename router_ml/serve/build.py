@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from router_ml.bundles.format import MANIFEST
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy, resolve_policy
-from router_ml.errors import PolicyError, SettingsError
+from router_ml.errors import PolicyError, RouterError, SettingsError
 from router_ml.events.event import Recorder
 from router_ml.hosts.options import GatewayOptions
 from router_ml.monitor.watch import Watch, open_watch
@@ -138,11 +140,23 @@ def answer_cache(settings: Settings) -> ExactCache[Answer] | None:
 
 
 def bundle_routers(settings: Settings) -> Callable[[str], Router]:
-    """Return a function that gives the router of a bundle's folder, each loaded once: an experiment's arms run them."""
+    """Return a function from a bundle's folder to its router: what the variants of an experiment run.
 
-    @functools.lru_cache(maxsize=4)
+    A bundle is loaded once, and once more when its manifest changes; one that cannot be loaded raises its error at once
+    from then on."""
+
+    @functools.lru_cache(maxsize=16)
+    def load(folder: str, stamp: float) -> Router | RouterError:
+        try:
+            return Router.load(folder, settings=settings, remember=settings.decision_cache_size)
+        except RouterError as error:
+            return error
+
     def router_of(bundle: str) -> Router:
-        return Router.load(Path(bundle), settings=settings, remember=settings.decision_cache_size)
+        found = load(bundle, _changed_at(Path(bundle)))
+        if isinstance(found, RouterError):
+            raise copy.copy(found)  # one instance raised by many threads would collect their tracebacks
+        return found
 
     return router_of
 
@@ -156,3 +170,10 @@ def _known_policy(policy: Policy | str) -> Policy | str:
     except PolicyError as error:
         raise SettingsError(f"ROUTER_ML_POLICY: {error}") from error
     return policy
+
+
+def _changed_at(bundle: Path) -> float:
+    try:
+        return (bundle / MANIFEST).stat().st_mtime
+    except (OSError, ValueError):
+        return 0.0

@@ -313,6 +313,8 @@ class Gateway:
         except asyncio.CancelledError:
             self._recorder.failed(state, "cancelled")
             raise
+        except InputError:  # the caller's own mistake is no outcome of any model
+            raise
         except Exception as error:
             self._recorder.failed(state, type(error).__name__)
             raise

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeAlias
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.context import conversation_context
 from router_ml.decide.router import Router
-from router_ml.decide.selection.policy import Policy
+from router_ml.decide.selection.policy import Policy, policy_parameters
 from router_ml.errors import ContextError, QueryError
 from router_ml.events.event import Recorder, decision_event
 from router_ml.hosts.names import ModelNames
@@ -155,10 +155,15 @@ class CoordinatorNode:
             return plain_decision(self._models(), "balanced", why)
 
     def _record(self, decision: Decision, text: str, context: Context) -> None:
-        event = decision_event(
-            decision, unit=context.session_id, prompt_tokens=context.prompt_tokens, text=text, context=context
-        )
         try:
+            event = decision_event(
+                decision,
+                unit=context.session_id,
+                prompt_tokens=context.prompt_tokens,
+                policy_parameters=policy_parameters(self._policy),
+                text=text,
+                context=context,
+            )
             if self._recorder is None:
                 self._recorder = settings_recorder(self._settings)
             self._recorder.record(event)

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue
+from router_ml.decide.selection.policy import policy_parameters
 from router_ml.events.event import (
     AttemptEvent,
     Event,
-    FeedbackEvent,
-    FeedbackKind,
     OutcomeEvent,
     Recorder,
     decision_event,
+    feedback_event,
 )
 from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Answer, Attempt, Timings, may_be_empty
@@ -45,9 +45,10 @@ class EventRecorder:
         self._lock = threading.Lock()
 
     def judged(self, decision_id: str, score: float, comment: str | None) -> bool:
-        """Record what an answer was worth, 0 bad .. 1 good; return whether it was one of the latest given here."""
-        kind: FeedbackKind = "thumb" if score in (0.0, 1.0) else "score"
-        self._record(FeedbackEvent(decision_id, kind, score, comment))
+        """Record what an answer was worth, 0 bad .. 1 good; return whether it was one of the latest given here.
+
+        Raises `InputError` for an id, score or comment that cannot be recorded."""
+        self._record(feedback_event(decision_id, score, comment))
         with self._lock:
             return decision_id in self._decided
 
@@ -82,6 +83,9 @@ class EventRecorder:
                 unit=outcome.unit,
                 pinned=outcome.pinned,
                 prompt_tokens=state.context.prompt_tokens,
+                policy_parameters=policy_parameters(
+                    (state.assignment is not None and state.assignment.variant.policy) or state.policy
+                ),
                 text=state.request.text,
                 context=state.context,
             )
