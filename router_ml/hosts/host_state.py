@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 
 from router_ml.hosts.failure import HostError, classify
@@ -142,8 +141,11 @@ class HostState:
         await asyncio.shield(self._checking)
 
     async def _check_once(self) -> None:
-        with contextlib.suppress(Exception):  # `_failed` has noted it
+        try:
             await self._running()
+        except Exception as error:  # `_failed` has noted a refusal
+            if classify(error).kind == "connection":  # it goes away at this very moment
+                self.refused()
 
     async def _installed(self) -> Mapping[str, Installed]:
         try:

@@ -37,7 +37,7 @@ from router_ml.types import Quantiles
 
 _COLD_TIMEOUTS = 3  # in a row: then a model is no longer believed to be loading
 _MAX_ATTEMPTS = 50  # of one request; a host that comes and goes gets no more
-_SERVICE_MARGIN = 1.2  # a call is begun only where this many times its usual duration is left
+_SERVICE_MARGIN = 1.5  # a call that had to wait begins only where this many times its usual duration is left
 
 
 @dataclass(slots=True)
@@ -305,6 +305,7 @@ class FallbackRunner:
             self._options,
             probe=backend.breaker.state == "half_open",
             decode_tokens_per_s=backend.rates.decode_tokens_per_s,
+            service_s=backend.rates.service_s,
         )
 
     def _expected(self, state: RequestState, backend: Backend) -> Quantiles | None:

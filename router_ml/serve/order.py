@@ -51,13 +51,15 @@ def attempt_timeout_s(
     options: GatewayOptions,
     probe: bool = False,
     decode_tokens_per_s: float | None = None,
+    service_s: float | None = None,
 ) -> float:
     """Return how long one attempt may take, in seconds.
 
     Where other models remain (`later`, their loads included): a multiple of the predicted p95, or what a long answer
     takes at the rate seen (`decode_tokens_per_s`) where that is more; for a model not known to be in memory its load
     on top. Time for the fastest of the others is reserved, but only where it could finish in that time, and where the
-    first could finish in the rest. The last one may use all that is left, unless it is a `probe` of a model that has
+    first could finish in the rest: by its p95, and by twice the duration of its calls (`service_s`), or
+    `attempt_min_s` where none was seen. The last one may use all that is left, unless it is a `probe` of a model that has
     been failing."""
     if not later and not probe:
         return remaining_s  # nothing else could use what is left
@@ -68,7 +70,8 @@ def attempt_timeout_s(
         wanted_s += options.cold_load_s if load_s is None else 2.0 * load_s
     if not later:
         return min(wanted_s, remaining_s)
-    needed_s = (0.0 if expected is None else expected.p95) + (load_s or 0.0 if resident is not True else 0.0)
+    needed_s = max(0.0 if expected is None else expected.p95, 2 * service_s if service_s else options.attempt_min_s)
+    needed_s += load_s or 0.0 if resident is not True else 0.0
     reserved_s = _reserved_s(later, remaining_s, options)
     return min(wanted_s, remaining_s - (reserved_s if needed_s <= remaining_s - reserved_s else 0.0))
 
