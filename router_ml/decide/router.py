@@ -168,8 +168,9 @@ class Router:
         return self._decide([query], [context], policy, machine, variant)[0]
 
     def remembers(self, query: str, context: ContextLike = None) -> bool:
-        """Whether it need not read a query, which is most of what a decision costs: `remember=` gives how many queries
-        it remembers, and rules read nothing."""
+        """Return whether a query need not be read, which is most of what a decision costs.
+
+        `remember=` gives how many queries are remembered; rules read nothing."""
         if self._remembered is None:
             return self._features is None
         return self._remembered.remembers(*read_query(query, context))

@@ -70,7 +70,7 @@ class CoordinatorNode:
     the models (a gateway's `machine`, say); `stick_margin` keeps the model that answered last unless another one's
     utility is higher by more than that. The result of a tool goes to the model that asked for it.
     `clarifying_question` is what the graph asks where `clarify` is true: it is never asked twice in a row, nor in a
-    tool loop. What is not given is as the `settings` say (by default the environment's).
+    tool loop. What is not given is taken from `settings` (by default the environment's).
 
     Raises `SettingsError` where a setting cannot be read, and `PolicyError`."""
 

@@ -59,8 +59,8 @@ def attempt_timeout_s(
     takes at the rate seen (`decode_tokens_per_s`) where that is more; for a model not known to be in memory its load
     on top. Time for the fastest of the others is reserved, but only where it could finish in that time, and where the
     first could finish in the rest: by its p95, and by twice the duration of its calls (`service_s`), or
-    `attempt_min_s` where none was seen. The last one may use all that is left, unless it is a `probe` of a model that has
-    been failing."""
+    `attempt_min_s` where none was seen. The last one may use all that is left, unless it is a `probe` of a model that
+    has been failing."""
     if not later and not probe:
         return remaining_s  # nothing else could use what is left
     wanted_s = remaining_s if expected is None else options.attempt_factor * expected.p95

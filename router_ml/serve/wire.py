@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from router_ml.errors import QueryError
 from router_ml.hosts.ollama_package import convert_function_to_tool, ollama
@@ -13,6 +15,7 @@ from router_ml.serve.encode import image_base64, json_ready
 
 _TOOL_EXAMPLE = 'give a function with annotated parameters, or {"type": "function", "function": {"name": ..., ...}}'
 _ROLES = {"human": "user", "ai": "assistant", "function": "tool"}
+_SCHEMAS: WeakKeyDictionary[FunctionType, tuple[str, dict[str, Any]]] = WeakKeyDictionary()  # of functions as tools
 _IMAGE_KINDS = ("image_url", "image", "input_image")
 _UNSENT_KINDS = ("tool_use", "tool_call", "thinking", "reasoning", "redacted_thinking")
 
@@ -74,15 +77,33 @@ def wire_tool(tool: Any, where: str) -> dict[str, Any]:
         return _named(valid(ollama.Tool, schema, where), where)
     if not callable(tool):
         raise QueryError(f"{where} is of type {type(tool).__name__}; each tool must be a function or a JSON schema")
+    return _named(_described(tool, where), where)
+
+
+def _described(function: Any, where: str) -> dict[str, Any]:
+    """Return the schema of a function; that of the same one is not made again, for it takes a millisecond."""
+    looks = [getattr(function, name, None) for name in ("__name__", "__doc__", "__annotations__", "__defaults__")]
+    cacheable = isinstance(function, FunctionType)
+    known = _SCHEMAS.get(function) if cacheable else None
+    if known is not None and known[0] == repr(looks):
+        return known[1]
+    schema = _converted(function, where)
+    if cacheable:
+        _SCHEMAS[function] = (repr(looks), schema)
+    return schema
+
+
+def _converted(function: Any, where: str) -> dict[str, Any]:
     try:
-        converted = convert_function_to_tool(tool)
+        converted = convert_function_to_tool(function)
     except Exception as error:  # whatever its annotations do
-        name = getattr(tool, "__name__", type(tool).__name__)
+        name = getattr(function, "__name__", type(function).__name__)
         raise QueryError(
             f"{where}: the function {name!r:.60} cannot be described ({type(error).__name__}): each parameter needs an "
             "annotation that has a JSON schema (str, int, list[str] ...); or give the schema itself"
         ) from error
-    return _named(json_ready(converted, where), where)
+    schema: dict[str, Any] = json_ready(converted, where)
+    return schema
 
 
 def valid(kind: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -217,3 +217,15 @@ def test_tools_of_every_kind_become_schemas() -> None:
     assert functions[0]["parameters"]["properties"]["a"] == {"type": "integer", "description": "the first"}
     assert functions[1]["parameters"]["required"] == ["city"]
     assert functions[2] == functions[3] == functions[4]
+
+
+def test_a_function_that_changed_is_described_anew() -> None:
+    def look(city: str) -> str:
+        """Look outside."""
+        return city
+
+    (first,) = build_request(HELLO, [look]).tools
+    assert build_request(HELLO, [look]).tools == (first,)
+    look.__doc__ = "Look inside."
+    (second,) = build_request(HELLO, [look]).tools
+    assert (first["function"]["description"], second["function"]["description"]) == ("Look outside.", "Look inside.")
