@@ -69,7 +69,8 @@ class ChatRequest:
         """Whether a message quotes the conversation or the tools, so that it must not be shown or logged."""
         texts = [text[-_QUOTABLE_CHARS:] for turn in self.conversation.messages if (text := turn.text.strip())]
         whole = any(len(text) >= _QUOTE_CHARS // 4 and text in message for text in texts)
-        searched = "\n".join([*texts, str(self.tools)])[-_QUOTABLE_CHARS:]
+        beside = [[turn.get(key) for key in ("tool_calls", "thinking")] for turn in self.messages]
+        searched = "\n".join([*texts, str(beside)[-_QUOTABLE_CHARS:], str(self.tools)])[-_QUOTABLE_CHARS:]
         starts = range(0, len(message) - _QUOTE_CHARS + 1, 4)
         return whole or any(message[start : start + _QUOTE_CHARS] in searched for start in starts)
 
