@@ -19,6 +19,8 @@ from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
 from router_ml.types import Decision
 
+PROMPT_CUT = "prompt_cut"  # in `Attempt.adapted`: the server dropped the beginning of the prompt
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:
@@ -90,6 +92,11 @@ class Answer:
     def fallback(self) -> bool:
         """Whether a model other than the chosen one answered."""
         return not self.clarify and self.model != self.decision.model
+
+    @property
+    def prompt_cut(self) -> bool:
+        """Whether the model that answered saw only the end of the prompt: it is longer than the model's window."""
+        return bool(self.attempts) and PROMPT_CUT in self.attempts[-1].adapted
 
     @property
     def empty(self) -> bool:

@@ -13,7 +13,7 @@ from router_ml.hosts.options import GatewayOptions
 from router_ml.types import Candidate, Decision, Quantiles
 
 _RESERVED_SHARE = 0.5  # the most of the remaining time that is reserved for the models further down
-_OUTAGE_SHARE, _OUTAGE_MAX_S = 1 / 3, 30.0  # of a deadline, how long a host may be down and still be waited for
+_OUTAGE_MAX_S = 30.0  # a host that has been down for longer is not waited for
 _OUTAGE_UNSEEN_S = 2.0  # the same for a host that never took a connection
 
 
@@ -31,9 +31,10 @@ def chain(
 def outage_wait_s(down_s: float, seen_up: bool, total_s: float, left_s: float) -> float:
     """Return how many seconds a request may wait for a host that takes no connections.
 
-    A host that was up is restarting, perhaps: it is waited for until it has been down (`down_s`) for a third of the
-    request's deadline (`total_s`), at most 30 s. One that was never up is more likely not there at all."""
-    longest_s = min(_OUTAGE_SHARE * total_s, _OUTAGE_MAX_S if seen_up else _OUTAGE_UNSEEN_S)
+    A host that was up is restarting, perhaps: it is waited for until it has been down (`down_s`) for as long as the
+    request's deadline (`total_s`), at most 30 s; after that requests fail at once until it is back. One that was never
+    up is more likely not there at all."""
+    longest_s = min(total_s, _OUTAGE_MAX_S if seen_up else _OUTAGE_UNSEEN_S)
     return max(0.0, min(longest_s - down_s, left_s))
 
 
@@ -59,8 +60,8 @@ def attempt_timeout_s(
     takes at the rate seen (`decode_tokens_per_s`) where that is more; for a model not known to be in memory its load
     on top. Time for the fastest of the others is reserved, but only where it could finish in that time, and where the
     first could finish in the rest: by its p95, and by twice the duration of its calls (`service_s`), or
-    `attempt_min_s` where none was seen. The last one may use all that is left, unless it is a `probe` of a model that has
-    been failing."""
+    `attempt_min_s` where none was seen. The last one may use all that is left, unless it is a `probe` of a model that
+    has been failing."""
     if not later and not probe:
         return remaining_s  # nothing else could use what is left
     wanted_s = remaining_s if expected is None else options.attempt_factor * expected.p95
