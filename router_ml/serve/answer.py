@@ -19,6 +19,8 @@ from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
 from router_ml.types import Decision
 
+PROMPT_CUT = "prompt_cut"  # in `Attempt.adapted`: the server dropped the beginning of the prompt
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:
@@ -95,6 +97,11 @@ class Answer:
     def adapted(self) -> tuple[str, ...]:
         """Return the names of what was changed in the request for the model that answered."""
         return self.attempts[-1].adapted if self.attempts else ()
+
+    @property
+    def prompt_cut(self) -> bool:
+        """Whether the model that answered saw only the end of the prompt: it is longer than the model's window."""
+        return PROMPT_CUT in self.adapted
 
     @property
     def empty(self) -> bool:
