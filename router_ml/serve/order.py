@@ -13,7 +13,7 @@ from router_ml.hosts.options import GatewayOptions
 from router_ml.types import Candidate, Decision, Quantiles
 
 _RESERVED_SHARE = 0.5  # the most of the remaining time that is reserved for the models further down
-_OUTAGE_SHARE, _OUTAGE_MAX_S = 1 / 3, 30.0  # of a deadline, how long a host may be down and still be waited for
+_OUTAGE_MAX_S = 30.0  # a host that has been down for longer is not waited for
 _OUTAGE_UNSEEN_S = 2.0  # the same for a host that never took a connection
 
 
@@ -31,9 +31,10 @@ def chain(
 def outage_wait_s(down_s: float, seen_up: bool, total_s: float, left_s: float) -> float:
     """Return how many seconds a request may wait for a host that takes no connections.
 
-    A host that was up is restarting, perhaps: it is waited for until it has been down (`down_s`) for a third of the
-    request's deadline (`total_s`), at most 30 s. One that was never up is more likely not there at all."""
-    longest_s = min(_OUTAGE_SHARE * total_s, _OUTAGE_MAX_S if seen_up else _OUTAGE_UNSEEN_S)
+    A host that was up is restarting, perhaps: it is waited for until it has been down (`down_s`) for as long as the
+    request's deadline (`total_s`), at most 30 s; after that requests fail at once until it is back. One that was never
+    up is more likely not there at all."""
+    longest_s = min(total_s, _OUTAGE_MAX_S if seen_up else _OUTAGE_UNSEEN_S)
     return max(0.0, min(longest_s - down_s, left_s))
 
 

@@ -88,8 +88,8 @@ def test_no_time_is_reserved_for_a_fallback_that_could_not_finish_in_it() -> Non
 @pytest.mark.parametrize(
     ("down_s", "seen_up", "total_s", "left_s", "wait_s"),
     [
-        (0.0, True, 30.0, 30.0, 10.0),
-        (4.0, True, 30.0, 29.0, 6.0),
+        (0.0, True, 30.0, 30.0, 30.0),
+        (4.0, True, 30.0, 29.0, 26.0),
         (0.0, True, 120.0, 120.0, 30.0),  # never longer than half a minute
         (0.0, True, 30.0, 2.0, 2.0),  # nor than the deadline
         (60.0, True, 30.0, 30.0, 0.0),
