@@ -144,8 +144,11 @@ def alternating(roles: Sequence[str]) -> list[str]:
 
 
 def clean_text(text: str) -> str:
-    """Return the text with each unpaired surrogate, which no encoding can write, replaced by "?"."""
-    return text if text.isascii() else _SURROGATE.sub("?", text)
+    """Return the text with each unpaired surrogate, which no encoding can write, replaced by U+FFFD; a pair becomes the
+    character it stands for."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def estimate_tokens(text: str) -> float:
@@ -172,18 +175,19 @@ def check_bounded(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX
     for _ in range(max_depth):
         below: list[Any] = []
         for item in level:
-            n_values += len(item) if isinstance(item, _CONTAINERS) else 0
-            if n_values > max_values:
-                raise ValueError(f"it holds more than {max_values:,} values, or itself")
-            inner = item.values() if isinstance(item, Mapping) else item if isinstance(item, _CONTAINERS) else ()
-            below += [part for part in inner if isinstance(part, _CONTAINERS)]
+            if isinstance(item, _CONTAINERS):
+                n_values += len(item)
+                if n_values > max_values:
+                    raise ValueError(f"it holds more than {max_values:,} values, or itself")
+                inner = item.values() if isinstance(item, dict) else item
+                below += [part for part in inner if isinstance(part, _CONTAINERS)]
         if not below:
             return n_values
         level = below
     raise ValueError(f"it nests deeper than {max_depth} levels, or holds itself")
 
 
-_CONTAINERS = (dict, list, tuple, set, frozenset, Mapping)
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def shown(value: Any) -> str:

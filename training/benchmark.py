@@ -44,10 +44,11 @@ from typing import Any
 import ollama
 
 from router_ml.catalogue import load_catalogue
-from router_ml.errors import InputError, RouterError
+from router_ml.errors import InputError
 from router_ml.hosts.names import normal
 from router_ml.jsonl import query_row, read_outcomes, read_queries, write_rows
 from router_ml.settings import load_settings
+from router_ml.terminal import run_command
 from router_ml.types import Query
 from training.corpus import data_dir, data_sha256
 from training.measuring.comparison import Comparison, compare, comparison_table
@@ -220,20 +221,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        plan, source = prepare(options)
-        comparison = run(plan, timeout_s=options.timeout, quiet=options.quiet)
-        report(options, plan, source, comparison)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RouterError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped; what was measured is in {options.out}, and --resume goes on with it", file=sys.stderr)
-        return 130
-    return 0
+    stopped = f"stopped; what was measured is in {options.out}, and --resume goes on with it"
+    return run_command("training.benchmark", lambda: _run(options), failure=1, interrupted=stopped)
+
+
+def _run(options: argparse.Namespace) -> None:
+    plan, source = prepare(options)
+    comparison = run(plan, timeout_s=options.timeout, quiet=options.quiet)
+    report(options, plan, source, comparison)
 
 
 if __name__ == "__main__":

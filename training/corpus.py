@@ -24,6 +24,7 @@ from router_ml.decide.features.composition import compose
 from router_ml.errors import InputError
 from router_ml.jsonl import query_row, read_queries
 from router_ml.settings import CHECKOUT
+from router_ml.terminal import run_command
 from router_ml.types import LABELS, Query
 from training.splits import group_of, is_test
 
@@ -137,13 +138,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", nargs="?", type=Path, default=corpus_path(), help="queries to check (the shipped ones)")
     parser.add_argument("--no-vectors", action="store_true", help="skip the near-duplicate check (no encoder needed)")
     options = parser.parse_args(argv)
-    try:
-        queries = read_queries(options.file)
-        if not queries:
-            raise InputError(f"{options.file} holds no row")
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run_command("training.corpus", lambda: _run(options), failure=1)
+
+
+def _run(options: argparse.Namespace) -> int:
+    queries = read_queries(options.file)
+    if not queries:
+        raise InputError(f"{options.file} holds no row; give a file of queries")
     findings = check_corpus(queries)
     if not options.no_vectors:
         from training.embeddings import frozen_vectors

@@ -28,6 +28,7 @@ from typing import Any
 
 from router_ml.errors import InputError
 from router_ml.jsonl import write_rows
+from router_ml.terminal import run_command
 
 Row = Mapping[str, Any]
 Converted = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # query rows, outcome rows
@@ -382,19 +383,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert; exit code 2 for what it does not know."""
+    """Convert; exit status 2 for what it does not know."""
     options = parser().parse_args(argv)
     convert: dict[str, Callable[[], Converted]] = {
         "routellm": lambda: routellm(options.files),
         "table": lambda: table(options.files),
         "bfcl": lambda: bfcl(options.questions, options.scores, options.results, options.models),
     }
-    try:
-        print(write(convert[options.kind](), options.out))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_command("training.datasets", lambda: print(write(convert[options.kind](), options.out)), failure=1)
 
 
 if __name__ == "__main__":

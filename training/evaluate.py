@@ -24,8 +24,9 @@ from router_ml.decide.features.extractor import Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.predictors.outcomes import Predictions
 from router_ml.decide.router import Router
-from router_ml.errors import InputError, RouterError
+from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.terminal import run_command
 from training.measuring import baselines
 from training.measuring.metrics import (
     Aiq,
@@ -405,16 +406,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run an evaluation; exit code 2 for bad input, 1 where the bundle cannot be used."""
+    """Run an evaluation; exit status 2 for bad input, 1 where the bundle cannot be used."""
     options = parser().parse_args(argv)
-    try:
-        found, judged = evaluate(options.bundle, options.queries, options.outcomes, resamples=options.resamples)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RouterError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command("training.evaluate", lambda: _run(options), failure=1)
+
+
+def _run(options: argparse.Namespace) -> None:
+    found, judged = evaluate(options.bundle, options.queries, options.outcomes, resamples=options.resamples)
     print(summary(found))
     if found["learned_from"]:
         print(
@@ -434,7 +432,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             tracker.metrics(_logged(found))
             if options.plots:
                 tracker.files(options.plots, "plots")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -26,17 +27,27 @@ from typing import Any
 
 import numpy as np
 
-from router_ml.bundles.format import ARRAYS, CATALOGUE, ENCODER, HEADS, TOKENIZER, load_bundle, write_manifest
-from router_ml.bundles.registry import active_bundle, default_models_dir
+from router_ml.bundles.format import (
+    ARRAYS,
+    CATALOGUE,
+    ENCODER,
+    HEADS,
+    SELF_CHECK_TEXTS,
+    TOKENIZER,
+    load_bundle,
+    write_manifest,
+)
+from router_ml.bundles.registry import active_bundle, registry_folder, replace_bundle
 from router_ml.catalogue import Catalogue, Model, load_catalogue, model_entry
 from router_ml.decide.features.extractor import TABLE_NAMES, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
 from router_ml.decide.router import Router
-from router_ml.errors import InputError, RouterError
+from router_ml.errors import InputError
+from router_ml.files import make_private_folder
 from router_ml.jsonl import read_outcomes, read_queries
 from router_ml.settings import load_settings
-from router_ml.terminal import SAMPLES, decision_table, savings
+from router_ml.terminal import SAMPLE_QUERIES, decision_table, run_command, savings
 from router_ml.types import LABELS, Outcome, Query
 from training.complexity.export import self_check_vectors
 from training.complexity.learning import ComplexityBundle, borrow_complexity, learn_complexity, refuse_few_labels
@@ -78,7 +89,7 @@ class FitJob:
 def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
     """Learn a bundle, check it through the serving code, and put it on the shelf; returns its folder and metrics."""
     started = time.monotonic()
-    job.models_dir.mkdir(parents=True, exist_ok=True)
+    make_private_folder(job.models_dir)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=job.models_dir) as scratch:
         folder, plots = Path(scratch) / "bundle", Path(scratch) / "plots"
         folder.mkdir()
@@ -168,7 +179,7 @@ def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
 
 def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model]) -> None:
     embedder = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER)
-    config["self_check"] = list(SAMPLES[:4])
+    config["self_check"] = list(SELF_CHECK_TEXTS)
     arrays["self_check/vectors"] = self_check_vectors(embedder, config["self_check"])
     (folder / HEADS).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     np.savez(folder / ARRAYS, **arrays)
@@ -195,10 +206,7 @@ def _write_manifest(job: FitJob, folder: Path, metrics: dict[str, float], comple
 def _shelve(folder: Path, job: FitJob) -> Path:
     """Move a finished bundle to its place in one step; one of the same name steps aside first."""
     target = job.models_dir / job.name
-    if target.exists():
-        aside = folder.parent / "replaced"
-        target.rename(aside)
-    folder.rename(target)
+    replace_bundle(folder, target)
     return target
 
 
@@ -214,9 +222,9 @@ def _headline(job: FitJob, metrics: dict[str, float]) -> str:
 
 
 def _show(router: Router) -> None:
-    decisions = router.decide_many(SAMPLES)
-    print(decision_table(SAMPLES, decisions))
-    print(savings(decisions))
+    decisions = router.decide_many(SAMPLE_QUERIES)
+    print(decision_table(SAMPLE_QUERIES, decisions, router.learned))
+    print(savings(decisions, learned=router.learned))
 
 
 def prepare(options: argparse.Namespace) -> FitJob:
@@ -243,7 +251,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
     name = options.name or f"{stamp}-{digest[:6]}-{os.getpid()}"
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} must be the plain name of a folder; --models-dir says where it stands")
-    models_dir = options.models_dir or load_settings().models_dir or default_models_dir()
+    models_dir = options.models_dir or registry_folder(load_settings())
     if (models_dir / name).exists() and not options.force:
         raise InputError(f"{models_dir / name} exists; choose another --name, or --force to replace it")
     return FitJob(
@@ -306,27 +314,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a fit; exit code 2 for bad input, 1 where something else went wrong."""
+    """Run a fit; exit status 2 for bad input, 1 where something else went wrong."""
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        job = prepare(options)
-        if job.outcomes and (why := not_learned(outcome_table(job.queries, job.outcomes))):
-            _note(why)
-        note = f"{len(job.queries)} queries, {len(job.outcomes)} outcomes, {'tuned' if job.tune else 'fixed recipe'}"
-        with tracked(job.experiment, job.name, note) as tracker:
-            tracker.params({**job.given, "data_sha256": job.data_sha256, "encoder": job.encoder, "bundle": job.name})
-            target, metrics = fit(job, tracker)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (RouterError, OSError) as error:  # a full disk, a folder that may not be written
-        print(error, file=sys.stderr)
-        return 1
+    return run_command("training.fit", lambda: _run(options), failure=1)
+
+
+def _run(options: argparse.Namespace) -> None:
+    job = prepare(options)
+    if job.outcomes and (why := not_learned(outcome_table(job.queries, job.outcomes))):
+        _note(why)
+    note = f"{len(job.queries)} queries, {len(job.outcomes)} outcomes, {'tuned' if job.tune else 'fixed recipe'}"
+    with tracked(job.experiment, job.name, note) as tracker:
+        tracker.params({**job.given, "data_sha256": job.data_sha256, "encoder": job.encoder, "bundle": job.name})
+        target, metrics = fit(job, tracker)
     print(f"bundle: {target}")
+    print(f"to serve it: router-ml promote {shlex.quote(str(target))}")
     if options.json:
         print(json.dumps({"bundle": str(target), "metrics": metrics}))
-    return 0
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.router import Router
-from router_ml.errors import InputError, RouterError
+from router_ml.errors import InputError
+from router_ml.files import atomic_write
 from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.terminal import run_command
 from router_ml.types import LABELS, Label, Query
 from training.corpus import corpus_path
 from training.outcomes.table import OutcomeTable, outcome_table
@@ -237,28 +239,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a replay; exit code 2 for bad input, 1 where the bundle cannot be used."""
+    """Run a replay; exit status 2 for bad input, 1 where the bundle cannot be used."""
     options = parser().parse_args(argv)
-    try:
-        mix = _mix(options.mix) if options.mix else dict(DEFAULT_MIX)
-        router = Router.load(options.bundle) if options.bundle else Router.load_or_heuristic()
-        queries = read_queries(options.queries or corpus_path())
-        if options.outcomes:
-            world = world_of_outcomes(outcome_table(queries, read_outcomes(options.outcomes)), mix)
-        else:
-            world = world_of_priors(queries, load_catalogue(options.catalogue), mix)
-        found = replay(world, router, options.give, options.floor)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RouterError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command("training.replay", lambda: _run(options), failure=1)
+
+
+def _run(options: argparse.Namespace) -> None:
+    mix = _mix(options.mix) if options.mix else dict(DEFAULT_MIX)
+    router = Router.load(options.bundle) if options.bundle else Router.load_or_heuristic()
+    queries = read_queries(options.queries or corpus_path())
+    if options.outcomes:
+        world = world_of_outcomes(outcome_table(queries, read_outcomes(options.outcomes)), mix)
+    else:
+        world = world_of_priors(queries, load_catalogue(options.catalogue), mix)
+    found = replay(world, router, options.give, options.floor)
     print(summary(found))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 0
+        atomic_write(options.json, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

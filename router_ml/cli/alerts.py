@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from datetime import datetime
 
 from router_ml.cli.events import age_s, event_store
-from router_ml.events.event import AlertEvent, as_dict
+from router_ml.events.event import AlertEvent, as_dict, json_line
 from router_ml.events.store import EventFilter
-from router_ml.monitor.alerts import UNHEARD_S
+from router_ml.monitor.alerts import UNHEARD_S, alert_line
 from router_ml.settings import load_settings
 
 
@@ -37,7 +36,7 @@ def _alerts(options: argparse.Namespace) -> int:
     unheard = [alert for alert in firing if now_s - heard_s[_key(alert)] > UNHEARD_S]
     firing = [alert for alert in firing if alert not in unheard]
     for alert in changes if options.all else firing:
-        print(json.dumps(as_dict(alert)) if options.json else _told(alert))
+        print(json_line(as_dict(alert)) if options.json else _told(alert))
     if not options.json:
         for alert in unheard:
             print(f"{_stamp(heard_s[_key(alert)])}  unheard   {alert.rule} ({alert.subject}): its process is gone")
@@ -69,7 +68,7 @@ def _changes(
 
 
 def _told(alert: AlertEvent) -> str:
-    line = f"{_stamp(alert.at_s)}  {alert.state:8}  {alert.rule} ({alert.subject}): {alert.summary}"
+    line = f"{_stamp(alert.at_s)}  {alert_line(alert)}"
     return f"{line}\n    {alert.advice}" if alert.state == "firing" else line
 
 

@@ -1,4 +1,4 @@
-"""The process-wide router behind `select_model` and its kin: built once, on first use, shared by all threads."""
+"""The process-wide router behind `select_model` and its variants: built once, on first use, shared by all threads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router_ml.decide.decision_cache import DecisionCache, decision_key, renewed
-from router_ml.decide.router import ContextLike, Router, is_list
+from router_ml.decide.query import ContextLike, read_query
+from router_ml.decide.router import Router, is_list
 from router_ml.decide.selection.policy import Policy, resolve_policy
-from router_ml.errors import QueryError
 from router_ml.settings import Settings, load_settings
-from router_ml.types import Decision
+from router_ml.types import Context, Decision
 
 if TYPE_CHECKING:
     from router_ml.decide.batching import MicroBatcher
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PolicyLike = Policy | str | None
 
 
-class _Desk(NamedTuple):
-    """A router, the settings it was built with, and the decisions it made lately."""
+class RouterState(NamedTuple):
+    """A router, the settings it was built with, and the cache of its decisions."""
 
     router: Router
     settings: Settings
@@ -32,32 +32,32 @@ class DefaultRouter:
     """Holds the one router of this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._desk: _Desk | None = None
+        self._lock = threading.RLock()  # a signal handler may come while its thread holds it
+        self._state: RouterState | None = None
         self._batcher: MicroBatcher | None = None
 
     def get(self) -> tuple[Router, Settings]:
-        """The router and the settings it was built with; the first caller builds, the others wait."""
-        return self.desk()[:2]
+        """Return the router and the settings it was built with; the first caller builds, the others wait."""
+        return self.state()[:2]
 
-    def desk(self) -> _Desk:
-        """The router with its settings and its cache."""
-        desk = self._desk  # read once: another thread may reset it meanwhile
-        if desk is None:
+    def state(self) -> RouterState:
+        """Return the router with its settings and its cache."""
+        state = self._state  # read once: another thread may reset it meanwhile
+        if state is None:
             with self._lock:
-                desk = self._desk
-                if desk is None:
-                    desk = self._desk = _open_desk()
-        return desk
+                state = self._state
+                if state is None:
+                    state = self._state = _open_state()
+        return state
 
     @property
     def loaded(self) -> bool:
-        """Whether the router is there already."""
-        return self._desk is not None
+        """Return whether the router is there already."""
+        return self._state is not None
 
     @property
     def batcher(self) -> MicroBatcher:
-        """What serves concurrent callers."""
+        """Return what serves concurrent callers."""
         from router_ml.decide.batching import MicroBatcher  # deferred: asyncio is a tenth of a cold start
 
         with self._lock:
@@ -68,18 +68,18 @@ class DefaultRouter:
     def reset(self) -> None:
         """Forget the router, so that the next call loads the active bundle anew."""
         with self._lock:
-            self._desk = None
+            self._state = None
 
     def after_fork(self) -> None:
-        """Threads do not survive a fork, and a lock may have been held by one of them."""
-        self._lock = threading.Lock()
+        """Replace what threads of the parent may have held: they do not survive a fork."""
+        self._lock = threading.RLock()
         self._batcher = None
 
 
-def _open_desk() -> _Desk:
+def _open_state() -> RouterState:
     settings = load_settings()
     size = settings.decision_cache_size
-    return _Desk(Router.load_or_heuristic(settings=settings), settings, DecisionCache(size) if size else None)
+    return RouterState(Router.load_or_heuristic(settings=settings), settings, DecisionCache(size) if size else None)
 
 
 DEFAULT = DefaultRouter()
@@ -88,7 +88,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def select_model(
-    query: str,
+    query: str | Sequence[Any],
     context: ContextLike = None,
     policy: PolicyLike = None,
     router: Router | None = None,
@@ -96,12 +96,16 @@ def select_model(
 ) -> Decision:
     """Choose the model that should serve a query.
 
-    `context` is a dictionary of what comes with it (all keys optional): `tools`, `n_tools`, `history` (turns, oldest
-    first), `attachment`, `session_id`, `latency_budget_s`, `prompt_tokens`. `policy` is a preset (`fast`, `balanced`,
-    `accurate`), a `Policy` or the path of a policy file; ROUTER_ML_POLICY sets the default. `router` replaces the
-    process-wide one. Thread-safe.
+    `query` is a text, or the messages of a conversation (dictionaries, pairs, LangChain or ollama messages): the last
+    words of the person are judged then, the turns before them and the files among them fill up the context.
 
-    The process-wide router remembers its last decisions (ROUTER_ML_DECISION_CACHE of them, for five minutes): the same
+    `context` is a dictionary of what comes with it (all keys optional): `tools` (names, functions, JSON schemas,
+    pydantic models, LangChain tools), `n_tools`, `history` (turns, oldest first), `attachment`, `session_id`,
+    `latency_budget_s`, `prompt_tokens`. `policy` is a preset (`fast`, `balanced`, `accurate`), a `Policy` or the path
+    of a policy file; ROUTER_ML_POLICY sets the default. `router` replaces the process-wide one. Thread-safe; a signal
+    handler may call it.
+
+    The process-wide router caches its last decisions (ROUTER_ML_DECISION_CACHE of them, for five minutes): the same
     query in the same context under the same policy gets the same decision under a new id. Not so with `options` (as
     `machine=`) or a policy that explores.
 
@@ -109,17 +113,16 @@ def select_model(
     error: the decision then comes from rules and the catalogue's priors, and its `reason` says so."""
     if router is not None:
         return router.decide(query, context, "balanced" if policy is None else policy, **options)
-    desk = DEFAULT.desk()
+    state = DEFAULT.state()
     if options:
-        return desk.router.decide(query, context, desk.settings.policy if policy is None else policy, **options)
-    resolved = resolve_policy(desk.settings.policy if policy is None else policy)
-    key = _key(desk, query, context, resolved)
-    kept = _kept(desk, key)
-    return kept or _keep(desk, key, desk.router.decide(query, context, resolved))
+        return state.router.decide(query, context, state.settings.policy if policy is None else policy, **options)
+    resolved = resolve_policy(state.settings.policy if policy is None else policy)
+    query, context, key = _keyed(state, query, context, resolved)
+    return _cached(state, key) or _store(state, key, state.router.decide(query, context, resolved))
 
 
 def select_models(
-    queries: Sequence[str],
+    queries: Sequence[Any],
     contexts: Sequence[ContextLike] | None = None,
     policy: PolicyLike = None,
     router: Router | None = None,
@@ -129,55 +132,58 @@ def select_models(
     and `QueryError` where the two do not have the same length."""
     if router is not None:
         return router.decide_many(queries, contexts, "balanced" if policy is None else policy)
-    desk = DEFAULT.desk()
-    resolved = resolve_policy(desk.settings.policy if policy is None else policy)
+    state = DEFAULT.state()
+    resolved = resolve_policy(state.settings.policy if policy is None else policy)
     listed = is_list(queries) and (contexts is None or is_list(contexts))
-    if desk.cache is None or not listed or (contexts is not None and len(contexts) != len(queries)):
-        return desk.router.decide_many(queries, contexts, resolved)
+    if state.cache is None or not listed or (contexts is not None and len(contexts) != len(queries)):
+        return state.router.decide_many(queries, contexts, resolved)
     given = contexts or [None] * len(queries)
-    keys = [_key(desk, query, context, resolved) for query, context in zip(queries, given, strict=True)]
-    found = [_kept(desk, key) for key in keys]
+    keyed = [_keyed(state, query, context, resolved) for query, context in zip(queries, given, strict=True)]
+    found = [_cached(state, key) for _, _, key in keyed]
     missing = [i for i, decision in enumerate(found) if decision is None]
-    made = desk.router.decide_many([queries[i] for i in missing], [given[i] for i in missing], resolved)
-    fresh = {i: _keep(desk, keys[i], decision) for i, decision in zip(missing, made, strict=True)}
-    return [decision or fresh[i] for i, decision in enumerate(found)]
+    made = state.router.decide_many([keyed[i][0] for i in missing], [keyed[i][1] for i in missing], resolved)
+    new = {i: _store(state, keyed[i][2], decision) for i, decision in zip(missing, made, strict=True)}
+    return [decision or new[i] for i, decision in enumerate(found)]
 
 
 async def aselect_model(
-    query: str,
+    query: str | Sequence[Any],
     context: ContextLike = None,
     policy: PolicyLike = None,
     router: Router | None = None,
 ) -> Decision:
-    """`select_model` for event loops: the loop never waits for the encoder, and calls that come together are decided
-    together. Raises as `select_model` does."""
-    if not isinstance(query, str):
-        raise QueryError(f"a query must be a string, found {type(query).__name__}; decode or convert it first")
+    """Choose the model as `select_model` does, for event loops: the loop never waits for the encoder, and calls that
+    come together are decided together. Raises as `select_model` does."""
     if router is not None:
         return await DEFAULT.batcher.decide(router, query, context, "balanced" if policy is None else policy)
-    desk = DEFAULT.desk() if DEFAULT.loaded else await DEFAULT.batcher.call(DEFAULT.desk)
-    resolved = resolve_policy(desk.settings.policy if policy is None else policy)
-    key = _key(desk, query, context, resolved)
-    kept = _kept(desk, key)
-    return kept or _keep(desk, key, await DEFAULT.batcher.decide(desk.router, query, context, resolved))
+    state = DEFAULT.state() if DEFAULT.loaded else await DEFAULT.batcher.call(DEFAULT.state)
+    resolved = resolve_policy(state.settings.policy if policy is None else policy)
+    query, context, key = _keyed(state, query, context, resolved)
+    found = _cached(state, key)
+    return found or _store(state, key, await DEFAULT.batcher.decide(state.router, query, context, resolved))
 
 
-def _key(desk: _Desk, query: str, context: ContextLike, policy: Policy) -> Any:
-    """The key a decision is kept under; None where it must be made anew each time."""
-    if desk.cache is None or policy.exploration:
+def _keyed(state: RouterState, query: Any, context: ContextLike, policy: Policy) -> tuple[Any, ContextLike, Any]:
+    """Return the query and its context, read where need be, and the key of their decision; None where it is not
+    cached."""
+    if state.cache is None or policy.exploration:
+        return query, context, None
+    key = decision_key(query, context, policy, state.router.name)
+    if key is None and not (isinstance(query, str) and (context is None or isinstance(context, Context))):
+        query, context = read_query(query, context)  # objects of other libraries are values once they are read
+        key = decision_key(query, context, policy, state.router.name)
+    return query, context, key
+
+
+def _cached(state: RouterState, key: Any) -> Decision | None:
+    if key is None or state.cache is None:
         return None
-    return decision_key(query, context, policy, desk.router.name)
+    decision = state.cache.get(key)
+    return None if decision is None else renewed(decision, state.router.new_id())
 
 
-def _kept(desk: _Desk, key: Any) -> Decision | None:
-    if key is None or desk.cache is None:
-        return None
-    decision = desk.cache.get(key)
-    return None if decision is None else renewed(decision, desk.router.new_id())
-
-
-def _keep(desk: _Desk, key: Any, decision: Decision) -> Decision:
-    """Keep what would be decided again just so: not what a passing fault of the encoder forced."""
-    if key is not None and desk.cache is not None and decision.degraded == bool(desk.router.degraded):
-        desk.cache.put(key, renewed(decision, decision.decision_id))
+def _store(state: RouterState, key: Any, decision: Decision) -> Decision:
+    """Cache what would be decided again just so: not what a passing fault of the encoder forced."""
+    if key is not None and state.cache is not None and decision.degraded == bool(state.router.degraded):
+        state.cache.put(key, renewed(decision, decision.decision_id))
     return decision

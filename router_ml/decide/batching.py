@@ -15,16 +15,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
-from router_ml.errors import EncoderError
 from router_ml.types import Decision
 
 MAX_BATCH = 32  # more would let the first of a batch wait for its last
 
 
-class BatchDecider(Protocol):
+class Decider(Protocol):
     """What decides for a batch, as `Router` does."""
 
-    def decide_many(self, queries: Sequence[str], contexts: Sequence[Any] | None, policy: Any) -> list[Decision]:
+    def decide_many(self, queries: Sequence[Any], contexts: Sequence[Any] | None, policy: Any) -> list[Decision]:
         """One decision for each query, in their order."""
         ...
 
@@ -32,8 +31,8 @@ class BatchDecider(Protocol):
 class PendingDecision(NamedTuple):
     """One caller's question and where its answer goes."""
 
-    decider: BatchDecider
-    query: str
+    decider: Decider
+    query: Any
     context: Any
     policy: Any
     loop: asyncio.AbstractEventLoop
@@ -53,7 +52,7 @@ class MicroBatcher:
         self._busy = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="router_ml-decide")
 
-    async def decide(self, decider: BatchDecider, query: str, context: Any, policy: Any) -> Decision:
+    async def decide(self, decider: Decider, query: Any, context: Any, policy: Any) -> Decision:
         """One decision; raises what the decider raises for this query alone."""
         loop = asyncio.get_running_loop()
         request = PendingDecision(decider, query, context, policy, loop, loop.create_future())
@@ -89,7 +88,7 @@ def _decided(batch: list[PendingDecision]) -> list[Answer]:
     for group in groups.values():
         try:
             answers += zip(group, _decide(group), strict=True)
-        except BaseException:  # a panic of native code is no Exception, and would stop this thread for everybody
+        except Exception:
             answers += [(request, _decide_alone(request)) for request in group]
     return answers
 
@@ -97,7 +96,7 @@ def _decided(batch: list[PendingDecision]) -> list[Answer]:
 def _policy_key(policy: Any) -> Any:
     try:
         hash(policy)
-    except Exception:  # whatever its `__hash__` does
+    except TypeError:
         return id(policy)
     return policy
 
@@ -110,8 +109,8 @@ def _decide(group: list[PendingDecision]) -> list[Decision]:
 def _decide_alone(request: PendingDecision) -> Decision | Exception:
     try:
         return _decide([request])[0]
-    except BaseException as error:
-        return error if isinstance(error, Exception) else EncoderError(f"native code failed: {error!r:.200}")
+    except Exception as error:
+        return error
 
 
 def _deliver(answers: list[Answer]) -> None:

@@ -1,20 +1,23 @@
-"""Decisions kept for queries that come again word for word."""
+"""A cache of decisions for queries that come again word for word."""
 
 from __future__ import annotations
 
 import marshal
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from hashlib import blake2b
 from typing import Any
 
+from cachetools import TTLCache
+
+from router_ml.decide.shared_cache import SharedCache
+from router_ml.messages import check_bounded
 from router_ml.types import EMPTY_CONTEXT, Context, Decision
 
 DEFAULT_TTL_S = 300.0
 MAX_QUERY_CHARS = 8_192  # longer queries seldom come twice
-MAX_PLAIN_BYTES = 256  # a longer context is remembered by its hash
+MAX_PLAIN_BYTES = 256  # a longer context is stored as its hash
+MAX_VALUES = 20_000  # a context with more values is not cached
 _PLAIN_VALUES = 2  # the form of marshal in which equal plain values give equal bytes
 
 
@@ -27,36 +30,22 @@ class DecisionCache:
     def __init__(
         self, max_entries: int, ttl_s: float = DEFAULT_TTL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._max_entries, self._ttl_s, self._clock = max_entries, ttl_s, clock
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[Hashable, tuple[float, Decision]] = OrderedDict()
+        self._entries: SharedCache[Hashable, Decision] = SharedCache(lambda: TTLCache(max_entries, ttl_s, clock))
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: Hashable) -> Decision | None:
-        """The decision kept under a key; it still carries the id it was made with."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            if self._clock() - entry[0] >= self._ttl_s:
-                del self._entries[key]
-                return None
-            self._entries.move_to_end(key)
-            return entry[1]
+        """Return the decision stored under a key, with the id it was made with; None where there is none."""
+        return self._entries.get(key)
 
     def put(self, key: Hashable, decision: Decision) -> None:
-        """Keep a decision; the one unused for longest leaves when there are too many."""
-        with self._lock:
-            self._entries[key] = (self._clock(), decision)
-            self._entries.move_to_end(key)
-            while len(self._entries) > self._max_entries:
-                self._entries.popitem(last=False)
+        """Store a decision; the least recently used leaves when there are too many."""
+        self._entries.put({key: decision})
 
 
 def decision_key(query: object, context: Context | Mapping[str, Any] | None, policy: Hashable, bundle: str) -> Any:
-    """What two requests must share to get the same decision, or None where a request cannot be told by its values."""
+    """Return what two requests must share to get the same decision, or None where their values do not tell."""
     if type(query) is not str or len(query) > MAX_QUERY_CHARS:
         return None
     try:
@@ -80,15 +69,17 @@ def _context_key(context: Context | Mapping[str, Any] | None) -> Hashable:
             context.latency_budget_s,
             context.prompt_tokens,
             context.has_images,
+            context.unread_tokens,
         )
     if not isinstance(context, Mapping):
         raise TypeError("no context")
+    check_bounded(context, MAX_VALUES)  # marshal writes a shared part each time, and one that holds itself for ever
     values = marshal.dumps([item for item in context.items() if item[0] != "session_id"], _PLAIN_VALUES)
     return values if len(values) <= MAX_PLAIN_BYTES else blake2b(values, digest_size=16).digest()
 
 
 def renewed(decision: Decision, decision_id: str) -> Decision:
-    """The same decision under an id of its own; spelled out, for `dataclasses.replace` takes three times as long."""
+    """Return the same decision under another id; `dataclasses.replace` would take three times as long."""
     return Decision(
         decision.model,
         decision.complexity,

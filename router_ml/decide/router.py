@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from router_ml.bundles.format import Bundle, load_bundle
+from router_ml.bundles.format import Bundle, corrupt_bundle, load_bundle
+from router_ml.bundles.native import within_cpu_time
 from router_ml.bundles.registry import active_bundle
-from router_ml.catalogue import Catalogue, Model, load_catalogue, model_from
-from router_ml.context import parse_context
-from router_ml.decide.features.embedder import Embedder
+from router_ml.catalogue import Catalogue, Model, catalogue_from, load_catalogue
+from router_ml.decide.features.embedder import Embedder, is_failure
 from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
@@ -27,6 +27,7 @@ from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredicto
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
+from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
@@ -35,12 +36,12 @@ from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
 
 log = logging.getLogger(__name__)
 
-ContextLike = Context | Mapping[str, Any] | None
-MIN_SELF_CHECK_COSINE = 0.97  # of the encoder on this machine against the vectors stored when it was exported
+# Mean cosine of the encoder on this machine with the vectors stored at export: below the first it is not used.
+MIN_COSINE, GOOD_COSINE = 0.80, 0.97
+MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
+TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
+FAR = 50.0
 SHOWN_EVIDENCE = 12
-LONG_PROMPT_CHARS = 16_000  # shorter prompts fit the window of every model in use
-# What says nothing at either end of a query: white space, NUL, the byte order mark, marks without width.
-_BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\x00\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
 
 
@@ -76,34 +77,49 @@ class Router:
 
     @classmethod
     def load(cls, path: Path | str | None = None, *, settings: Settings | None = None, **options: Any) -> Router:
-        """The router of a bundle, or of the active one.
+        """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
         Raises `BundleMissing`, `BundleCorrupt`, `BundleFormatError` or `EncoderError` where it cannot be used."""
         settings = settings or load_settings()
-        bundle = load_bundle(active_bundle(settings) if path is None else path)
-        embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
-        return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
+        folder = active_bundle(settings) if path is None else Path(path)
+        bundle = load_bundle(folder)
+        with corrupt_bundle(folder):
+            embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
+            return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, embedder: Embedder, catalogue: Catalogue, **options: Any) -> Router:
         """A router from a bundle in memory and any encoder of the same vectors."""
-        complexity = _complexity(bundle, embedder)
-        check = _self_check(bundle, embedder)
-        try:
-            outcomes = OutcomePredictor.from_arrays(
-                bundle.config.get("outcomes") or {}, bundle.section("outcomes"), catalogue
+        with corrupt_bundle(bundle.path):
+            complexity = _complexity(bundle, embedder)
+            check = _self_check(bundle, embedder)
+            outcomes = _outcomes(bundle, catalogue)
+            router = cls(
+                features=Extractor(embedder),
+                complexity=complexity,
+                outcomes=outcomes,
+                catalogue=outcomes.catalogue,
+                name=bundle.name,
+                degraded=check,
+                **options,
             )
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise BundleCorrupt(f"{bundle.path}: the outcome heads do not fit together ({error!r})") from error
-        return cls(
-            features=Extractor(embedder),
-            complexity=complexity,
-            outcomes=outcomes,
-            catalogue=outcomes.catalogue,
-            name=bundle.name,
-            degraded=check,
-            **options,
-        )
+            router._try_out(bundle.path, embedder.dim)
+            return router
+
+    def _try_out(self, path: Path, dim: int) -> None:
+        """Decide a few queries. Raises `BundleCorrupt` where the heads do not fit together or give no numbers."""
+        for decision in self._decide(TRIAL_QUERIES, [None] * len(TRIAL_QUERIES), "balanced", None, None):
+            if decision.degraded and not self.degraded:
+                raise BundleCorrupt(f"{path} cannot decide: {decision.reason}; fit or copy the bundle again")
+            json.dumps(decision.as_dict(), allow_nan=False)
+            if not all(0 <= share <= 1 for share in decision.complexity_probabilities.values()) or not all(
+                0 <= candidate.p_success <= 1 for candidate in decision.ranked
+            ):
+                raise BundleCorrupt(f"{path} predicts probabilities beyond 0 to 1; fit or copy the bundle again")
+        far = np.full(dim, FAR, np.float32)  # unlike any query: other heads speak there
+        strange = self._outcomes.predict_one(far, np.full(len(TABLE_NAMES), FAR, np.float32), _EMPTY_QUERY)
+        if not np.isfinite([*strange.p_success, *np.ravel(strange.latency_s)]).all():
+            raise BundleCorrupt(f"{path} predicts what is no number far from its data; fit or copy the bundle again")
 
     @classmethod
     def heuristic(cls, catalogue: Catalogue | None = None, *, why: str = "no bundle", **options: Any) -> Router:
@@ -138,13 +154,13 @@ class Router:
 
     def decide(
         self,
-        query: str,
+        query: str | Sequence[Any],
         context: ContextLike = None,
         policy: Policy | str = "balanced",
         machine: MachineState | None = None,
         variant: str | None = None,
     ) -> Decision:
-        """Choose a model for one query.
+        """Choose a model for one query, a text or the messages of a conversation.
 
         `machine` says what is loaded, waiting and how fast right now; without it the predictions stand alone.
         Raises `QueryError`, `ContextError` or `PolicyError` for input of the wrong kind; an empty query is
@@ -152,18 +168,22 @@ class Router:
         return self._decide([query], [context], policy, machine, variant)[0]
 
     def remembers(self, query: str, context: ContextLike = None) -> bool:
-        """Whether it need not read a query, which is most of what a decision costs: `remember=` gives how many queries
-        it remembers, and rules read nothing."""
+        """Return whether a query need not be read, which is most of what a decision costs.
+
+        `remember=` gives how many queries are remembered; rules read nothing."""
         if self._remembered is None:
             return self._features is None
-        return self._remembered.remembers(_clean(query), parse_context(context))
+        return self._remembered.remembers(*read_query(query, context))
 
-    def explain(self, query: str, context: ContextLike = None, policy: Policy | str = "balanced") -> Explanation:
+    def explain(
+        self, query: str | Sequence[Any], context: ContextLike = None, policy: Policy | str = "balanced"
+    ) -> Explanation:
         """A decision with the evidence behind its label, in log-odds against the runner-up. Raises as `decide` does."""
         decision = self.decide(query, context, policy)
         order = sorted(LABELS, key=lambda label: -decision.complexity_probabilities[label])
         first, second = LABELS.index(order[0]), LABELS.index(order[1])
-        features, _, degraded = self._judge([_clean(query)], [parse_context(context)])
+        text, parsed = read_query(query, context)
+        features, _, degraded = self._judge([text], [parsed])
         if degraded.startswith(HEURISTIC) or not isinstance(self._complexity, LearnedComplexity):
             return Explanation(decision, order[0], order[1], (("hand-written rules", 0.0),))
         evidence = self._complexity.evidence(features.embedding[0], features.table[0], TABLE_NAMES, first, second)
@@ -177,7 +197,7 @@ class Router:
 
     def decide_many(
         self,
-        queries: Sequence[str],
+        queries: Sequence[Any],
         contexts: Sequence[ContextLike] | None = None,
         policy: Policy | str = "balanced",
         machine: MachineState | None = None,
@@ -197,35 +217,36 @@ class Router:
         self, texts: Sequence[str], contexts: Sequence[ContextLike] | None = None
     ) -> tuple[Floats, Predictions]:
         """Complexity probabilities (n, 4) and predictions per model, without choosing."""
-        parsed = [parse_context(context) for context in contexts] if contexts is not None else [Context()] * len(texts)
-        features, probabilities, _ = self._judge([_clean(text) for text in texts], parsed)
+        read = [read_query(*pair) for pair in zip(texts, contexts or [None] * len(texts), strict=True)]
+        parsed = [context for _, context in read]
+        features, probabilities, _ = self._judge([text for text, _ in read], parsed)
         prompt_tokens = np.array([_prompt_tokens(context) for context in parsed], np.float32)
         predict = self._predictor(features)
         return probabilities, predict(features.embedding, features.table, probabilities, prompt_tokens)
 
     def _decide(
         self,
-        queries: Sequence[str],
+        queries: Sequence[Any],
         contexts: Sequence[ContextLike],
         policy: Policy | str,
         machine: MachineState | None,
         variant: str | None,
     ) -> list[Decision]:
         chosen_policy = resolve_policy(policy)
-        parsed = [parse_context(context) for context in contexts]
-        texts = [_clean(query) for query in queries]
-        if not texts:
+        read = [read_query(query, context) for query, context in zip(queries, contexts, strict=True)]
+        if not read:
             return []
+        texts, parsed = [text for text, _ in read], [context for _, context in read]
         features, probabilities, degraded = self._judge(texts, parsed)
         predict = self._predictor(features).predict_one
         decisions = []
-        for i, context in enumerate(parsed):  # not `zip`: iterators over arrays are dear where there is one row
+        for i, context in enumerate(parsed):  # not `zip`: iterators over arrays cost more than one row's indexing
             label = probabilities[i]
             expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context))
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
-            sized = _sized(texts[i], context)
+            request = sized(texts[i], context)
             decisions.append(
-                self._decision(label.tolist(), forecast, sized, chosen_policy, machine, novelty, degraded, variant)
+                self._decision(label.tolist(), forecast, request, chosen_policy, machine, novelty, degraded, variant)
             )
         return decisions
 
@@ -281,7 +302,9 @@ class Router:
             try:
                 features = self._features.extract(texts, contexts)
                 return features, self._complexity(features.embedding, features.table), self.degraded
-            except Exception as error:  # the encoder is foreign code; a decision must come
+            except BaseException as error:  # the encoder is foreign code; a decision must come
+                if not is_failure(error):
+                    raise
                 log.warning("the encoder failed, routing by rules: %s", error)
                 why = f"heuristic: the encoder failed ({_first_line(error)})"
         else:
@@ -297,29 +320,9 @@ def _prompt_tokens(context: Context) -> float:
     return math.nan if context.prompt_tokens is None else context.prompt_tokens
 
 
-def _sized(text: str, context: Context) -> Context:
-    """The context with a count of tokens (a quarter of the characters) where the prompt could overflow a window."""
-    if context.prompt_tokens is not None:
-        return context
-    characters = len(text)
-    if context.history:
-        characters += sum(len(turn.content) for turn in context.history)
-    return context if characters < LONG_PROMPT_CHARS else replace(context, prompt_tokens=characters // 4)
-
-
 def is_list(value: object) -> bool:
     """Whether a value may stand for many queries or contexts."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _clean(query: object) -> str:
-    """The query as text an encoder can read. Raises `QueryError` where it is no text."""
-    if not isinstance(query, str):
-        raise QueryError(f"a query must be a string, found {type(query).__name__}; decode or convert it first")
-    text = query.strip(_BLANK)
-    if not text.isascii() and any("\ud800" <= ch <= "\udfff" for ch in text):  # lone surrogates
-        text = text.encode("utf-8", "replace").decode("utf-8")
-    return text
 
 
 def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
@@ -327,10 +330,20 @@ def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
     if settings.catalogue is not None or not bundle.models:
         return load_catalogue(settings.catalogue)
     try:
-        models = [model_from(entry, f"{bundle.path}: model {i}") for i, entry in enumerate(bundle.models, 1)]
-        return Catalogue(tuple(models), source=str(bundle.path))
+        return catalogue_from(bundle.models, str(bundle.path))
     except CatalogueError as error:
         raise BundleCorrupt(f"{error}; fit or copy the bundle again") from error
+
+
+def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
+    try:
+        return OutcomePredictor.from_arrays(bundle.config.get("outcomes") or {}, bundle.section("outcomes"), catalogue)
+    except BundleError:
+        raise
+    except Exception as error:  # any field may be missing, or of another kind
+        raise BundleCorrupt(
+            f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
+        ) from error
 
 
 def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
@@ -351,19 +364,37 @@ def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
 
 
 def _self_check(bundle: Bundle, embedder: Embedder) -> str:
-    """A quantised encoder may differ between processors: compare a few vectors with those stored at export."""
-    texts = bundle.config.get("self_check")
-    vectors = bundle.arrays.get("self_check/vectors")
-    if not texts or vectors is None:
-        return ""
+    """Return what to say of an encoder whose vectors differ from those stored at export; "" where they agree.
+
+    A quantised encoder may differ between processors. Raises `BundleCorrupt` where the vectors are useless."""
+    texts, vectors = bundle.config.get("self_check"), bundle.arrays.get("self_check/vectors")
+    if texts and (not isinstance(texts, list) or len(texts) > MAX_SELF_CHECKS or not all(map(_is_short, texts))):
+        raise BundleCorrupt(f"{bundle.path}: 'self_check' must list a few short texts; fit or copy the bundle again")
     try:
-        mean = float((embedder.embed(texts) * vectors.astype(np.float32)).sum(axis=1).mean())
-    except Exception as error:  # the encoder is foreign code, and the texts and vectors may not fit it
+        found = within_cpu_time(lambda: embedder.embed(texts or TRIAL_QUERIES), SELF_CHECK_CPU_S)
+        if not texts or vectors is None:
+            mean = 1.0 if np.isfinite(found).all() else math.nan
+        else:
+            mean = float((found * vectors.astype(np.float32)).sum(axis=1).mean())
+    except EncoderError:
+        raise
+    except BaseException as error:  # the encoder is foreign code, and the texts and vectors may not fit it
+        if not is_failure(error):
+            raise
         raise BundleCorrupt(f"{bundle.path}: the encoder cannot be checked ({_first_line(error)})") from error
-    if mean >= MIN_SELF_CHECK_COSINE:
+    if mean >= GOOD_COSINE:
         return ""
+    if not mean >= MIN_COSINE:
+        raise BundleCorrupt(
+            f"{bundle.path}: the encoder gives other vectors than when it was exported (mean cosine {mean:.3f}); "
+            "fit a bundle on this machine or copy this one again"
+        )
     log.warning("the encoder of %s differs on this processor (mean cosine %.3f); fit a bundle here", bundle.path, mean)
     return f"the encoder differs on this processor, cosine {mean:.3f}"
+
+
+def _is_short(text: object) -> bool:
+    return isinstance(text, str) and len(text) < MAX_SELF_CHECK_CHARS
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,8 +7,6 @@ processes within a second at the cost of two `stat` calls.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, TypeAlias
 
 from router_ml.errors import ExperimentError
 from router_ml.experiments.experiment import Experiment, experiment_from, experiment_row
+from router_ml.files import atomic_write
 
 ACTIVE = "active.json"
 HALT = "latch.json"
@@ -101,7 +100,7 @@ class ExperimentState:
 
     def keep_record(self, name: str, record: str) -> str:
         """Keep the record of a verdict; its file's name. Raises `OSError` where the disk refuses."""
-        _write_text(self.folder / RECORDS / f"{name}.json", record)
+        atomic_write(self.folder / RECORDS / f"{name}.json", record)
         return f"{name}.json"
 
     def record(self, name: str) -> str:
@@ -148,18 +147,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, row: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(row, indent=2, ensure_ascii=False))
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write whole or not at all, and onto the disk before anybody hears of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write(path, json.dumps(row, indent=2, ensure_ascii=False))

@@ -30,8 +30,10 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
     an address that cannot be used."""
     local = is_loopback(url)
     try:
+        login = httpx.URL(url)
         return httpx.AsyncClient(
-            base_url=url,
+            base_url=without_login(url),  # httpx logs the address of every call
+            auth=httpx.BasicAuth(login.username, login.password) if login.userinfo else None,
             timeout=timeout,
             headers={"accept-encoding": "identity", **(headers or {})},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),

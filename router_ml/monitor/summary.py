@@ -1,15 +1,16 @@
-"""What a window of events amounts to: the same figures whether the events come from memory or from the store."""
+"""Figures of a window of requests, the same whether they come from memory or from the event store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent
-from router_ml.events.judgement import RIGHT, Judged, note_feedback, success_of
+from router_ml.events.judgement import RIGHT, Judgement, note_feedback, success_of
+from router_ml.types import Candidate
 
 _BETTER = 0.05  # a difference of p_success that would have mattered
 _HALF = 0.5  # a model that takes at most this share of the time is clearly faster
@@ -32,7 +33,6 @@ class Summary:
     output_tokens: int
     cache_hit_rate: float | None
     fallback_rate: float | None
-    escalation_rate: float | None
     over_routing_rate: float | None  # right, and a model of half the latency was as likely to be (of judged ones)
     under_routing_rate: float | None  # wrong, and another model was likelier to be right (of judged ones)
     saved_s: float | None  # by answers, against always using the accurate model, by its expected latency
@@ -41,83 +41,148 @@ class Summary:
     saved_usd: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The figures of one window: of everything, per model, per variant, and per model within a variant."""
+    """Figures of one window: of everything, per model and per variant."""
 
     since_s: float  # Unix time, included
     until_s: float  # Unix time, not included
     total: Summary
     by_model: Mapping[str, Summary]
     by_variant: Mapping[str, Summary]
-    by_variant_model: Mapping[tuple[str, str], Summary]
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; the last grouping has keys `variant/model`."""
+        """Return a JSON-ready dictionary."""
         return {
             "since_s": self.since_s,
             "until_s": self.until_s,
             "total": self.total.as_dict(),
             "by_model": {name: s.as_dict() for name, s in self.by_model.items()},
             "by_variant": {name: s.as_dict() for name, s in self.by_variant.items()},
-            "by_variant_model": {f"{v}/{m}": s.as_dict() for (v, m), s in self.by_variant_model.items()},
         }
 
 
-def summarise(events: Iterable[Event], since_s: float, until_s: float) -> Snapshot:
-    """The figures of the outcomes in a window; decisions and feedback may lie outside of it. Questions back to the user
-    are no answers of any model, and are left out."""
-    outcomes: list[OutcomeEvent] = []
-    decisions: dict[str, DecisionEvent] = {}
-    judged: dict[str, tuple[bool, float]] = {}
-    for event in events:
-        if isinstance(event, OutcomeEvent):
-            if since_s <= event.at_s < until_s and not event.clarified:
-                outcomes.append(event)
-        elif isinstance(event, DecisionEvent):
-            if not event.shadow:
-                decisions[event.decision_id] = event
-        elif isinstance(event, FeedbackEvent):
-            note_feedback(judged, event)
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What the figures need of one request: no text, no context."""
 
-    def grouped(key: Callable[[OutcomeEvent], Any]) -> dict[Any, Summary]:
-        groups: dict[Any, list[OutcomeEvent]] = {}
-        for outcome in outcomes:
-            groups.setdefault(key(outcome), []).append(outcome)
-        return {name: _summary(group, decisions, judged) for name, group in sorted(groups.items())}
+    decision_id: str
+    at_s: float  # Unix time
+    model: str
+    variant: str | None
+    ok: bool
+    success: float | None
+    latency_s: float | None
+    first_token_s: float | None
+    eval_s: float | None
+    prompt_tokens: int | None
+    output_tokens: int | None
+    cost_usd: float | None
+    cache_hit: bool
+    fallback: bool
+    accurate_latency_s: float | None
+    accurate_cost_usd: float | None
+    over_if_right: bool  # a model of half the latency was as likely to be right
+    under_if_wrong: bool  # another model was likelier to be right
 
-    in_variants = grouped(lambda o: (o.variant or "", o.model))
-    variants = grouped(lambda o: o.variant or "")
-    return Snapshot(
-        since_s=since_s,
-        until_s=until_s,
-        total=_summary(outcomes, decisions, judged),
-        by_model=grouped(lambda o: o.model),
-        by_variant={name: s for name, s in variants.items() if name},
-        by_variant_model={key: s for key, s in in_variants.items() if key[0]},
+
+def request_record(
+    outcome: OutcomeEvent, candidates: Sequence[Candidate] = (), *, model: str | None = None, variant: str | None = None
+) -> RequestRecord:
+    """Return the record of an outcome and the candidates of its decision; `model` and `variant` replace its own."""
+    over, under = _misrouting(outcome, candidates)
+    return RequestRecord(
+        decision_id=outcome.decision_id,
+        at_s=outcome.at_s,
+        model=model or outcome.model,
+        variant=variant or outcome.variant,
+        ok=outcome.ok,
+        success=outcome.success,
+        latency_s=outcome.latency_s,
+        first_token_s=outcome.first_token_s,
+        eval_s=outcome.eval_s,
+        prompt_tokens=outcome.prompt_tokens,
+        output_tokens=outcome.output_tokens,
+        cost_usd=outcome.cost_usd,
+        cache_hit=outcome.cache_hit,
+        fallback=outcome.fallback,
+        accurate_latency_s=outcome.accurate_latency_s,
+        accurate_cost_usd=outcome.accurate_cost_usd,
+        over_if_right=over,
+        under_if_wrong=under,
     )
 
 
-def _summary(group: list[OutcomeEvent], decisions: Mapping[str, DecisionEvent], judged: Judged) -> Summary:
-    successes = [(o, s) for o in group if (s := success_of(o, judged)) is not None]
-    latencies = [o.latency_s for o in group if o.latency_s is not None]
-    firsts = [o.first_token_s for o in group if o.first_token_s is not None]
-    p50, p90, p95 = _quantiles(latencies, (0.5, 0.9, 0.95))
-    generating_s = sum(o.eval_s for o in group if o.eval_s and o.output_tokens)
-    generated = sum(o.output_tokens or 0 for o in group if o.eval_s and o.output_tokens)
-    answered = [o for o in group if o.ok]  # a request that failed at once has saved nothing
-    paired = [(o.latency_s, o.accurate_latency_s) for o in answered if o.latency_s is not None and o.accurate_latency_s]
+def _misrouting(outcome: OutcomeEvent, candidates: Sequence[Candidate]) -> tuple[bool, bool]:
+    """Whether another candidate should have been chosen, if the answer is right and if it is wrong, as far as the
+    predictions of the time can tell."""
+    if not candidates or outcome.cache_hit:
+        return False, False
+    chosen = next((c for c in candidates if c.model == outcome.model), candidates[0])
+    others = [c for c in candidates if c.model != chosen.model and c.admissible]
+    over = any(
+        c.p_success >= chosen.p_success - _BETTER and c.latency_s.p50 <= chosen.latency_s.p50 * _HALF for c in others
+    )
+    return over, any(c.p_success >= chosen.p_success + _BETTER for c in others)
+
+
+def summarise(events: Iterable[Event], since_s: float, until_s: float) -> Snapshot:
+    """Return the figures of the outcomes in a window; decisions and feedback may lie outside of it.
+
+    Clarifying questions are no answers of any model, and are left out."""
+    outcomes: list[OutcomeEvent] = []
+    candidates: dict[str, Sequence[Candidate]] = {}
+    judged: dict[str, Judgement] = {}
+    for event in events:
+        if isinstance(event, OutcomeEvent):
+            if not event.clarified:
+                outcomes.append(event)
+        elif isinstance(event, DecisionEvent):
+            if not event.shadow:
+                candidates[event.decision_id] = event.candidates
+        elif isinstance(event, FeedbackEvent):
+            note_feedback(judged, event)
+    requests = [request_record(o, candidates.get(o.decision_id, ())) for o in outcomes]
+    return summarise_requests(requests, judged, since_s, until_s)
+
+
+def summarise_requests(
+    requests: Iterable[RequestRecord], judged: Mapping[str, Judgement], since_s: float, until_s: float
+) -> Snapshot:
+    """Return the figures of the requests in a window, as `judged` by feedback."""
+    chosen = [request for request in requests if since_s <= request.at_s < until_s]
+
+    def grouped(key: Callable[[RequestRecord], str | None]) -> dict[str, Summary]:
+        groups: dict[str, list[RequestRecord]] = {}
+        for request in chosen:
+            name = key(request)
+            if name:
+                groups.setdefault(name, []).append(request)
+        return {name: _summary(group, judged) for name, group in sorted(groups.items())}
+
+    return Snapshot(
+        since_s, until_s, _summary(chosen, judged), grouped(lambda r: r.model), grouped(lambda r: r.variant)
+    )
+
+
+def _summary(group: Sequence[RequestRecord], judged: Mapping[str, Judgement]) -> Summary:
+    successes = [(r, s) for r in group if (s := success_of(r, judged)) is not None]
+    p50, p90, p95 = _quantiles([r.latency_s for r in group if r.latency_s is not None], (0.5, 0.9, 0.95))
+    firsts = [r.first_token_s for r in group if r.first_token_s is not None]
+    generating_s = sum(r.eval_s for r in group if r.eval_s and r.output_tokens)
+    generated = sum(r.output_tokens or 0 for r in group if r.eval_s and r.output_tokens)
+    answered = [r for r in group if r.ok]  # a request that failed at once has saved nothing
+    paired = [(r.latency_s, r.accurate_latency_s) for r in answered if r.latency_s is not None and r.accurate_latency_s]
     saved_s = sum(accurate - took for took, accurate in paired)
-    costs = [o.cost_usd for o in group if o.cost_usd is not None]
-    cost_pairs = [(o.cost_usd, o.accurate_cost_usd) for o in answered if o.cost_usd is not None and o.accurate_cost_usd]
-    misrouted = [_misrouting(o, success, decisions.get(o.decision_id)) for o, success in successes]
+    costs = [r.cost_usd for r in group if r.cost_usd is not None]
+    cost_pairs = [(r.cost_usd, r.accurate_cost_usd) for r in answered if r.cost_usd is not None and r.accurate_cost_usd]
     return Summary(
         requests=len(group),
-        answered_share=_share([o.ok for o in group]),
+        answered_share=_mean([r.ok for r in group]),
         success_rate=_mean([success for _, success in successes]),
         judged=len(successes),
         latency_p50_s=p50,
@@ -125,13 +190,12 @@ def _summary(group: list[OutcomeEvent], decisions: Mapping[str, DecisionEvent], 
         latency_p95_s=p95,
         first_token_p50_s=_quantiles(firsts, (0.5,))[0],
         output_tokens_per_s=generated / generating_s if generating_s else None,
-        prompt_tokens=sum(o.prompt_tokens or 0 for o in group),
-        output_tokens=sum(o.output_tokens or 0 for o in group),
-        cache_hit_rate=_share([o.cache_hit for o in group]),
-        fallback_rate=_share([o.fallback for o in group]),
-        escalation_rate=_share([o.escalated for o in group]),
-        over_routing_rate=_share([m == "over" for m in misrouted]),
-        under_routing_rate=_share([m == "under" for m in misrouted]),
+        prompt_tokens=sum(r.prompt_tokens or 0 for r in group),
+        output_tokens=sum(r.output_tokens or 0 for r in group),
+        cache_hit_rate=_mean([r.cache_hit for r in group]),
+        fallback_rate=_mean([r.fallback for r in group]),
+        over_routing_rate=_mean([success >= RIGHT and r.over_if_right for r, success in successes]),
+        under_routing_rate=_mean([success < RIGHT and r.under_if_wrong for r, success in successes]),
         saved_s=saved_s if paired else None,
         saved_share=saved_s / sum(accurate for _, accurate in paired) if paired else None,
         cost_usd=sum(costs) if costs else None,
@@ -139,27 +203,11 @@ def _summary(group: list[OutcomeEvent], decisions: Mapping[str, DecisionEvent], 
     )
 
 
-def _misrouting(outcome: OutcomeEvent, success: float, decision: DecisionEvent | None) -> str | None:
-    """Whether another candidate should have been chosen, as far as the predictions of the time can tell."""
-    if decision is None or not decision.candidates or outcome.cache_hit:
-        return None
-    chosen = next((c for c in decision.candidates if c.model == outcome.model), decision.candidates[0])
-    others = [c for c in decision.candidates if c.model != chosen.model and c.admissible]
-    if success < RIGHT:
-        return "under" if any(c.p_success >= chosen.p_success + _BETTER for c in others) else None
-    faster = [c for c in others if c.latency_s.p50 <= chosen.latency_s.p50 * _HALF]
-    return "over" if any(c.p_success >= chosen.p_success - _BETTER for c in faster) else None
-
-
-def _quantiles(values: list[float], levels: tuple[float, ...]) -> tuple[float | None, ...]:
+def _quantiles(values: Sequence[float], levels: tuple[float, ...]) -> tuple[float | None, ...]:
     if not values:
         return tuple(None for _ in levels)
     return tuple(float(q) for q in np.quantile(values, levels))
 
 
-def _mean(values: list[float]) -> float | None:
+def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _share(flags: list[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None

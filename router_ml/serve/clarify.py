@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from router_ml.hosts.reply import Reply
+from router_ml.messages import Conversation
 from router_ml.serve.answer import Answer, Timings
 from router_ml.serve.request_state import RequestState
-from router_ml.serve.wire import part
 
 
-def asks_clarifying_question(job: RequestState, question: str | None) -> bool:
+def asks_clarifying_question(state: RequestState, question: str | None) -> bool:
     """Whether the user is asked `question` once a decision was made; never where the caller named a model."""
-    if question is None or job.chosen.action != "clarify" or job.model is not None:
+    if question is None or state.chosen.action != "clarify" or state.model is not None:
         return False
-    return may_ask(job.request.messages, question)
+    return may_ask(state.request.conversation, question)
 
 
-def may_ask(messages: Sequence[Any], question: str) -> bool:
+def may_ask(conversation: Conversation, question: str | None) -> bool:
     """Whether a conversation may be answered by a question: never twice in a row, never in a tool loop."""
-    if not messages or part(messages[-1], "role") != "user":
+    messages = conversation.messages
+    if not messages or messages[-1].role != "user" or conversation.in_tool_loop:
         return False
-    spoken = (part(message, "content") for message in reversed(messages) if part(message, "role") == "assistant")
-    return next(spoken, None) != question
+    return next((message.text for message in reversed(messages) if message.role == "assistant"), None) != question
 
 
-def clarifying_answer(job: RequestState, question: str, now_s: float) -> Answer:
+def clarifying_answer(state: RequestState, question: str, now_s: float) -> Answer:
     """Return the question as an answer; `now_s` is a point on the gateway's clock."""
     message = {"role": "assistant", "content": question}
     wire = {"model": "", "created_at": datetime.now(UTC).isoformat(), "message": message}
     reply = Reply.from_wire({**wire, "done": True, "done_reason": "stop"})
-    timings = Timings(total_s=now_s - job.began_s, decide_s=job.decide_s)
-    return Answer(reply, job.chosen, "", timings, clarify=True)
+    timings = Timings(total_s=now_s - state.began_s, decide_s=state.decide_s)
+    return Answer(reply, state.chosen, "", timings, clarify=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.errors import QueryError
+from router_ml.messages import clean_text
 
 MAX_DEPTH = 100  # a value nested deeper contains itself, or is a mistake
 MAX_VALUES = 200_000  # of one part of a request
@@ -36,17 +37,6 @@ def json_ready(value: Any, where: str) -> Any:
         return _encoded(value, MAX_DEPTH, [MAX_VALUES])
     except _NotJson as error:
         raise QueryError(f"{where}{''.join(reversed(error.steps))[:200]} {error.reason}") from error
-
-
-def clean_text(text: str) -> str:
-    """Return the text with every unpaired surrogate replaced by U+FFFD; a pair becomes the character it stands for."""
-    if text.isascii():
-        return str.__str__(text)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return str.__str__(text)
 
 
 def image_base64(image: Any, where: str) -> str:
@@ -81,7 +71,7 @@ def _encoded(value: Any, depth: int, left: list[int]) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return clean_text(value)
+        return clean_text(str.__str__(value))
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -107,7 +97,7 @@ def _step(step: str, value: Any, depth: int, left: list[int]) -> Any:
 
 def _key(key: Any) -> str:
     if isinstance(key, str):
-        return clean_text(key)
+        return clean_text(str.__str__(key))
     if isinstance(key, int | float):
         return str(key)
     raise _NotJson(f"has a key of type {type(key).__name__}; keys must be text")

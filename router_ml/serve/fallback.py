@@ -261,6 +261,8 @@ class FallbackRunner:
         adapted: tuple[str, ...] = (),
     ) -> None:
         """Note a failed attempt, and what it says about the model and its host."""
+        if state.request.is_quoted_in(failure.message):
+            failure = dataclasses.replace(failure, message="the server's message quotes the request and is left out")
         if failure.blames_model:
             backend.rates.failed()
         if failure.kind == "missing":

@@ -17,7 +17,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, overload
+from pathlib import Path
+from typing import Any, Literal, Unpack, overload
 
 from router_ml.catalogue import Catalogue
 from router_ml.decide.selection.policy import Policy
@@ -36,7 +37,7 @@ from router_ml.serve.clarify import asks_clarifying_question, clarifying_answer
 from router_ml.serve.fallback import FallbackRunner
 from router_ml.serve.preload import Preloader
 from router_ml.serve.record import EventRecorder
-from router_ml.serve.request import Messages, OptionPins, build_request
+from router_ml.serve.request import ChatArguments, Messages, OptionPins, build_request
 from router_ml.serve.request_state import RequestState, context_of
 from router_ml.serve.stream import AnswerStream, AsyncAnswerStream, Item, Opened, Sink
 from router_ml.types import Context, MachineState
@@ -99,18 +100,18 @@ class Gateway:
     # -- entry points ---------------------------------------------------------------------------------------------
 
     @overload
-    def chat(self, messages: Messages, *, stream: Literal[False] = False, **more: Any) -> Answer: ...
+    def chat(self, messages: Messages, *, stream: Literal[False] = False, **more: Unpack[ChatArguments]) -> Answer: ...
     @overload
-    def chat(self, messages: Messages, *, stream: Literal[True], **more: Any) -> AnswerStream: ...
+    def chat(self, messages: Messages, *, stream: Literal[True], **more: Unpack[ChatArguments]) -> AnswerStream: ...
     @overload
-    def chat(self, messages: Messages, *, stream: bool, **more: Any) -> Answer | AnswerStream: ...
+    def chat(self, messages: Messages, *, stream: bool, **more: Unpack[ChatArguments]) -> Answer | AnswerStream: ...
 
-    def chat(self, messages: Messages, *, stream: bool = False, **more: Any) -> Answer | AnswerStream:
+    def chat(self, messages: Messages, *, stream: bool = False, **more: Unpack[ChatArguments]) -> Answer | AnswerStream:
         """Answer a conversation with the model that suits it.
 
         `more`, all optional: `tools`, `context` (see `select_model`; `user_id` scopes cached answers), `policy`,
         `deadline_s` (of the whole request), `model` (tried first), and `think`, `format`, `options`, `keep_alive`,
-        `logprobs`, `top_logprobs` as the ollama client takes them.
+        `logprobs`, `top_logprobs` as the ollama client takes them. A pydantic class as `format` is sent as its schema.
 
         With `stream=True` it returns once the first part is there; iterate to read on. Where the policy asks
         clarifying questions and the query is ambiguous, no model is called: `answer.clarify` is true and the message is
@@ -134,13 +135,21 @@ class Gateway:
         return AnswerStream(_opened(first), items, task, self._patience_s(state))
 
     @overload
-    async def achat(self, messages: Messages, *, stream: Literal[False] = False, **more: Any) -> Answer: ...
+    async def achat(
+        self, messages: Messages, *, stream: Literal[False] = False, **more: Unpack[ChatArguments]
+    ) -> Answer: ...
     @overload
-    async def achat(self, messages: Messages, *, stream: Literal[True], **more: Any) -> AsyncAnswerStream: ...
+    async def achat(
+        self, messages: Messages, *, stream: Literal[True], **more: Unpack[ChatArguments]
+    ) -> AsyncAnswerStream: ...
     @overload
-    async def achat(self, messages: Messages, *, stream: bool, **more: Any) -> Answer | AsyncAnswerStream: ...
+    async def achat(
+        self, messages: Messages, *, stream: bool, **more: Unpack[ChatArguments]
+    ) -> Answer | AsyncAnswerStream: ...
 
-    async def achat(self, messages: Messages, *, stream: bool = False, **more: Any) -> Answer | AsyncAnswerStream:
+    async def achat(
+        self, messages: Messages, *, stream: bool = False, **more: Unpack[ChatArguments]
+    ) -> Answer | AsyncAnswerStream:
         """Answer as `chat` does, for coroutines; cancelling it ends the generation. Same arguments and errors."""
         state = self._request(messages, **more)
         if not stream:
@@ -251,7 +260,7 @@ class Gateway:
                 answer = await self._fallback.run(state, sink)
         self._recorder.answered(state, answer)
         if not answer.clarify:
-            self._answers.keep(state, answer)
+            self._answers.store(state, answer)
             self._decision.answered(state, answer)
             self._preloader.consider()
         self._decide_in_shadow(state)
@@ -271,6 +280,10 @@ class Gateway:
         """Build and encode a request, before anything is called for it. Raises `InputError`."""
         began_s = self._clock()
         request = build_request(messages, tools, **form)
+        if model is not None and not isinstance(model, str):
+            raise QueryError(f"model must be a name, found {type(model).__name__}")
+        if policy is not None and not isinstance(policy, Policy | str | Path):
+            raise QueryError(f"policy must be a name, a Policy or the path of a file, found {type(policy).__name__}")
         limit_s = _deadline(self.options.deadline_s if deadline_s is None else deadline_s)
         self._check_open()
         chosen = self._policy if policy is None else policy

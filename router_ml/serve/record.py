@@ -9,14 +9,14 @@ from collections.abc import Callable
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue
+from router_ml.decide.selection.policy import policy_parameters
 from router_ml.events.event import (
     AttemptEvent,
     Event,
-    FeedbackEvent,
-    FeedbackKind,
     OutcomeEvent,
     Recorder,
     decision_event,
+    feedback_event,
 )
 from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Answer, Attempt, Timings, may_be_empty
@@ -45,35 +45,36 @@ class EventRecorder:
         self._lock = threading.Lock()
 
     def judged(self, decision_id: str, score: float, comment: str | None) -> bool:
-        """Record what an answer was worth, 0 bad .. 1 good; return whether it was one of the latest given here."""
-        kind: FeedbackKind = "thumb" if score in (0.0, 1.0) else "score"
-        self._record(FeedbackEvent(decision_id, kind, score, comment))
+        """Record what an answer was worth, 0 bad .. 1 good; return whether it was one of the latest given here.
+
+        Raises `InputError` for an id, score or comment that cannot be recorded."""
+        self._record(feedback_event(decision_id, score, comment))
         with self._lock:
             return decision_id in self._decided
 
-    def answered(self, job: RequestState, answer: Answer) -> None:
+    def answered(self, state: RequestState, answer: Answer) -> None:
         """Record a request that was answered."""
-        self._request(job, self._outcome(job, answer, None))
+        self._request(state, self._outcome(state, answer, None))
 
-    def failed(self, job: RequestState, error: str) -> None:
+    def failed(self, state: RequestState, error: str) -> None:
         """Record a request that was not; one that nothing was decided about leaves no event."""
-        if job.decision is not None:
-            self._request(job, self._outcome(job, None, error))
+        if state.decision is not None:
+            self._request(state, self._outcome(state, None, error))
 
-    def served_from_cache(self, job: RequestState, answer: Answer) -> None:
+    def served_from_cache(self, state: RequestState, answer: Answer) -> None:
         """Record a cached answer; no model was chosen or called."""
-        self._remember(job.chosen.decision_id)
-        self._record(self._outcome(job, answer, None))
+        self._remember(state.chosen.decision_id)
+        self._record(self._outcome(state, answer, None))
 
-    def shadow(self, job: RequestState, decision: Decision) -> None:
+    def shadow(self, state: RequestState, decision: Decision) -> None:
         """Record what a challenger that serves nobody would have chosen."""
-        assert job.assignment is not None
+        assert state.assignment is not None
         self._record(
-            decision_event(decision, experiment=job.assignment.experiment, unit=job.assignment.unit, shadow=True)
+            decision_event(decision, experiment=state.assignment.experiment, unit=state.assignment.unit, shadow=True)
         )
 
-    def _request(self, job: RequestState, outcome: OutcomeEvent) -> None:
-        decision = job.chosen
+    def _request(self, state: RequestState, outcome: OutcomeEvent) -> None:
+        decision = state.chosen
         self._remember(decision.decision_id)
         self._record(
             decision_event(
@@ -81,12 +82,15 @@ class EventRecorder:
                 experiment=outcome.experiment,
                 unit=outcome.unit,
                 pinned=outcome.pinned,
-                prompt_tokens=job.context.prompt_tokens,
-                text=job.request.text,
-                context=job.context,
+                prompt_tokens=state.context.prompt_tokens,
+                policy_parameters=policy_parameters(
+                    (state.assignment is not None and state.assignment.variant.policy) or state.policy
+                ),
+                text=state.request.text,
+                context=state.context,
             )
         )
-        for index, attempt in enumerate(job.attempts):
+        for index, attempt in enumerate(state.attempts):
             self._record(_attempt_event(decision, index, attempt))
         self._record(outcome)
 
@@ -100,19 +104,19 @@ class EventRecorder:
         with self._lock:
             self._decided[decision_id] = None
 
-    def _outcome(self, job: RequestState, answer: Answer | None, error: str | None) -> OutcomeEvent:
-        decision = job.chosen
+    def _outcome(self, state: RequestState, answer: Answer | None, error: str | None) -> OutcomeEvent:
+        decision = state.chosen
         reply = answer.reply if answer else None
         cached = answer is not None and answer.cached
         model = answer.model if answer and answer.model else decision.model
-        candidate = job.candidate(model)
+        candidate = state.candidate(model)
         accurate = self._catalogue.by_role("accurate")
-        best = job.candidate(accurate.name) if accurate else None
-        timings = answer.timings if answer else Timings(total_s=self._clock() - job.began_s)
+        best = state.candidate(accurate.name) if accurate else None
+        timings = answer.timings if answer else Timings(total_s=self._clock() - state.began_s)
         return OutcomeEvent(
             decision_id=decision.decision_id,
             model=model,
-            success=_success(job, answer),
+            success=_success(state, answer),
             latency_s=timings.total_s,
             ok=answer is not None,
             prompt_tokens=reply.prompt_tokens if reply else None,
@@ -123,24 +127,24 @@ class EventRecorder:
             eval_s=timings.eval_s,
             first_token_s=timings.first_token_s,
             cost_usd=self._cost_usd(model, reply) if reply and not cached else None,
-            resident=job.resident,
+            resident=state.resident,
             error=error,
             cache_hit=cached,
             clarified=answer is not None and answer.clarify,
-            attempts=sum(1 for a in job.attempts if a.failure is None or a.failure.called),
+            attempts=sum(1 for a in state.attempts if a.failure is None or a.failure.called),
             fallback=bool(answer and answer.fallback),
             complexity=decision.complexity,
             policy=decision.policy,
             bundle=decision.bundle,
             p_success=candidate.p_success if candidate else None,
             predicted_latency_s=candidate.latency_s.p50 if candidate else None,
-            budget_s=job.context.latency_budget_s,
+            budget_s=state.context.latency_budget_s,
             accurate_latency_s=best.latency_s.p50 if best else None,
             accurate_cost_usd=best.cost_usd if best else None,
-            experiment=job.assignment.experiment if job.assignment else None,
+            experiment=state.assignment.experiment if state.assignment else None,
             variant=decision.variant,
-            unit=job.assignment.unit if job.assignment else job.context.session_id,
-            pinned=job.model is not None,
+            unit=state.assignment.unit if state.assignment else state.context.session_id,
+            pinned=state.model is not None,
         )
 
     def _cost_usd(self, model: str, reply: Reply) -> float:
@@ -151,9 +155,9 @@ class EventRecorder:
         return (input_usd + (reply.output_tokens or 0) * entry.price_output_usd_per_mtok) / 1e6
 
 
-def _success(job: RequestState, answer: Answer | None) -> float | None:
+def _success(state: RequestState, answer: Answer | None) -> float | None:
     """Return 0 where no model answered, or each with nothing; None where nobody knows whether the answer is right."""
-    if answer is None or (answer.empty and not may_be_empty(job.request.options)):
+    if answer is None or (answer.empty and not may_be_empty(state.request.options)):
         return 0.0
     return None
 

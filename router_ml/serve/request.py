@@ -9,13 +9,16 @@ from typing import Any, TypedDict
 
 from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
-from router_ml.errors import QueryError
+from router_ml.errors import InputError, QueryError
 from router_ml.hosts.ollama_package import ClientRequest, ollama
+from router_ml.messages import Conversation, read_messages
 from router_ml.serve.encode import json_ready
-from router_ml.serve.wire import items, part, valid, wire_message, wire_tool
+from router_ml.serve.wire import items, valid, wire_message, wire_tool
 from router_ml.suggestions import suggestion
-from router_ml.types import Context
+from router_ml.types import Context, Tool
 
+_QUOTE_CHARS = 12  # what a message and a request share from so many characters on is a quotation
+_QUOTABLE_CHARS = 200_000  # of a request that is searched for quotations
 # A change in one of these makes the server load the model anew (Ollama v0.33).
 RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "num_thread", "use_mmap", "main_gpu")
 
@@ -42,8 +45,9 @@ class ChatArguments(TypedDict, total=False):
 class ChatRequest:
     """What the caller wants, the model left out. `build_request` makes one whose values are ready to be sent."""
 
-    messages: tuple[Any, ...]
-    tools: tuple[Any, ...] = ()
+    messages: tuple[Mapping[str, Any], ...]
+    conversation: Conversation  # the messages, read
+    tools: tuple[Mapping[str, Any], ...] = ()
     think: bool | str | None = None
     format: Any = None
     options: Mapping[str, Any] | None = None
@@ -54,25 +58,20 @@ class ChatRequest:
     @property
     def text(self) -> str:
         """Return the latest words of the user: what the router reads."""
-        spoken = (m for m in reversed(self.messages) if part(m, "role") == "user")
-        return next((str(part(m, "content") or "") for m in spoken), "")
-
-    @property
-    def history(self) -> tuple[Any, ...]:
-        """Return the turns before those words, oldest first."""
-        last = max((i for i, m in enumerate(self.messages) if part(m, "role") == "user"), default=0)
-        return self.messages[:last]
+        return self.conversation.query
 
     @property
     def has_images(self) -> bool:
         """Whether any turn shows an image."""
-        return any(part(message, "images") for message in self.messages)
+        return self.conversation.has_images
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Estimate the tokens of the prompt: four characters to a token, tool schemas included."""
-        chars = sum(len(str(part(m, "content") or "")) for m in self.messages)
-        return (chars + len(str(self.tools))) // 4 + 8
+    def is_quoted_in(self, message: str) -> bool:
+        """Whether a message holds words of the conversation or of the tools, so that it must not be shown or logged."""
+        spoken = [text[-_QUOTABLE_CHARS:] for turn in self.conversation.messages if (text := turn.text.strip())]
+        whole = any(len(text) >= _QUOTE_CHARS // 4 and text in message for text in spoken)
+        said = "\n".join([*spoken, str(self.tools)])[-_QUOTABLE_CHARS:]
+        starts = range(0, len(message) - _QUOTE_CHARS + 1, 4)
+        return whole or any(message[start : start + _QUOTE_CHARS] in said for start in starts)
 
 
 _FORM = frozenset({"think", "format", "options", "keep_alive", "logprobs", "top_logprobs"})
@@ -86,15 +85,31 @@ def build_request(messages: Messages, tools: Sequence[Any] | None = None, **form
     whatever could be sent to no model; it names the message, tool or option."""
     for name in form.keys() - _FORM:
         raise QueryError(f"chat takes no argument {name!r:.60}{suggestion(name, _KNOWN)}")
+    try:
+        return _built(messages, tools, form)
+    except InputError:
+        raise
+    except Exception as error:  # of an object that cannot even be read
+        raise QueryError(f"the request cannot be read: {type(error).__name__}") from error
+
+
+def _built(messages: Messages, tools: Sequence[Any] | None, form: Mapping[str, Any]) -> ChatRequest:
     one = isinstance(messages, str | Mapping) or hasattr(messages, "content")
     turns = [messages] if one else items(messages, "messages")
     if not turns:
         raise QueryError("messages must hold at least one message")
+    messages = tuple(wire_message(turn, f"messages[{index}]") for index, turn in enumerate(turns))
     return ChatRequest(
-        tuple(wire_message(turn, f"messages[{index}]") for index, turn in enumerate(turns)),
+        messages,
+        read_messages(messages),
         tuple(wire_tool(tool, f"tools[{index}]") for index, tool in enumerate(items(tools, "tools"))),
         **_form(form),
     )
+
+
+def prompt_tokens(conversation: Conversation, tools: Sequence[Tool]) -> int:
+    """Estimate the tokens of a prompt, with its tool calls and thoughts and the schemas of the tools offered."""
+    return conversation.tokens + sum(tool.schema_chars for tool in tools) // 4
 
 
 def _form(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +119,8 @@ def _form(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("options"), ollama.Options):
         values["options"] = values["options"].model_dump(exclude_none=True)
     ready = {key: json_ready(value, key) for key, value in values.items()}
+    if not isinstance(ready.get("options", {}), dict):
+        raise QueryError(f"options must be a mapping, found {type(values['options']).__name__}")
     sent = valid(ClientRequest, {"model": "any", **ready}, "")
     return {key: sent[key] for key in ready if key in sent}
 
@@ -121,6 +138,8 @@ def _schema(wanted: Any) -> Any:
                 ) from error
     if isinstance(wanted, type):
         raise QueryError(f"format: the class {wanted.__name__} has no JSON schema; give a pydantic class or a schema")
+    if not isinstance(wanted, Mapping) and wanted not in ("", "json"):
+        raise QueryError(f"format must be 'json', a JSON schema or a pydantic class, found {wanted!r:.60}")
     return wanted
 
 

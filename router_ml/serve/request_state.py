@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from router_ml.context import parse_context
+from router_ml.context import conversation_context
 from router_ml.decide.selection.policy import Policy
 from router_ml.experiments.assignment import Assignment
 from router_ml.hosts.backend import Backend
 from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Attempt
 from router_ml.serve.answer_cache.key import CacheKey
-from router_ml.serve.request import ChatRequest
-from router_ml.serve.wire import part
+from router_ml.serve.request import ChatRequest, prompt_tokens
 from router_ml.types import Candidate, Context, Decision
 
 
@@ -61,20 +60,7 @@ def context_of(request: ChatRequest, given: Context | Mapping[str, Any] | None) 
     """Return the context of a request: what the caller gave, completed from the messages and tools.
 
     Raises `ContextError` where what was given has the wrong shape."""
-    context = parse_context(given)
-    derived = parse_context(
-        {
-            "tools": request.tools,
-            "history": [{"role": part(m, "role"), "content": part(m, "content")} for m in request.history],
-            "attachment": "image" if request.has_images else None,
-        }
-    )
-    return dataclasses.replace(
-        context,
-        tools=context.tools or derived.tools,
-        n_tools=context.n_tools or derived.n_tools,
-        history=context.history or derived.history,
-        attachment=context.attachment or derived.attachment,
-        attachment_kind=context.attachment_kind or derived.attachment_kind,
-        prompt_tokens=request.prompt_tokens if context.prompt_tokens is None else context.prompt_tokens,
-    )
+    context = conversation_context(request.conversation, given, request.tools)
+    if context.prompt_tokens is not None:
+        return context
+    return dataclasses.replace(context, prompt_tokens=prompt_tokens(request.conversation, context.tools))

@@ -91,7 +91,8 @@ def valid(kind: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:
         sent: dict[str, Any] = kind.model_validate(value).model_dump(exclude_none=True, by_alias=True)
     except ValueError as error:
         first: list[Any] = getattr(error, "errors", list)()[:1]
-        steps = [where, *map(str, first[0]["loc"])] if first else [where]
+        steps = list(map(str, first[0]["loc"])) if first else []
+        steps = [where, *steps] if where else steps[:1]  # of an argument, no names of a union's members
         reason = first[0]["msg"] if first else type(error).__name__
         raise QueryError(f"{'.'.join(filter(None, steps))[:200]} is not what Ollama takes: {reason}") from error
     return sent

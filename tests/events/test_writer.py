@@ -46,7 +46,10 @@ class Memory:
     def last_seq(self) -> int:
         return len(self.kept)
 
-    def prune(self, before_s: Mapping[str, float]) -> int:
+    def expired(self, before_s: Mapping[str, float]) -> tuple[int, int]:
+        return 0, len(self.kept)
+
+    def prune(self, before_s: Mapping[str, float], *, share: float = 1.0) -> int:
         return 0
 
     def close(self) -> None:

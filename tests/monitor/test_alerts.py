@@ -14,18 +14,11 @@ import pytest
 from benchmarks.alert_replay import Fault, delay, false_alarms, traffic
 from router_ml.errors import SettingsError
 from router_ml.events.event import AlertEvent, AttemptEvent, DecisionEvent, Event, OutcomeEvent
-from router_ml.monitor.alerts import Alerts, CallbackChannel, WebhookChannel
-from router_ml.monitor.rules import (
-    BreakerOpen,
-    BudgetMisses,
-    CacheHits,
-    CalibrationDrift,
-    FailureRate,
-    LatencyDrift,
-    Novelty,
-    Signal,
-    default_rules,
-)
+from router_ml.monitor.alerts import Alerts, WebhookChannel
+from router_ml.monitor.failure_rate import FailureRate
+from router_ml.monitor.latency_drift import LatencyDrift
+from router_ml.monitor.rule import Signal
+from router_ml.monitor.rules import BreakerOpen, BudgetMisses, CacheHits, CalibrationDrift, Novelty, default_rules
 
 
 def outcome(number: int, **values: Any) -> OutcomeEvent:
@@ -199,18 +192,28 @@ class Broken:
         raise RuntimeError("no")
 
 
-def test_a_change_is_told_once_to_callback_and_store_and_a_broken_rule_silences_nobody() -> None:
-    told: list[AlertEvent] = []
+class Told:
+    """A channel that remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.alerts: list[AlertEvent] = []
+
+    def deliver(self, alerts: Sequence[AlertEvent]) -> None:
+        self.alerts.extend(alerts)
+
+
+def test_a_change_is_told_once_to_channel_and_store_and_a_broken_rule_silences_nobody() -> None:
+    channel = Told()
     kept: list[Event] = []
 
     class Kept:
         def record(self, event: Event) -> None:
             kept.append(event)
 
-    alerts = Alerts((Broken(), Wolf()), (CallbackChannel(told.append),), recorder=Kept())
+    alerts = Alerts((Broken(), Wolf()), (channel,), recorder=Kept())
     run(alerts, [outcome(1), outcome(2, ok=False), outcome(3, ok=False), outcome(4)])
-    assert [(a.rule, a.state, a.at_s) for a in told] == [("wolf", "firing", 2.0), ("wolf", "resolved", 4.0)]
-    assert kept == told
+    assert [(a.rule, a.state, a.at_s) for a in channel.alerts] == [("wolf", "firing", 2.0), ("wolf", "resolved", 4.0)]
+    assert kept == channel.alerts
 
 
 def test_what_fires_is_recorded_again_each_minute_and_resolved_when_the_process_ends() -> None:

@@ -374,3 +374,23 @@ def test_a_recorder_that_raises_costs_no_answer(double) -> None:
     with Gateway(FixedDecider(LLAMA), catalogue_of(LLAMA), default_host=double.url, recorder=Raises()) as gateway:
         assert gateway.chat(HELLO).content == "The llama says hello."
         assert gateway.feedback("d0", 1.0)
+
+
+class Unreadable:
+    def __getattr__(self, name: str) -> None:
+        raise RuntimeError(name)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [{"messages": [Unreadable()]}, {"tools": [Unreadable()]}, {"tools": Unreadable()}, {"model": 5}, {"policy": 5},
+     {"deadline_s": "5"}, {"context": Unreadable()}, {"options": {"temperature": float("nan")}}, {"format": "xml"}],
+    ids=str,
+)  # fmt: skip
+def test_a_callers_mistake_is_found_before_any_call(gateway, double, recording, call) -> None:
+    for _ in range(6):
+        with pytest.raises(InputError):
+            gateway.chat(**{"messages": HELLO, **call})
+    assert double.generations == []
+    assert recording.of(OutcomeEvent) == recording.of(AttemptEvent) == []
+    assert gateway.chat(HELLO).model == LLAMA

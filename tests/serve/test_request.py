@@ -87,7 +87,7 @@ def test_text_and_history_are_those_of_the_last_user_turn() -> None:
         )
     )
     assert request.text == "and mail her"
-    assert len(request.history) == 3
+    assert len(request.conversation.history) == 3
 
 
 @pytest.mark.parametrize("messages", [(), (5,), ({"content": "no role"},), 5, b"Hello"])
@@ -122,3 +122,13 @@ def test_names_are_normalised_against_aliases_and_tags(spelling: str, name: str)
 def test_what_the_client_would_refuse_is_reported_to_the_caller(messages: tuple, tools: tuple, names: str) -> None:
     with pytest.raises(QueryError, match=names):
         build_request(messages, tools)
+
+
+def test_a_quotation_of_the_request_is_recognised() -> None:
+    turns = [{"role": "user", "content": "mail the secret plan to Dana"}]
+    request = build_request(turns, [{"name": "send_secret_mail"}])
+    for message in ("oops: mail the secret plan to Dana", "near 'the secret plan'", "no parser for send_secret_mail"):
+        assert request.is_quoted_in(message)
+    assert not request.is_quoted_in('option "temperature" must be of type float32')
+    assert build_request("1234").is_quoted_in("bad input: 1234")
+    assert not build_request("hi").is_quoted_in("nothing of this")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from router_ml.bundles.registry import ActiveBundle, read_active
-from router_ml.errors import BundleCorrupt, BundleMissing, InputError
+from router_ml.bundles import registry as registry_module
+from router_ml.bundles.format import write_manifest
+from router_ml.bundles.registry import ActiveBundle, active_bundle, read_active
+from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, InputError
+from router_ml.settings import load_settings
 from training import promote as promoting
 from training.promote import listing, main, promote, roll_back
 
@@ -92,7 +97,56 @@ def test_the_listing_shows_states(shelf: Path) -> None:
     assert states == {"first": "retired", "second": "active"}
 
 
-def test_the_command_takes_a_folder_and_points_at_it(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_elsewhere_is_installed_where_the_running_package_reads(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ROUTER_ML_MODELS_DIR", raising=False)
+    monkeypatch.setenv("ROUTER_ML_STATE_DIR", str(tmp_path / "state"))
+    registry = tmp_path / "state" / "models"
     assert main([str(shelf / "second")]) == 0
-    assert "active: second" in capsys.readouterr().out
-    assert json.loads((shelf / "active.json").read_text())["active"] == "second"
+    assert f"active: second in {registry}" in capsys.readouterr().out
+    assert active_bundle(load_settings()) == registry / "second"
+    assert not (shelf / "active.json").exists()
+    private = {path.name: path.stat().st_mode & 0o077 for path in [registry, *registry.rglob("*")]}
+    assert set(private.values()) == {0}
+    assert main([str(shelf / "second")]) == 0  # the same content again
+
+
+def test_another_bundle_of_the_same_name_is_not_overwritten(shelf: Path, tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    promote(registry, shelf / "second")
+    (shelf / "second" / "NOTICE").write_text("another")
+    write_manifest(shelf / "second", {"name": "tiny"})
+    with pytest.raises(BundleError, match="another bundle of that name"):
+        promote(registry, shelf / "second")
+    assert sorted(path.name for path in registry.iterdir()) == [".lock", "active.json", "second"]
+
+
+def test_a_linked_bundle_is_not_promoted(shelf: Path) -> None:
+    (shelf / "linked").symlink_to(shelf / "first")
+    with pytest.raises(BundleError, match="symbolic link"):
+        promote(shelf, "linked")
+
+
+def test_a_bad_bundle_hides_no_other_from_the_list(shelf: Path) -> None:
+    manifest = json.loads((shelf / "first" / "manifest.json").read_text())
+    for change in ({"metrics": []}, {"metrics": {"test/macro_f1": "high"}}, {"format": 9}, {"files": {}}):
+        (shelf / "first" / "manifest.json").write_text(json.dumps(manifest | change))
+        assert "second" in listing(shelf)
+    assert "unusable" in listing(shelf)
+
+
+def _promote_often(shelf: Path, name: str) -> None:
+    for _ in range(20):
+        registry_module.promote(shelf, name, lambda folder: None)
+
+
+def test_promotions_at_once_lose_none(shelf: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(_promote_often, shelf, name) for name in ("first", "second")]:
+            job.result()
+    active = read_active(shelf)
+    assert active is not None
+    names = [active.active, active.previous, *active.older]
+    assert names[-1] == "default"
+    assert all(one != other for one, other in pairwise(names))  # each change is there, and none twice

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from router_ml.errors import InputError, StoreError
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(handle: int) -> None:
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+from router_ml.files import lock_open_file
 
 
 class RowLog:
@@ -37,7 +26,7 @@ class RowLog:
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
         try:
-            _lock(self._file)
+            lock_open_file(self._file, wait=False)
         except OSError as error:
             os.close(self._file)
             raise InputError(

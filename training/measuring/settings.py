@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.errors import InputError
+from router_ml.files import atomic_write
 from router_ml.jsonl import query_row
 from router_ml.types import Query
 from training.measuring.conversation import Manner
@@ -77,11 +78,8 @@ class RunFile:
             raise InputError(f"cannot read {self.path} ({error}); choose another --out") from error
 
     def _write(self) -> None:
-        partial = self.path.with_name(self.path.name + ".partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self._now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(self.path)
+            atomic_write(self.path, json.dumps(self._now, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}; choose another --out") from error
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from router_ml.bundles.format import load_bundle
-from router_ml.errors import BundleError
 from router_ml.experiments.mlflow_store import ensure_experiment, open_tracking
 from router_ml.settings import CHECKOUT
+from router_ml.terminal import run_command
 
 log = logging.getLogger(__name__)
 
@@ -223,11 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--experiment", default=FITS, help="MLflow experiment (%(default)s)")
     options = parser.parse_args(argv)
-    try:
-        return 0 if log_bundle(options.bundle, options.experiment) else 1
-    except BundleError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run_command("training.tracking", lambda: not log_bundle(options.bundle, options.experiment))
 
 
 if __name__ == "__main__":

@@ -27,3 +27,8 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> Floats:
         """Vectors of shape (len(texts), dim), float32, in the order of the texts."""
         ...
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether foreign code failed: a panic of Rust code is no `Exception`, an interrupt is no failure."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -6,6 +6,7 @@ on CPUs batches gain little over one run per core.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from router_ml.decide.features.embedder import Floats
-from router_ml.decide.features.wordpiece import WordPieces
+from router_ml.decide.features.embedder import Floats, is_failure
+from router_ml.decide.features.encoder_files import check_graph, check_tokenizer
 from router_ml.errors import EncoderError
 
 MAX_TOKENS = 256
+MAX_CHARS = 100_000  # a longer text is read by its beginning; `max_tokens` never need so many
 
 
 class OnnxEmbedder:
-    """Runs an exported encoder whose graph pools and normalises. Thread-safe.
+    """Runs an exported encoder whose graph pools and normalises. Thread-safe, and usable in a forked process.
 
     One text runs on the calling thread. Many are shared out, one by one, among `workers` threads, the caller's included
     (by default as many as the cores allow). `threads` is how many the session itself uses within one run: with more
@@ -39,35 +41,36 @@ class OnnxEmbedder:
         max_tokens: int = MAX_TOKENS,
         workers: int | None = None,
     ) -> None:
-        import onnxruntime  # deferred: `import router_ml` alone must not pay for it
-        from tokenizers import Tokenizer
-
-        self._name = str(model)
+        self._model, self._threads = model, threads
         try:
-            self._tokens = WordPieces(Tokenizer.from_file(str(tokenizer)), max_tokens)
-            self._session: Any = onnxruntime.InferenceSession(
-                str(model), sess_options=_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
-            )
+            check_graph(model)
+            check_tokenizer(tokenizer)
+            self._tokenizer = _tokenizer(tokenizer, max_tokens)
+            self._session, self._pid = _session(model, threads), os.getpid()
             self._inputs = frozenset(i.name for i in self._session.get_inputs())
             output = self._session.get_outputs()[0]
             self._outputs, self._dim = [output.name], int(output.shape[-1])
-        except Exception as error:  # both libraries raise bare exceptions of many kinds
+        except BaseException as error:  # both libraries raise many kinds
+            if not is_failure(error):
+                raise
             raise EncoderError(f"cannot load the encoder {model}: {error}") from error
         self._workers = _Workers(workers or max(1, _cores() // threads))
 
     @property
     def name(self) -> str:
-        return self._name
+        return str(self._model)
 
     @property
     def dim(self) -> int:
         return self._dim
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens the encoder reads, its own marks included."""
+        """Return how many tokens the encoder reads, its own marks included."""
         return len(self._tokens(text))
 
     def embed(self, texts: Sequence[str]) -> Floats:
+        if self._pid != os.getpid():
+            self._reopen()
         if len(texts) == 1:
             return self._run(self._tokens(texts[0]))
         rows = [self._tokens(text) for text in texts]
@@ -80,8 +83,16 @@ class OnnxEmbedder:
         self._workers.share(embed_row, longest_first)
         return out
 
+    def _tokens(self, text: str) -> list[int]:
+        text = text[:MAX_CHARS]
+        try:
+            ids: list[int] = self._tokenizer.encode(text).ids
+        except (UnicodeEncodeError, TypeError):  # an unpaired surrogate in the name of a tool, say
+            ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
+        return ids
+
     def _run(self, row: list[int]) -> Floats:
-        """The vector (1, dim) of one text."""
+        """Return the vector (1, dim) of one text."""
         ids = np.array([row], dtype=np.int64)
         feed = {"input_ids": ids}
         if len(self._inputs) > 1:  # graphs of other makers
@@ -90,20 +101,29 @@ class OnnxEmbedder:
         result: Floats = self._session.run(self._outputs, feed)[0]
         return result
 
+    def _reopen(self) -> None:
+        """Open the session anew after a fork: the parent's threads and the locks they held are not in this process.
+
+        The parent's session is never destroyed here, for that would wait for its threads."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+        self._workers = _Workers(self._workers.n)
+        self._session = _session(self._model, self._threads)
+        self._pid = os.getpid()
+
 
 class _Workers:
-    """Threads that help the calling one. A helper that is still waiting for its turn when the work is done is called
-    off, so that nobody ever waits for a busy pool (nor, after a fork, for a dead one)."""
+    """Threads that help the calling one. A helper that is still waiting for its turn when the work is done is
+    cancelled, so that nobody ever waits for a busy pool."""
 
     def __init__(self, n: int) -> None:
-        self._n = n
+        self.n = n
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
     def share(self, work: Callable[[int], None], items: Sequence[int]) -> None:
         """Run `work` on every item; the first error is raised."""
         todo = iter(items)
-        n_helpers = min(self._n, len(items)) - 1
+        n_helpers = min(self.n, len(items)) - 1
         if n_helpers < 1:
             self._drain(work, todo)
             return
@@ -122,21 +142,33 @@ class _Workers:
     def _helpers(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._n - 1, thread_name_prefix="router_ml-encoder")
+                self._pool = ThreadPoolExecutor(self.n - 1, thread_name_prefix="router_ml-encoder")
             return self._pool
 
 
-def _cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _tokenizer(path: Path, max_tokens: int) -> Any:
+    from tokenizers import Tokenizer  # deferred: `import router_ml` alone must not pay for it
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer
 
 
-def _options(onnxruntime: Any, threads: int) -> Any:
+def _session(model: Path, threads: int) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it is read when the library is loaded
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
-    return options
+    return onnxruntime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,20 +1,20 @@
 """Tool features: how many tools are offered, how they are declared, and how well they fit the query.
 
-The closeness of the query to a tool's description is the best single sign of whether a tool will be called. Tool
-vectors are kept, because an assistant offers the same tools again and again.
+The cosine between the query and a tool's description predicts best whether a tool will be called. Tool vectors are
+cached, because an assistant offers the same tools again and again.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from math import log1p
-from threading import Lock
 
 import numpy as np
+from cachetools import LRUCache
 
 from router_ml.decide.features.embedder import Embedder, Floats
 from router_ml.decide.features.toolbox import TOOLBOX_NAMES, toolbox_features
+from router_ml.decide.shared_cache import SharedCache
 from router_ml.types import Tool
 
 TOOL_NAMES: tuple[str, ...] = (
@@ -26,16 +26,14 @@ _NONE = [0.0] * len(TOOL_NAMES)
 
 
 class ToolFeatures:
-    """Numbers about the tools offered with a query. Thread-safe; keeps at most `capacity` tool vectors."""
+    """Numbers about the tools offered with a query. Thread-safe; caches at most `capacity` tool vectors."""
 
     def __init__(self, embedder: Embedder, capacity: int = 4096) -> None:
         self._embedder = embedder
-        self._capacity = capacity
-        self._vectors: OrderedDict[str, Floats] = OrderedDict()
-        self._lock = Lock()
+        self._vectors: SharedCache[str, Floats] = SharedCache(lambda: LRUCache(capacity))
 
     def __call__(self, text: str, tools: Sequence[Tool], query_vector: Floats) -> list[float]:
-        """One number per name of `TOOL_NAMES` for a query, its tools and its vector; zeros where no tool is offered."""
+        """Return one number per name of `TOOL_NAMES` for a query, its tools and its vector; zeros without tools."""
         if not tools:
             return _NONE
         n = len(tools)
@@ -56,19 +54,13 @@ class ToolFeatures:
         return [top, float(cosines.mean()), top - second, float(cosines[0])]
 
     def _matrix(self, texts: list[str]) -> Floats:
-        with self._lock:
-            known = {text: self._vectors[text] for text in texts if text in self._vectors}
+        known = self._vectors.get_many(texts)
         missing = list(dict.fromkeys(text for text in texts if text not in known))
         if missing:
-            known |= zip(missing, self._embedder.embed(missing), strict=True)
-            self._remember(known)
+            new = dict(zip(missing, self._embedder.embed(missing), strict=True))
+            self._vectors.put(new)
+            known |= new
         return np.stack([known[text] for text in texts])
-
-    def _remember(self, vectors: dict[str, Floats]) -> None:
-        with self._lock:
-            self._vectors.update(vectors)
-            while len(self._vectors) > self._capacity:
-                self._vectors.popitem(last=False)
 
 
 def _describe(tool: Tool) -> str:

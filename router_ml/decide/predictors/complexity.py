@@ -9,8 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from router_ml.decide.predictors.heads import Floats, LinearHead, softmax
+from router_ml.errors import EncoderError
 
 HEURISTIC = "heuristic"
+_NO_NUMBERS = "the encoder gave NaN"
 
 
 class ComplexityPredictor(Protocol):
@@ -30,7 +32,10 @@ class LearnedComplexity:
     def __call__(self, embedding: Floats, table: Floats) -> Floats:
         if len(embedding) == 1:  # as below, several times faster
             return _softmax_of_one(self.head.predict_one(np.concatenate((embedding[0], table[0]))).tolist())
-        return softmax(self.head(np.concatenate((embedding, table), axis=1)))
+        probabilities = softmax(self.head(np.concatenate((embedding, table), axis=1)))
+        if np.isnan(probabilities).any():
+            raise EncoderError(_NO_NUMBERS)
+        return probabilities
 
     def evidence(
         self, embedding: Floats, table: Floats, names: tuple[str, ...], label: int, other: int
@@ -49,4 +54,6 @@ def _softmax_of_one(logits: list[float]) -> Floats:
     top = max(logits)
     odds = [math.exp(logit - top) for logit in logits]
     total = sum(odds)
+    if total != total:
+        raise EncoderError(_NO_NUMBERS)
     return np.array([[value / total for value in odds]], np.float32)

@@ -1,19 +1,111 @@
-"""What rules a model out: it cannot serve the request at all, or it breaks a limit of the policy."""
+"""The limits of a policy, each one entry of `LIMITS`; the selector, the validation and policy files read them there.
+
+To add one, write its check and register it:
+
+    register(Limit("max_output_tokens", lambda candidate, bound: "too long" if (candidate.output_tokens or 0) > bound
+                   else None))
+
+Then `max_output_tokens = 200` in a policy file and `Policy("short", limits={"max_output_tokens": 200})` set it, and
+"none" lifts it. A limit that is a field of `Policy` is read from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from router_ml.catalogue import Model
-from router_ml.decide.selection.policy import Policy
-from router_ml.types import Context, MachineState, Quantiles
+from router_ml.numbers import is_number, short_repr
+from router_ml.types import Candidate, Context, MachineState
 
 
-def unable(model: Model, context: Context, policy: Policy, machine: MachineState | None) -> str | None:
-    """Why a model cannot serve a request, or None."""
-    if policy.models is not None and not any(name in policy.models for name in (model.name, *model.aliases)):
-        return "not among the policy's models"
+def number(low: float = 0.0, high: float = math.inf) -> Callable[[Any], float]:
+    """Return what validates a number between two bounds. It raises ValueError with what is wrong."""
+
+    def parse(value: Any) -> float:
+        if not is_number(value) or not low <= value <= high:
+            bound = f"{low:g} or more" if math.isinf(high) else f"between {low:g} and {high:g}"
+            raise ValueError(f"must be a number, {bound}, found {short_repr(value)}")
+        try:
+            own = float(value)
+        except OverflowError as error:
+            raise ValueError("is too large a number") from error
+        return value if type(value) in (int, float) else own  # numpy's becomes a number of Python
+
+    return parse
+
+
+_AT_LEAST_ZERO = number()
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bound that a policy may set.
+
+    `check` takes a candidate and the bound and returns what the candidate breaks, or None; an unknown value (NaN)
+    breaks nothing. `parse` validates a bound and raises ValueError. `lifted` is the value that means no limit.
+    `of_request` gives the bound that a request sets itself, or None; the lower of the two counts."""
+
+    name: str
+    check: Callable[[Candidate, Any], str | None]
+    parse: Callable[[Any], Any] = _AT_LEAST_ZERO
+    lifted: Any = None
+    of_request: Callable[[Context], Any] | None = None
+
+    def bound(self, policy: Any, context: Context) -> Any:
+        """Return the bound that holds for a request, or None."""
+        own = policy.bound(self.name)
+        told = None if self.of_request is None else self.of_request(context)
+        if told is None or own is None:
+            return own if told is None else told
+        return min(own, told)
+
+
+def _over_budget(candidate: Candidate, budget_s: float) -> str | None:
+    p95 = candidate.latency_s.p95
+    return f"p95 {p95:.1f} s is over the budget of {budget_s:g} s" if p95 > budget_s else None
+
+
+def _under_minimum(candidate: Candidate, minimum: float) -> str | None:
+    p = candidate.p_success
+    return f"p_success {p:.2f} is under the minimum of {minimum:g}" if p < minimum else None
+
+
+def _over_cost(candidate: Candidate, most_usd: float) -> str | None:
+    cost = candidate.cost_usd
+    return f"cost ${cost:.4f} is over the limit of ${most_usd:g}" if cost > most_usd else None
+
+
+def _request_budget(context: Context) -> float | None:
+    return context.latency_budget_s
+
+
+LATENCY = Limit("latency_budget_s", _over_budget, of_request=_request_budget)
+LIMITS: dict[str, Limit] = {
+    limit.name: limit
+    for limit in (
+        LATENCY,
+        Limit("min_p_success", _under_minimum, number(0.0, 1.0), lifted=0.0),
+        Limit("max_cost_usd", _over_cost),
+    )
+}
+
+
+def register(limit: Limit) -> None:
+    """Add a limit, so that every selector applies it and every policy may set it."""
+    LIMITS[limit.name] = limit
+
+
+def bounds(policy: Any, context: Context) -> list[tuple[Callable[[Candidate, Any], str | None], Any]]:
+    """Return the checks that hold for a request, each with its bound."""
+    held = ((limit.check, limit.bound(policy, context)) for limit in LIMITS.values())
+    return [(check, bound) for check, bound in held if bound is not None]
+
+
+def unable(model: Model, context: Context, machine: MachineState | None) -> str | None:
+    """Return why a model cannot serve a request, or None."""
     if context.n_tools and not model.can("tools"):
         return "cannot call tools"
     if (context.has_images or context.attachment_kind == "image") and not model.can("vision"):
@@ -28,25 +120,12 @@ def unable(model: Model, context: Context, policy: Policy, machine: MachineState
     return None
 
 
-def cut_to_widest(
-    models: Sequence[Model], context: Context, policy: Policy, machine: MachineState | None
-) -> Context | None:
-    """The context with its prompt cut to the widest window, as the server would cut it, where nothing but the length
-    of the prompt is in the way; else None."""
+def cut_to_widest(models: Sequence[Model], context: Context, machine: MachineState | None) -> Context | None:
+    """Return the context with its prompt cut to the largest window, as the server would cut it, if only the length of
+    the prompt is in the way; else None."""
     if context.prompt_tokens is None:
         return None
     short = replace(context, prompt_tokens=None)
-    able = [model for model in models if unable(model, short, policy, machine) is None]
+    able = [model for model in models if unable(model, short, machine) is None]
     windows = [model.context_window_tokens for model in able if model.context_window_tokens is not None]
     return replace(context, prompt_tokens=max(windows)) if windows else None
-
-
-def over_limit(policy: Policy, budget_s: float | None, p: float, latency: Quantiles, cost_usd: float) -> str | None:
-    """Which limit of the policy a candidate breaks, or None. An unknown value (NaN) breaks none."""
-    if budget_s is not None and latency.p95 > budget_s:
-        return f"p95 {latency.p95:.1f} s is over the budget of {budget_s:g} s"
-    if p < policy.min_p_success:
-        return f"p_success {p:.2f} is under the minimum of {policy.min_p_success:g}"
-    if policy.max_cost_usd is not None and cost_usd > policy.max_cost_usd:
-        return f"cost ${cost_usd:.4f} is over the limit of ${policy.max_cost_usd:g}"
-    return None

@@ -1,20 +1,20 @@
-"""Chooses: predictions, limits and the state of the machine in; a ranked chain and a reason out."""
+"""Choose a model: predictions, limits and the state of the machine in; a ranked chain and a reason out."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
 from router_ml.catalogue import Model
-from router_ml.decide.selection.limits import cut_to_widest, over_limit, unable
+from router_ml.decide.selection.limits import LATENCY, bounds, cut_to_widest, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.utility import live_latency, live_p_success, utility
+from router_ml.errors import PolicyError
 from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles
 
 _UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
-WORTH_SAYING_S = 0.05  # waits shorter than this are not worth a word
+REPORTED_WAIT_S = 0.05  # shorter waits are not reported
 
 
 class Forecast(NamedTuple):
@@ -53,7 +53,9 @@ class Selector:
         novelty: float = 0.0,
         draw: Callable[[], float] | None = None,
     ) -> Selection:
-        """Rank the models for one query. `draw` gives uniform numbers in 0..1 where the policy explores."""
+        """Rank the models for one query. `draw` gives uniform numbers in 0..1 where the policy explores.
+
+        Raises `PolicyError` where the policy allows none of the models."""
         excluded: dict[str, str] = {}
         candidates = self._candidates(forecast, context, policy, machine, excluded)
         notes: list[str] = []
@@ -65,7 +67,7 @@ class Selector:
             fit = self._keep_default(fit, policy, novelty, notes)
             chain = fit if len(fit) == len(candidates) else fit + [c for c in candidates if not c.admissible]
         else:
-            chain = _least_bad(candidates, policy, context)
+            chain = _least_bad(candidates, LATENCY.bound(policy, context))
             notes.append(chain[0].reasons[0] if chain[0].reasons else "no model is within the limits")
         chain, propensity = _explore(chain, len(fit) or 1, policy, draw, notes)
         return Selection(tuple(chain), excluded, _reason(chain, notes), propensity, not fit)
@@ -76,18 +78,20 @@ class Selector:
         context: Context,
         policy: Policy,
         machine: MachineState | None,
-        excluded: dict[str, str] | None,
+        excluded: dict[str, str],
+        able_only: bool = True,
     ) -> list[Candidate]:
-        """Every model that can serve the request; with `excluded` None, every model whatsoever."""
-        budget = _budget(policy, context)
-        longest_s = math.inf if budget is None else budget
-        dearest_usd = math.inf if policy.max_cost_usd is None else policy.max_cost_usd
+        """Return every model that the policy allows and, with `able_only`, that can serve the request."""
+        checks = bounds(policy, context)
         states = machine.models if machine is not None else None
         out: list[Candidate] = []
         for model, p, quantiles, tokens, cost in zip(
             self.models, forecast.p_success, forecast.latency_s, forecast.output_tokens, forecast.cost_usd, strict=True
         ):
-            if excluded is not None and (why := unable(model, context, policy, machine)) is not None:
+            if policy.models is not None and not policy.allows(model):
+                excluded[model.name] = "not among the policy's models"
+                continue
+            if able_only and (why := unable(model, context, machine)) is not None:
                 excluded[model.name] = why
                 continue
             latency, known_tokens = Quantiles._make(quantiles), tokens if tokens == tokens else None
@@ -97,13 +101,14 @@ class Selector:
                 p = live_p_success(p, state)
                 latency = live_latency(latency, known_tokens, context.prompt_tokens, state)
                 reasons = _state_reasons(state)
-            limit = None
-            if latency.p95 > longest_s or p < policy.min_p_success or cost > dearest_usd:
-                limit = over_limit(policy, budget, p, latency, cost)
-            if limit is not None:
-                reasons = (limit, *reasons)
-            worth = utility(policy, p, latency.p50, cost)
-            out.append(Candidate(model.name, p, latency, cost, worth, reasons, known_tokens, limit is None))
+            candidate = Candidate(
+                model.name, p, latency, cost, utility(policy, p, latency.p50, cost), reasons, known_tokens
+            )
+            for check, bound in checks:
+                if (broken := check(candidate, bound)) is not None:
+                    candidate = candidate._replace(reasons=(broken, *reasons), admissible=False)
+                    break
+            out.append(candidate)
         return out
 
     def _despite_all(
@@ -115,11 +120,16 @@ class Selector:
         excluded: dict[str, str],
         notes: list[str],
     ) -> list[Candidate]:
-        """No model can serve the request: those of the widest window where its length alone is in the way, else all."""
-        short = cut_to_widest(self.models, context, policy, machine)
+        """Return the allowed models though none can serve the request: if only the prompt is too long, those with the
+        largest context window, else all."""
+        allowed = [model for model in self.models if policy.allows(model)]
+        if not allowed:
+            known = ", ".join(model.name for model in self.models)
+            raise PolicyError(f"policy {policy.name!r} allows only {', '.join(policy.models or ())}; known are {known}")
+        short = cut_to_widest(allowed, context, machine)
         if short is None:
             notes.append("no model can serve this as it is")
-            return self._candidates(forecast, context, policy, machine, None)
+            return self._candidates(forecast, context, policy, machine, {}, able_only=False)
         notes.append(
             f"the prompt of {context.prompt_tokens} tokens exceeds every window, {short.prompt_tokens} is the widest"
         )
@@ -129,7 +139,7 @@ class Selector:
         return candidates
 
     def _keep_default(self, fit: list[Candidate], policy: Policy, novelty: float, notes: list[str]) -> list[Candidate]:
-        """Far from the training queries only a clear advantage leaves the default model."""
+        """Keep the default model first for a query far from the training queries, unless another is clearly better."""
         if not novelty or self.default_model is None or fit[0].model == self.default_model:
             return fit
         default = next((c for c in fit if c.model == self.default_model), None)
@@ -139,29 +149,20 @@ class Selector:
         return [default, *(c for c in fit if c is not default)]
 
 
-def _budget(policy: Policy, context: Context) -> float | None:
-    if context.latency_budget_s is None:
-        return policy.latency_budget_s
-    if policy.latency_budget_s is None:
-        return context.latency_budget_s
-    return min(policy.latency_budget_s, context.latency_budget_s)
-
-
 def _state_reasons(state: ModelState) -> tuple[str, ...]:
     reasons = []
     if state.resident:
         reasons.append("warm")
     elif state.resident is False and state.load_s:
         reasons.append(f"cold: {state.load_s:.1f} s to load")
-    if state.queue_s > WORTH_SAYING_S:
+    if state.queue_s > REPORTED_WAIT_S:
         reasons.append(f"{state.queue_s:.1f} s queue")
     return tuple(reasons)
 
 
-def _least_bad(candidates: list[Candidate], policy: Policy, context: Context) -> list[Candidate]:
-    """No candidate is within the limits: the fastest where time is the trouble, else the likeliest to succeed."""
-    budget = _budget(policy, context)
-    in_time = [c for c in candidates if budget is None or not c.latency_s.p95 > budget]
+def _least_bad(candidates: list[Candidate], budget_s: float | None) -> list[Candidate]:
+    """Put first, where no candidate is within the limits, the fastest if time is the reason, else the likeliest."""
+    in_time = [c for c in candidates if budget_s is None or not c.latency_s.p95 > budget_s]
     best = max(in_time, key=_P_SUCCESS) if in_time else min(candidates, key=lambda c: c.latency_s.p95)
     return [best, *(c for c in candidates if c is not best)]
 
@@ -169,7 +170,7 @@ def _least_bad(candidates: list[Candidate], policy: Policy, context: Context) ->
 def _explore(
     chain: list[Candidate], n_fit: int, policy: Policy, draw: Callable[[], float] | None, notes: list[str]
 ) -> tuple[list[Candidate], float]:
-    """Now and then another admissible model, with the probability that the choice had."""
+    """Put another admissible model first now and then; return the chain and the probability of its first."""
     if not policy.exploration or draw is None or n_fit < 2:
         return chain, 1.0
     share = policy.exploration / n_fit

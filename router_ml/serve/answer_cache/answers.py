@@ -44,33 +44,33 @@ class CachedAnswers:
         """Return the counts of the exact cache; None where there is none."""
         return None if self._exact is None else self._exact.stats
 
-    async def find(self, job: RequestState) -> Answer | None:
-        """Return a cached answer as this request's own, or None; set the job's key and decision."""
+    async def find(self, state: RequestState) -> Answer | None:
+        """Return a cached answer as this request's own, or None; set the request's key and decision."""
         if self._exact is None and self._semantic is None:
             return None
         try:
-            job.key = self._key(job)
-            cached = None if job.key is None else await self._look_up(job.key)
+            state.key = self._key(state)
+            cached = None if state.key is None else await self._look_up(state.key)
         except Exception as error:
             log.warning("the answer cache cannot be read (%s); a model is asked", type(error).__name__)
             return None
         if cached is None:
             return None
-        job.decision = dataclasses.replace(cached.decision, decision_id=uuid.uuid4().hex)
-        timings = Timings(total_s=self._clock() - job.began_s)
-        return dataclasses.replace(_copied(cached), decision=job.decision, timings=timings, attempts=(), cached=True)
+        state.decision = dataclasses.replace(cached.decision, decision_id=uuid.uuid4().hex)
+        timings = Timings(total_s=self._clock() - state.began_s)
+        return dataclasses.replace(_copied(cached), decision=state.decision, timings=timings, attempts=(), cached=True)
 
-    def keep(self, job: RequestState, answer: Answer) -> None:
+    def store(self, state: RequestState, answer: Answer) -> None:
         """Cache a finished answer. Those of an experiment are not cached: one arm must not answer for the other."""
         finished = answer.reply.done and answer.reply.done_reason in ("stop", None)
-        if job.key is None or not finished or answer.empty or job.assignment is not None:
+        if state.key is None or not finished or answer.empty or state.assignment is not None:
             return
         try:
             own = _copied(answer)
             if self._exact is not None:
-                self._exact.put(job.key.whole, own, len(repr(answer.reply.wire)))
+                self._exact.put(state.key.whole, own, len(repr(answer.reply.wire)))
             if self._semantic is not None:
-                self._pool.submit(self._semantic.put, job.key, own)
+                self._pool.submit(self._semantic.put, state.key, own)
         except Exception as error:
             log.warning("the answer is not cached (%s)", type(error).__name__)
 
@@ -81,27 +81,29 @@ class CachedAnswers:
             cached = await asyncio.get_running_loop().run_in_executor(self._pool, near)
         return cached
 
-    def _key(self, job: RequestState) -> CacheKey | None:
-        request = job.request
-        scope = user_scope(job.context.extra.get("user_id"), job.context.session_id)
-        if not deterministic(request.options) or (scope is None and not self._unscoped):
+    def _key(self, state: RequestState) -> CacheKey | None:
+        request = state.request
+        user = state.context.extra.get("user_id")
+        scope = user_scope(user, state.context.session_id)
+        nobody = scope is None and not user
+        if not deterministic(request.options) or (scope is None and not (self._unscoped and nobody)):
             return None
         form = {
             "format": request.format,
             "think": request.think,
-            "model": job.model,
+            "model": state.model,
             "logprobs": request.logprobs,
             "top_logprobs": request.top_logprobs,
         }
-        return cache_key(scope, request.messages, request.tools, request.options, form, _policy_values(job))
+        return cache_key(scope, request.messages, request.tools, request.options, form, _policy_values(state))
 
 
-def _policy_values(job: RequestState) -> str:
+def _policy_values(state: RequestState) -> str:
     """Return the policy by its values: two of one name may differ, and so may a file from what it was."""
     try:
-        return repr(resolve_policy(job.policy))
+        return repr(resolve_policy(state.policy))
     except PolicyError:  # one that only the decider in use knows
-        return repr(job.policy)
+        return repr(state.policy)
 
 
 def _copied(answer: Answer) -> Answer:

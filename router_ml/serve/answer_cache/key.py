@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +43,11 @@ def cache_key(
 def user_scope(user_id: Any, session_id: str | None) -> tuple[str, str, str] | None:
     """Return whose answers may be shared: those of one user, else of one session; None where neither is known.
 
-    The kind and the type of the id count, so the user 7, the user "7" and the session "7" are three."""
-    if user_id is not None and user_id != "":
-        return ("user", type(user_id).__name__, str(user_id))
-    return ("session", "str", session_id) if session_id else None
+    The kind and the type of the id count, so the user 7, the user "7" and the session "7" are three. An id of another
+    type than text, whole number or UUID is not known: its text may change, or be another's."""
+    if user_id is None or user_id == "":
+        return ("session", "str", session_id) if session_id else None
+    return ("user", type(user_id).__name__, str(user_id)) if isinstance(user_id, str | int | uuid.UUID) else None
 
 
 def deterministic(options: Mapping[str, Any] | None) -> bool:

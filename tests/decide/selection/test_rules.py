@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from router_ml.catalogue import Catalogue, load_catalogue, model_from
+from router_ml.decide.selection import limits
 from router_ml.decide.selection.policy import PRESETS, Policy, policy_from, resolve_policy
 from router_ml.errors import PolicyError
 from router_ml.types import LABELS, Label, MachineState, ModelState
@@ -202,8 +205,51 @@ def test_only_the_models_of_the_policy(router_that_says: Maker) -> None:
     assert router.decide("x", policy=only).model == ACCURATE
     by_alias = Policy("alias", models=("llama3.2",))
     assert router.decide("x", policy=by_alias).model == FAST
-    unknown = router.decide("x", policy=Policy("unknown", models=("gpt-17",)))
-    assert "no model can serve this as it is" in unknown.reason
+    with pytest.raises(PolicyError, match="allows only gpt-17; known are"):
+        router.decide("x", policy=Policy("unknown", models=("gpt-17",)))
+    blind = router.decide("x", {"attachment": "a.png"}, policy=Policy("blind", models=(FAST,)))
+    assert [c.model for c in blind.ranked] == [FAST]  # nothing leads past the policy's models
+    assert "no model can serve this as it is" in blind.reason
+
+
+def test_a_registered_limit_holds_in_selector_policy_files_and_validation(
+    router_that_says: Maker, tmp_path: Path
+) -> None:
+    slow = "typically takes too long"
+    limits.register(limits.Limit("max_p50_s", lambda c, most_s: slow if c.latency_s.p50 > most_s else None))
+    try:
+        path = tmp_path / "quick.toml"
+        path.write_text("max_p50_s = 2.5\n")
+        router = router_that_says("complex")
+        left_out = [c for c in router.decide("x", policy=path).ranked if not c.admissible]
+        assert [c.reasons[0] for c in left_out if c.model == BALANCED] == [slow]
+        assert left_out == [c for c in left_out if c.latency_s.p50 > 2.5 or c.model == ACCURATE]
+        same = Policy("quick", limits={"max_p50_s": 2.5})
+        assert (same, hash(same)) == (resolve_policy(path), hash(resolve_policy(path)))
+        assert copy.deepcopy(same) == same
+        for wrong in (-1, "soon", True):
+            with pytest.raises(PolicyError, match="max_p50_s must be a number, 0 or more"):
+                policy_from({"max_p50_s": wrong}, "mine")
+        lifted = policy_from({"max_p50_s": "none", "latency_budget_s": "none", "min_p_success": "none"}, "mine")
+        assert all(c.admissible for c in router.decide("x", policy=lifted).ranked)
+    finally:
+        del limits.LIMITS["max_p50_s"]
+    with pytest.raises(PolicyError, match="unknown key 'max_p50_s'"):
+        policy_from({"max_p50_s": 1}, "mine")
+
+
+def test_numbers_of_numpy_are_numbers_of_a_policy() -> None:
+    policy = Policy("np", latency_budget_s=np.float32(2.0), min_p_success=np.float64(0.5), max_cost_usd=np.int64(1))
+    assert policy == Policy("np", latency_budget_s=2.0, min_p_success=0.5, max_cost_usd=1)
+    assert type(policy.latency_budget_s) is float
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000 + "]" * 5000, "success_weight = " + "9" * 5000,
+                                  "success_weight = 1" + "0" * 400, "success_weight = inf", "name = [1]"])  # fmt: skip
+def test_an_odd_policy_file_is_a_policy_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.toml").write_text(text)
+    with pytest.raises(PolicyError):
+        resolve_policy(tmp_path / "odd.toml")
 
 
 def test_warm_beats_cold(router_that_says: Maker) -> None:

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from router_ml.errors import SettingsError
 from router_ml.serve.answer_cache.exact import ExactCache
-from router_ml.serve.answer_cache.key import cache_key, deterministic
+from router_ml.serve.answer_cache.key import cache_key, deterministic, user_scope
 
 ENTRIES, BYTES, TTL_S = 4, 100, 10.0
 HELLO = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "Hello"}]
@@ -113,3 +113,11 @@ def test_only_fixed_sampling_is_deterministic(options: dict[str, object] | None,
 def test_bounds_that_make_no_sense_are_refused() -> None:
     with pytest.raises(SettingsError):
         ExactCache(max_entries=0)
+
+
+def test_users_and_sessions_of_one_id_are_different_people() -> None:
+    ids = [(7, None), ("7", None), (None, "7"), (0, "7"), (True, "7")]
+    scopes = [user_scope(user, session) for user, session in ids]
+    assert len({*scopes}) == len(scopes)
+    assert user_scope(7, "a") == user_scope(7, "b")
+    assert user_scope(object(), "a") is user_scope("", None) is user_scope(None, None) is None

@@ -1,0 +1,62 @@
+"""A bounded cache that threads, forked processes and signal handlers may use."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+MAX_WAIT_S = 0.05  # for the lock; a signal handler that interrupted its holder goes on without the cache
+
+
+class SharedCache(Generic[K, V]):
+    """A mapping of cachetools behind a lock.
+
+    Whoever cannot have the lock in `MAX_WAIT_S` finds and stores nothing. A forked process starts with an empty cache,
+    for a thread of its parent may have held the lock."""
+
+    def __init__(self, make: Callable[[], MutableMapping[K, V]]) -> None:
+        self._make = make
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """Return the value stored under a key, or None."""
+        if not self._acquire():
+            return None
+        try:
+            return self._entries.get(key)
+        finally:
+            self._lock.release()
+
+    def get_many(self, keys: Iterable[K]) -> dict[K, V]:
+        """Return the values stored under some of the keys."""
+        if not self._acquire():
+            return {}
+        try:
+            return {key: value for key in keys if (value := self._entries.get(key)) is not None}
+        finally:
+            self._lock.release()
+
+    def put(self, values: Mapping[K, V]) -> None:
+        """Store values; the least recently used leave when there are too many."""
+        if self._acquire():
+            try:
+                self._entries.update(values)
+            finally:
+                self._lock.release()
+
+    def _open(self) -> None:
+        self._lock = threading.Lock()
+        self._entries = self._make()
+        self._pid = os.getpid()
+
+    def _acquire(self) -> bool:
+        if self._pid != os.getpid():
+            self._open()
+        return self._lock.acquire(timeout=MAX_WAIT_S)
