@@ -61,8 +61,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered request. Code written for the ollama client's `ChatResponse` keeps working: every attribute and key
-    of the response can be read from the answer itself."""
+    """One answered request. Code written for the ollama client's `ChatResponse` works unchanged: every attribute and
+    key of the response can be read from the answer itself."""
 
     reply: Reply  # as the host gave it
     decision: Decision
@@ -94,9 +94,14 @@ class Answer:
         return not self.clarify and self.model != self.decision.model
 
     @property
+    def adapted(self) -> tuple[str, ...]:
+        """Return the names of what was changed in the request for the model that answered."""
+        return self.attempts[-1].adapted if self.attempts else ()
+
+    @property
     def prompt_cut(self) -> bool:
         """Whether the model that answered saw only the end of the prompt: it is longer than the model's window."""
-        return bool(self.attempts) and PROMPT_CUT in self.attempts[-1].adapted
+        return PROMPT_CUT in self.adapted
 
     @property
     def empty(self) -> bool:
@@ -127,8 +132,8 @@ def response_of(reply: Reply) -> ollama.ChatResponse:
     try:
         return ollama.ChatResponse.model_validate(copy.deepcopy(dict(reply.wire)))
     except ValueError:  # some field that nobody needs has a form the client does not read
-        said = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
-        message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(said)})
+        parts = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
+        message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(parts)})
         return ollama.ChatResponse(
             model=reply.model, message=message, done=reply.done, done_reason=reply.done_reason,
             prompt_eval_count=reply.prompt_tokens, eval_count=reply.output_tokens,

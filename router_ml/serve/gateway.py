@@ -258,13 +258,19 @@ class Gateway:
             else:
                 self._preloader.chose(state.chosen.model)
                 answer = await self._fallback.run(state, sink)
+        try:
+            self._answered(state, answer)
+        except Exception as error:  # an answer that was given reaches the caller
+            log.warning("an answer could not be recorded or cached (%s)", type(error).__name__)
+        return answer
+
+    def _answered(self, state: RequestState, answer: Answer) -> None:
         self._recorder.answered(state, answer)
         if not answer.clarify:
             self._answers.store(state, answer)
             self._decision.answered(state, answer)
             self._preloader.consider()
         self._decide_in_shadow(state)
-        return answer
 
     def _request(
         self,
@@ -309,6 +315,8 @@ class Gateway:
             yield
         except asyncio.CancelledError:
             self._recorder.failed(state, "cancelled")
+            raise
+        except InputError:  # the caller's own mistake is no outcome of any model
             raise
         except Exception as error:
             self._recorder.failed(state, type(error).__name__)

@@ -70,7 +70,7 @@ class CoordinatorNode:
     the models (a gateway's `machine`, say); `stick_margin` keeps the model that answered last unless another one's
     utility is higher by more than that. The result of a tool goes to the model that asked for it.
     `clarifying_question` is what the graph asks where `clarify` is true: it is never asked twice in a row, nor in a
-    tool loop. What is not given is as the `settings` say (by default the environment's).
+    tool loop. What is not given is taken from `settings` (by default the environment's).
 
     Raises `SettingsError` where a setting cannot be read, and `PolicyError`."""
 
@@ -155,15 +155,15 @@ class CoordinatorNode:
             return plain_decision(self._models(), "balanced", why)
 
     def _record(self, decision: Decision, text: str, context: Context) -> None:
-        event = decision_event(
-            decision,
-            unit=context.session_id,
-            prompt_tokens=context.prompt_tokens,
-            policy_parameters=policy_parameters(self._policy or self._settings.policy),
-            text=text,
-            context=context,
-        )
         try:
+            event = decision_event(
+                decision,
+                unit=context.session_id,
+                prompt_tokens=context.prompt_tokens,
+                policy_parameters=policy_parameters(self._policy),
+                text=text,
+                context=context,
+            )
             if self._recorder is None:
                 self._recorder = settings_recorder(self._settings)
             self._recorder.record(event)
