@@ -47,7 +47,7 @@ from router_ml.catalogue import load_catalogue
 from router_ml.errors import InputError
 from router_ml.hosts.names import normal
 from router_ml.jsonl import query_row, read_outcomes, read_queries, write_rows
-from router_ml.settings import load_settings
+from router_ml.settings import base_url, load_settings, without_credentials
 from router_ml.terminal import run_command
 from router_ml.types import Query
 from training.corpus import data_dir, data_sha256
@@ -92,7 +92,7 @@ def prepare(options: argparse.Namespace) -> tuple[Plan, Path]:
         models=tuple(name for name in options.models if models.get(normal(name)) == name),
         queries=tuple(queries),
         out=options.out,
-        host=options.host or load_settings().ollama_host,
+        host=base_url(options.host, "--host") if options.host else load_settings().ollama_host,
         manner=_manner(options),
         catalogue=load_catalogue(options.catalogue),
         judge=options.judge,
@@ -152,7 +152,7 @@ def report(options: argparse.Namespace, plan: Plan, source: Path, comparison: Co
     print(f"\noutcomes: {plan.out}\nlearn:    python -m training.fit --queries {source} --outcomes {plan.out}")
     if not options.no_mlflow:
         params: dict[str, Any] = {
-            "host": plan.host,
+            "host": without_credentials(plan.host),
             "queries": len(plan.queries),
             "data_sha256": data_sha256(plan.queries),
             "think": plan.manner.think,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.errors import StoreError
+from router_ml.settings import without_credentials
 
 KEY_FILE = "events.key"
 _KEY_BYTES = 32
@@ -99,11 +100,6 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return sum(map(len, text.split(":"))) >= 4 and int(address) > 1
-
-
-def without_credentials(url: str) -> str:
-    """Return a URL without user, password, query and fragment."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 def redacted(value: Any) -> Any:

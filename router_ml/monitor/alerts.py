@@ -28,10 +28,10 @@ from router_ml.events.event import (
     new_id,
     without_text,
 )
-from router_ml.events.privacy import without_credentials
 from router_ml.monitor.labels import Labels
 from router_ml.monitor.rule import AlertRule, Signal
 from router_ml.monitor.rules import default_rules
+from router_ml.settings import without_credentials
 
 _LOG = logging.getLogger("router_ml.alerts")
 
