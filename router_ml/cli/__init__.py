@@ -11,7 +11,7 @@ from router_ml import __version__
 from router_ml.terminal import run_command
 
 DECIDING = ("route", "explain", "demo", "models", "status")
-OPERATING = ("promote", "feedback", "experiment", "metrics", "alerts", "events", "sync")
+OPERATING = ("serve", "keys", "promote", "feedback", "experiment", "metrics", "alerts", "events", "sync")
 LOOKING_AFTER = OPERATING  # the name of earlier releases
 
 EPILOG = """examples:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.errors import StoreError
-from router_ml.settings import without_credentials
 
 KEY_FILE = "events.key"
 _KEY_BYTES = 32
@@ -102,6 +101,19 @@ def _is_address(text: str) -> bool:
     return sum(map(len, text.split(":"))) >= 4 and int(address) > 1
 
 
+_URL_SECRETS = re.compile(
+    r"(?i)(?<=://)[^\s/@?#\"'\\]++(?=@)|(?<=[?&])((?:[\w-]{0,30}[_-])?(?:token|key|secret|password|pwd|signature|sig|auth))"
+    r"=[^&\s#\"'\\]++"
+)
+
+
+def without_url_secrets(text: str) -> str:
+    """Return text (or JSON) with user, password and secret query values of every URL in it replaced."""
+    if "://" not in text:
+        return text
+    return _URL_SECRETS.sub(lambda found: f"{found[1]}=[secret]" if found[1] else "[credentials]", text)
+
+
 def redacted(value: Any) -> Any:
     """Return a JSON value with every text in it cut to `MAX_TEXT_CHARS` and redacted."""
     if isinstance(value, str):
@@ -129,8 +141,6 @@ class Privacy:
 
     def clean(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the dictionary form of an event, its private parts hashed, redacted or left out. Changes `row`."""
-        if "host" in row:
-            row["host"] = without_credentials(row["host"])
         if "unit" in row:
             row["unit"] = self.digest(row["unit"])
         text = row.pop("text", None)
