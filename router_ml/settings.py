@@ -23,6 +23,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGED_BUNDLES = Path(__file__).resolve().parent / "bundles"
 MAX_THREADS = 1024
 _OLLAMA_PORT = 11434
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 _SWITCH = {"": False, "0": False, "false": False, "no": False, "off": False,
            "1": True, "true": True, "yes": True, "on": True}  # fmt: skip
 
@@ -100,10 +101,14 @@ def base_url(value: str, name: str = "OLLAMA_HOST") -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL without user, password and query: the form for messages, logs and status."""
-    scheme, separator, rest = url.partition("://")
-    scheme, rest = (scheme + separator, rest) if separator else ("", url)
-    return scheme + rest.rpartition("@")[2].partition("?")[0]
+    """Return a URL without user, password, query and fragment: the form for messages, logs, events and status.
+
+    Of a malformed URL, whose password holds a slash, say, only what follows the last `@` is left."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    authority, slash, path = rest.partition("/")
+    if "@" not in authority and "@" in path and not _HOST_AND_PORT.fullmatch(authority):
+        authority, slash, path = path.rpartition("@")[2].partition("/")
+    return re.split("[?#]", f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}", maxsplit=1)[0]
 
 
 def _bracketed(host: str) -> str:
