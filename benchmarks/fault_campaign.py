@@ -211,7 +211,7 @@ class Campaign:
                 answer = await self.gateway.achat(messages, deadline_s=self.deadline_s)
                 content, given.fallback = answer.content, answer.fallback
             given.answered = True
-            given.wrong = content != _echo({"messages": messages})
+            given.wrong = bool(content) and content != _echo({"messages": messages})
         except Exception as error:
             given.error = error
         given.elapsed_s = time.monotonic() - began

@@ -1,7 +1,7 @@
-"""Every error this project raises on purpose, drawn as a tree.
+"""Every error that this project raises on purpose.
 
 RouterError
-+-- InputError (ValueError)        something given to us is wrong; the message says what to do
++-- InputError (ValueError)        an argument, file or setting is wrong; the message says what to do
 |   +-- QueryError                 the query itself
 |   +-- ContextError               a context of the wrong shape
 |   +-- RowError                   one row of a file: file, line, field
@@ -11,33 +11,57 @@ RouterError
 |   +-- ExperimentError            an experiment that cannot be run as written
 +-- BundleError                    a learned bundle cannot be used
 |   +-- BundleMissing
-|   +-- BundleCorrupt              truncated or tampered with
+|   +-- BundleCorrupt              truncated, altered or of the wrong content
 |   +-- BundleFormatError          written by a newer version
 +-- EncoderError                   the sentence encoder cannot be loaded or run
 +-- StoreError                     the event store
 +-- GatewayError                   a request could not be served
-    +-- NoModelAvailable           nothing healthy to call
+    +-- NoModelAvailable           no healthy model to call
     +-- DeadlineExceeded (TimeoutError)
-    +-- Overloaded                 shed: try again after `retry_after_s`
+    +-- Overloaded                 refused: try again after `retry_after_s`
     +-- AttemptsFailed             every model of the chain was tried
-    +-- StreamInterrupted          failed after the first byte; never retried silently
+    +-- StreamInterrupted          failed after the first byte; never repeated silently
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
+def shown(value: object) -> str:
+    """Return a short form of any value for a message, however long or deep the value is."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # a `__repr__` of somebody else, or an integer of thousands of digits
+        return f"a {type(value).__name__}"
 
 
 class RouterError(Exception):
-    """Root of all errors raised on purpose."""
+    """Root of all errors raised on purpose. Every one can be pickled, so that process pools return it as it was."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuilt(kind: type[RouterError], args: tuple[Any, ...], state: dict[str, Any]) -> RouterError:
+    """Return an error with its message and attributes, without calling an `__init__` that wants other arguments."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InputError(RouterError, ValueError):
-    """Something given to us is wrong."""
+    """An argument, file or setting is wrong; the message says what to do."""
 
 
 class QueryError(InputError):
-    """The query cannot be routed as it is (not a string, say)."""
+    """The query cannot be routed: it is no string, for example."""
 
 
 class ContextError(InputError):
@@ -69,7 +93,7 @@ class CatalogueError(InputError):
 
 
 class SettingsError(InputError):
-    """A setting (environment variable, option) has a value we cannot use."""
+    """A setting (environment variable, option) has a value that cannot be used."""
 
 
 class ExperimentError(InputError):
@@ -85,7 +109,7 @@ class BundleMissing(BundleError):
 
 
 class BundleCorrupt(BundleError):
-    """A file of the bundle is missing, truncated or not the one the manifest was signed for."""
+    """A file of the bundle is missing, truncated, altered or of the wrong content."""
 
 
 class BundleFormatError(BundleError):
@@ -105,7 +129,7 @@ class GatewayError(RouterError):
 
 
 class NoModelAvailable(GatewayError):
-    """No model of the chain is there, healthy and able to serve the request."""
+    """No model of the chain is installed, healthy and able to serve the request."""
 
 
 class DeadlineExceeded(GatewayError, TimeoutError):
@@ -113,9 +137,9 @@ class DeadlineExceeded(GatewayError, TimeoutError):
 
 
 class Overloaded(GatewayError):
-    """The request was shed because it could not have been served in time.
+    """The request was refused because it could not have been served in time.
 
-    `retry_after_s` is the wait after which a place is likely free, in seconds."""
+    `retry_after_s` is the time in seconds after which a slot is likely to be free."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)

@@ -6,14 +6,20 @@ A bad row is a `RowError` that names file, line and field; an unknown extra key 
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
 from router_ml.context import parse_context
-from router_ml.errors import ContextError, InputError, RowError
+from router_ml.errors import ContextError, InputError, RowError, shown
+from router_ml.files import atomic_file, reason
 from router_ml.types import LABELS, Outcome, Query
 
 T = TypeVar("T")
@@ -24,6 +30,9 @@ _OUTCOME_KEYS = {
     "prompt_eval_s", "eval_s", "cost_usd", "resident", "error",
 }  # fmt: skip
 MAX_NUMBER = 1e15
+STANDARD_OUTPUT = "-"
+MAX_LINE_BYTES = 16_000_000
+_SUSPICIOUS = re.compile(rb"\\[uU][dD]|NaN|Infinity|[eE]\+?[0-9]{3}")
 MAX_LATENCY_S = 86_400.0  # a day: longer is a unit mistake (milliseconds, nanoseconds)
 
 
@@ -55,7 +64,7 @@ class _Row:
             raise self.fail(key, f"must be a number or null, found {_kind(value)}")
         if not low <= value <= min(high, MAX_NUMBER):  # NaN is neither
             bound = f"{low:g} or more" if math.isinf(high) else f"between {low:g} and {high:g}"
-            raise self.fail(key, f"must be {bound}, found {value!r:.60}")
+            raise self.fail(key, f"must be {bound}, found {shown(value)}")
         return float(value)
 
     def count(self, key: str) -> int | None:
@@ -67,58 +76,81 @@ class _Row:
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"
+    return "nothing" if value is None else f"{type(value).__name__} {shown(value)}"
 
 
 def _rows(path: Path | str) -> Iterator[_Row]:
     path = Path(path)
     try:
         handle = path.open("rb")
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror or error}; give the path of a JSON Lines file"
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"cannot read {path}: {reason(error)}; give the path of a JSON Lines file") from error
     with handle:
-        for number, raw in enumerate(handle, start=1):
+        lines = iter(functools.partial(handle.readline, MAX_LINE_BYTES + 1), b"")
+        for number, raw in enumerate(lines, start=1):
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
-            if not raw.strip():
-                continue
-            yield _Row(str(path), number, _decode(path, number, raw))
+            if raw.strip():
+                yield _Row(str(path), number, _decode(str(path), number, raw))
 
 
-def _decode(path: Path, number: int, raw: bytes) -> dict[str, Any]:
+def _decode(file: str, number: int, raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_LINE_BYTES:
+        raise RowError(file, number, None, f"is longer than {MAX_LINE_BYTES:,} bytes; write one object a line")
     try:
-        data = json.loads(raw.decode("utf-8"))
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
-        raise RowError(str(path), number, None, f"is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+        raise RowError(file, number, None, f"is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    except _RepeatedKey as error:
+        raise RowError(file, number, error.key, "is given twice in one object; remove one of them") from None
     except (ValueError, RecursionError) as error:
-        raise RowError(str(path), number, None, f"is not JSON ({error}); one object a line is expected") from error
+        problem = f"is not JSON ({reason(error)}); write one object a line"
+        raise RowError(file, number, None, problem) from error
     if not isinstance(data, dict):
-        raise RowError(str(path), number, None, f"must be an object, found {_kind(data)}")
-    if b"\\ud" in raw.lower() and _has_half_pair(data):
-        raise RowError(str(path), number, None, "holds half of a surrogate pair, which is no character; remove it")
+        raise RowError(file, number, None, f"must be an object, found {_kind(data)}")
+    if _SUSPICIOUS.search(raw):
+        _check_writable(file, number, data)
     return data
 
 
-def _has_half_pair(data: Mapping[str, Any]) -> bool:
-    """JSON may escape what no UTF-8 file can hold; such a row could be neither hashed nor written again."""
-    try:
-        json.dumps(data, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+class _RepeatedKey(ValueError):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key[:60]
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of some pairs; Python itself takes the last value of a repeated key."""
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in data if keys.count(key) > 1))
+    return data
+
+
+def _check_writable(file: str, number: int, data: Mapping[str, Any]) -> None:
+    """Refuse what Python reads and no JSON file may hold; such a row could be neither hashed nor written again."""
+    for key, value in data.items():
+        try:
+            json.dumps([key, value], ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError as error:
+            problem = "holds an unpaired surrogate (\\ud800 to \\udfff), which is no character; remove it"
+            raise RowError(file, number, key.encode("ascii", "replace").decode(), problem) from error
+        except ValueError as error:
+            raise RowError(file, number, key, f"must be finite, found {shown(value)}; use null") from error
 
 
 def _query(row: _Row) -> Query:
     label = row.data.get("label")
     if label is not None and label not in LABELS:
-        raise row.fail("label", f"must be one of {', '.join(LABELS)} or null, found {label!r}")
+        raise row.fail("label", f"must be one of {', '.join(LABELS)} or null, found {shown(label)}")
     raw = row.data.get("context")
     try:
         context = parse_context(raw)
     except ContextError as error:
         raise row.fail("context" + (f".{error.field}" if error.field else ""), str(error)) from error
+    except RecursionError as error:
+        raise row.fail("context", "is nested too deeply; flatten it") from error
     return Query(
         id=row.text("id"),
         text=row.text("text", empty=True),
@@ -161,7 +193,7 @@ def _unique(
         value = build(row)
         first = seen.setdefault(key(value), row.line)
         if first != row.line:
-            raise row.fail(names, f"repeats line {first}; keep one of them")
+            raise row.fail(names, f"repeats line {first}; remove one of them")
         values.append(value)
     return values
 
@@ -181,14 +213,14 @@ def read_outcomes(path: Path | str) -> list[Outcome]:
 
 
 def query_row(query: Query) -> dict[str, Any]:
-    """The file form of a query."""
+    """Return the file form of a query."""
     row: dict[str, Any] = {"id": query.id, "text": query.text, "context": query.raw_context, "label": query.label}
     row |= {k: v for k, v in (("group", query.group), ("slice", query.slice)) if v is not None}
     return row | dict(query.extra)
 
 
 def outcome_row(outcome: Outcome) -> dict[str, Any]:
-    """The file form of an outcome; absent optional values are left out."""
+    """Return the file form of an outcome; absent optional values are left out."""
     required = {"query_id", "model", "success", "latency_s"}
     values = {k: getattr(outcome, k) for k in sorted(_OUTCOME_KEYS, key=_ORDER.__getitem__)}
     return {k: v for k, v in values.items() if v is not None or k in required} | dict(outcome.extra)
@@ -198,11 +230,20 @@ _ORDER = {name: index for index, name in enumerate(Outcome.__dataclass_fields__)
 
 
 def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as UTF-8 JSON Lines, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as handle:
-        for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    """Write rows as UTF-8 JSON Lines, all of them or none, readable by their owner only. numpy's numbers are numbers.
+
+    The path `-` is standard output. Raises `InputError` for a row that JSON cannot hold and `OSError` where the file
+    cannot be written."""
+    with nullcontext(sys.stdout.buffer) if str(path) == STANDARD_OUTPUT else atomic_file(Path(path)) as handle:
+        for number, row in enumerate(rows, start=1):
+            try:
+                line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_number).encode()
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"cannot write row {number} to {path}: {reason(error)}; correct the row") from error
+            handle.write(line + b"\n")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -1,12 +1,25 @@
-"""Draws decisions as a table for a terminal."""
+"""What commands have in common: how they end, and the tables they print."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
 
+from router_ml.errors import InputError, RouterError
+from router_ml.files import reason
 from router_ml.types import Candidate, Decision
 
-SAMPLES: tuple[str, ...] = (
+INTERRUPTED = 130  # as a shell reports a program that was ended by Ctrl-C
+QUERY_WIDTH = 44
+SAMPLE_QUERIES: tuple[str, ...] = (
     "check email",
     "turn off the kitchen lights",
     "schedule a 45 minute call with Dana and Luis on Thursday after 3pm",
@@ -15,34 +28,145 @@ SAMPLES: tuple[str, ...] = (
     "book a flight",
     "send it",
 )
-QUERY_WIDTH = 44
+MIN_CELL_CHARS = 12  # the last column of a table is cut no shorter
 
 
-def decision_table(queries: Sequence[str], decisions: Sequence[Decision]) -> str:
-    """One line a query: model, complexity, p_success, latency quantiles, reason."""
-    rows = [("query", "model", "complexity", "p_success", "p50/p90/p95 s", "reason")]
+def run_command(name: str, command: Callable[[], int | None], *, failure: int = 2, interrupted: str = "") -> int:
+    """Run a command and return its exit status, whatever happens; what goes wrong is one line on standard error.
+
+    An `InputError` gives 2, another error of this project or of the system (a full disk) `failure`, Ctrl-C 130. A
+    reader that closes the pipe, such as `head`, has seen enough: 0. `interrupted` is the message after Ctrl-C."""
+    logging.raiseExceptions = False  # a log line that cannot be written ends nothing
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character still gets its answer
+    try:
+        try:
+            return int(command() or 0)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # now, so that a full disk or a closed pipe is met here and not at exit
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return 0
+    except KeyboardInterrupt:
+        _report(name, interrupted or "interrupted")
+        return INTERRUPTED
+    except RouterError as error:
+        _report(name, str(error))
+        return 2 if isinstance(error, InputError) else failure
+    except OSError as error:
+        _discard(sys.stdout)
+        _report(
+            name, f"{f'cannot use {error.filename}' if error.filename else 'cannot write the output'}: {reason(error)}"
+        )
+        return failure
+
+
+def report_interrupts() -> None:
+    """Let Ctrl-C before `run_command`, while modules are imported, end the program in one line, too."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            _report(Path(sys.argv[0]).stem, "interrupted")  # the interpreter itself ends by the signal
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _report(name: str, message: str) -> None:
+    with suppress(OSError, ValueError):  # standard error may be closed or full, too
+        print(f"{name}: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Let what is still buffered go nowhere, or the interpreter would complain of it at exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+
+
+def print_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> None:
+    """Print rows, the first of which is the head, with their columns lined up."""
+    print(format_table(rows, left, columns=terminal_columns(), bold_head=_shows_styles()))
+
+
+def format_table(
+    rows: Sequence[Sequence[str]],
+    left: Collection[int] = (0,),
+    *,
+    columns: int | None = None,
+    bold_head: bool = False,
+    rule: bool = False,
+) -> str:
+    """Return rows as lines: the columns in `left` to the left, the others to the right.
+
+    Where `columns`, the width of a terminal, is too small, the last cell of each row is cut. `rule` draws a line below
+    the head."""
+    rows = [[_one_line(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    if columns is not None:
+        room = columns - sum(widths[:-1]) - 2 * (len(widths) - 1)
+        widths[-1] = min(widths[-1], max(room, MIN_CELL_CHARS))
+    lines = [
+        "  ".join(
+            cut(cell, width).ljust(width) if i in left else cut(cell, width).rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if bold_head:
+        lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
+    return "\n".join([lines[0], *(["  ".join("-" * width for width in widths)] if rule else []), *lines[1:]])
+
+
+def terminal_columns() -> int | None:
+    """Return the width of the terminal in characters; None where standard output is none, and lines may be long."""
+    return shutil.get_terminal_size().columns if _is_terminal() else None
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stdout.isatty()
+    except (AttributeError, ValueError):  # closed
+        return False
+
+
+def _shows_styles() -> bool:
+    """Whether standard output takes bold text (no-color.org)."""
+    return _is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
+
+
+def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learned: Collection[str] = ()) -> str:
+    """Return one line a query: model, complexity, chance of success, latency, where these come from, and the reason.
+
+    `learned` names the models whose predictions were learned from outcomes."""
+    rows = [("query", "model", "complexity", "p_success", "p50/p90/p95 s", "source", "reason")]
     for query, decision in zip(queries, decisions, strict=True):
         chosen = decision.candidate
         share = decision.complexity_probabilities[decision.complexity]
         rows.append(
             (
-                _cut(" ".join(query.split()), QUERY_WIDTH),
+                cut(_one_line(query), QUERY_WIDTH),
                 decision.model if decision.action == "answer" else f"{decision.model} (clarify)",
                 f"{decision.complexity} {share:.2f}",
                 f"{chosen.p_success:.2f}",
                 _quantiles(chosen),
+                source_of(chosen, learned),
                 decision.reason,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in [*widths, 6]), *lines[1:]])
+    return format_table(rows, left=range(7), columns=terminal_columns(), rule=True)
 
 
-def savings(decisions: Sequence[Decision], reference: str | None = None) -> str:
-    """What the decisions save against always using the model likeliest to succeed, as predicted."""
+def source_of(candidate: Candidate, learned: Collection[str]) -> str:
+    """Return where the predictions for a model come from: "learned" from outcomes, else its "prior"."""
+    return str(getattr(candidate, "source", "") or ("learned" if candidate.model in learned else "prior"))
+
+
+def savings(decisions: Sequence[Decision], reference: str | None = None, learned: Collection[str] = ()) -> str:
+    """Return what the decisions are predicted to save against always using the model most likely to succeed."""
     if not decisions:
         return ""
     reference = reference or _likeliest(decisions)
@@ -50,12 +174,14 @@ def savings(decisions: Sequence[Decision], reference: str | None = None) -> str:
     known = [(a, b) for a, b in pairs if b is not None and a.latency_s.p50 > 0]
     if not known:
         return ""
-    ours = sum(a.latency_s.p50 for a, _ in known) / len(known)
-    theirs = sum(b.latency_s.p50 for _, b in known) / len(known)
+    routed_s = sum(a.latency_s.p50 for a, _ in known) / len(known)
+    reference_s = sum(b.latency_s.p50 for _, b in known) / len(known)
     success = sum(a.p_success - b.p_success for a, b in known) / len(known)
+    sources = sorted({source_of(a, learned) for a, _ in known})
     return (
-        f"expected: {ours:.1f} s a query instead of {theirs:.1f} s with {reference} for all "
-        f"({theirs / ours:.1f} times faster, {success * 100:+.1f} points of success)"
+        f"expected: {routed_s:.1f} s a query instead of {reference_s:.1f} s with {reference} for all "
+        f"({reference_s / routed_s:.1f} times faster, {success * 100:+.1f} points of success; "
+        f"{'learned from outcomes' if sources == ['learned'] else 'by priors, not measured'})"
     )
 
 
@@ -71,5 +197,10 @@ def _quantiles(candidate: Candidate) -> str:
     return "/".join(f"{value:.1f}" if value == value else "?" for value in candidate.latency_s)
 
 
-def _cut(text: str, width: int) -> str:
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def cut(text: str, width: int) -> str:
+    """Return a text of at most `width` characters."""
     return text if len(text) <= width else text[: width - 1] + "…"

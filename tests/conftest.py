@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ for _name, _value in {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
+    "ROUTER_ML_STATE_DIR": tempfile.mkdtemp(prefix="router_ml-tests-"),  # never the bundles and events of who tests
 }.items():
     os.environ.setdefault(_name, _value)
 

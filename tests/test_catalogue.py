@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from router_ml.catalogue import Catalogue, load_catalogue, model_entry, model_from
@@ -63,6 +65,15 @@ def test_entries_survive_a_round_trip(name: str) -> None:
         ({"aliases": "mm"}, "aliases"),
         ({"hosts": "http://h:1"}, "hosts"),
         ({"hosts": [1]}, "hosts"),
+        ({"hosts": [""]}, "hosts"),
+        ({"hosts": ["localhost:99999999"]}, "hosts"),
+        ({"hosts": ["file:///etc/passwd"]}, "hosts"),
+        ({"name": "a\x00b"}, "name"),
+        ({"name": "a\ud800"}, "name"),
+        ({"aliases": [""]}, "aliases"),
+        ({"role": {"a": [[[[[]]]]]}}, "role"),
+        ({"prior": {**PRIOR, "latency_log_sd": 700.0}}, "latency_log_sd"),
+        ({"parameters_b": np.float32("nan")}, "parameters_b"),
         ({"parameters_b": -1}, "parameters_b"),
         ({"context_window_tokens": "32k"}, "context_window_tokens"),
         ({"context_window_tokens": float("nan")}, "context_window_tokens"),
@@ -97,6 +108,11 @@ def test_a_wrong_field_is_named(change: dict[str, Any], field: str) -> None:
         b"\xff\xfe",
         b"format = 2\n",
         b'format = "1"',
+        b"format = true\n",
+        b"format = -5\n",
+        b"format = nan\n",
+        b"format = " + b"9" * 5000,
+        b"a = " + b"[" * 5000 + b"]" * 5000,
     ],
 )
 def test_a_file_that_is_no_catalogue_names_itself(tmp_path: Path, text: bytes) -> None:
@@ -106,6 +122,33 @@ def test_a_file_that_is_no_catalogue_names_itself(tmp_path: Path, text: bytes) -
         load_catalogue(path)
     with pytest.raises(CatalogueError, match="absent"):
         load_catalogue(tmp_path / "absent.toml")
+
+
+def test_a_byte_order_mark_is_read_over_and_a_pipe_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("\ufeff" + MODEL, encoding="utf-8")
+    assert load_catalogue(path).names == ("m",)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CatalogueError, match="no regular file"):
+        load_catalogue(tmp_path / "pipe")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = model_from(
+        {"name": "m", "parameters_b": np.float32(3), "context_window_tokens": np.int64(8), "prior": PRIOR}, "t"
+    )
+    assert (model.parameters_b, model.context_window_tokens) == (3.0, 8)
+
+
+def test_the_table_form_of_a_model_leaves_its_hosts_at_home() -> None:
+    model = model_from({"name": "m", "hosts": ["http://carol:pw@10.0.0.5"], "prior": PRIOR}, "t")
+    assert "hosts" not in model_entry(model)
+
+
+def test_a_wrong_host_is_named_without_its_password() -> None:
+    with pytest.raises(CatalogueError, match="'hosts'") as caught:
+        model_from({"name": "m", "hosts": ["http://carol:secret@h:99999"], "prior": PRIOR}, "t")
+    assert "secret" not in str(caught.value)
 
 
 def test_two_models_may_not_share_a_name(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -194,3 +196,45 @@ def test_any_text_survives_a_round_trip(tmp_path_factory: pytest.TempPathFactory
     ]
     write_rows(path, written)
     assert [query_row(query) for query in read_queries(path)] == written
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "problem"),
+    [
+        ('{"id": "a", "text": "one", "text": "two"}', "text", "given twice"),
+        ('{"id": "a", "text": "x", "context": {"n_tools": 1, "n_tools": 2}}', "n_tools", "given twice"),
+        ('{"id": "a", "text": "x", "note": NaN}', "note", "must be finite"),
+        ('{"id": "a", "text": "x", "note": [1e999]}', "note", "must be finite"),
+        ('{"id": "a", "text": "x", "note": "\\ud83d"}', "note", "unpaired surrogate"),
+        ('{"id": "a", "text": "x", "n": ' + "9" * 5000 + "}", None, "is not JSON"),
+        ("[" * 100_000, None, "nested too deeply"),
+    ],
+)
+def test_what_python_reads_and_json_does_not_hold_is_named(
+    tmp_path: Path, row: str, field: str | None, problem: str
+) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"id": "first", "text": "x"}\n' + row)
+    with pytest.raises(RowError, match=problem) as caught:
+        read_queries(path)
+    assert (caught.value.line, caught.value.field) == (2, field)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router_ml.jsonl.MAX_LINE_BYTES", 1000)
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"id": "a", "text": "x" * 2000}))
+    with pytest.raises(RowError, match="longer than 1,000 bytes"):
+        read_queries(path)
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [{"n": np.int64(3), "x": np.float32(0.5)}])
+    assert path.read_text() == '{"n": 3, "x": 0.5}\n'
+    with pytest.raises(InputError, match="row 2"):
+        write_rows(path, [{}, {"x": math.nan}])
+    assert path.read_text() == '{"n": 3, "x": 0.5}\n'

@@ -6,7 +6,7 @@ import argparse
 
 from router_ml.decide.router import Router
 from router_ml.settings import load_settings
-from router_ml.terminal import SAMPLES, decision_table, savings
+from router_ml.terminal import SAMPLE_QUERIES, decision_table, savings
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -14,8 +14,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = subparsers.add_parser(
         "demo",
         help="decisions for a few sample queries, and what they save",
-        description="Routes a few sample queries and prints for each the model, the complexity, the chance of success, "
-        "the latency quantiles and the reason; then what that saves against always using the most accurate model.",
+        description="Routes a few sample queries and prints for each the model, the complexity, the chance of "
+        "success, the latency quantiles, where these come from (prior or learned) and the reason; then what that saves "
+        "against always using the model most likely to succeed.",
     )
     verb.set_defaults(func=_demo)
 
@@ -23,8 +24,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _demo(options: argparse.Namespace) -> int:
     settings = load_settings()
     router = Router.load_or_heuristic(settings=settings)
-    decisions = router.decide_many(SAMPLES, policy=settings.policy)
-    print(decision_table(SAMPLES, decisions))
-    print(savings(decisions))
+    decisions = router.decide_many(SAMPLE_QUERIES, policy=settings.policy)
+    print(decision_table(SAMPLE_QUERIES, decisions, router.learned))
+    print(savings(decisions, learned=router.learned))
     print(f"bundle: {router.name}")
     return 0

@@ -1,40 +1,57 @@
-"""router-ml events: bring out what was recorded, or let old events go."""
+"""router-ml events: export what was recorded, or delete old events."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from router_ml.errors import InputError
 from router_ml.events.connect import open_store
-from router_ml.events.export import export_events, export_outcomes, export_queries
+from router_ml.events.export import export_bandit, export_events, export_outcomes, export_queries
 from router_ml.events.retention import Retention
 from router_ml.events.store import EventFilter, EventStore
+from router_ml.jsonl import STANDARD_OUTPUT
 from router_ml.settings import Settings, load_settings
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_EXPORTS: Mapping[str, Callable[[EventStore, Path, EventFilter], int]] = {
+    "outcomes": export_outcomes,
+    "bandit": export_bandit,
+    "queries": lambda store, path, _: export_queries(store, path),
+    "events": export_events,
+}
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     verb = subparsers.add_parser("events", help="export or prune what was recorded")
     verbs = verb.add_subparsers(dest="what", required=True)
-    export = verbs.add_parser("export", help="write outcomes (for training), queries or raw events as JSON Lines")
-    export.add_argument("--out", type=Path, required=True, help="the file to write")
-    export.add_argument("--what", dest="content", choices=("outcomes", "queries", "events"), default="outcomes")
+    export = verbs.add_parser(
+        "export", help="write outcomes (for training), decisions with rewards, queries or events as JSON Lines"
+    )
+    export.add_argument("--out", type=Path, required=True, help="the file to write; - for standard output")
+    export.add_argument(
+        "--what",
+        dest="content",
+        choices=tuple(_EXPORTS),
+        default="outcomes",
+        help="outcomes for training, bandit (one row a decision, with its reward), queries or events",
+    )
     export.add_argument("--since", type=age_s, metavar="AGE", help="only the last 30m, 12h, 7d ...")
     export.set_defaults(func=_export)
     prune = verbs.add_parser("prune", help="delete traffic events that are older than the retention")
     prune.add_argument(
-        "--days", type=float, default=Retention().traffic_days, help="keep so many (default %(default)s)"
+        "--days", type=float, default=Retention().traffic_days, help="days to keep (default %(default)s)"
     )
     prune.set_defaults(func=_prune)
 
 
 def event_store(settings: Settings, *, read_only: bool = True) -> EventStore:
-    """The event store of the settings. Raises `StoreError`."""
+    """Return the event store of the settings. Raises `StoreError`."""
     return open_store(
         settings.events or settings.state_dir,
         key_dir=settings.state_dir,
@@ -44,7 +61,7 @@ def event_store(settings: Settings, *, read_only: bool = True) -> EventStore:
 
 
 def duration_s(text: str) -> float:
-    """Seconds of a duration such as `90`, `15m`, `12h`, `7d`. Raises `InputError`."""
+    """Return the seconds of a duration such as `90`, `15m`, `12h`, `7d`. Raises `InputError`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip())
     if found is None:
         raise InputError(f"{text!r} is no duration; write 90s, 15m, 12h, 7d or 2w")
@@ -52,7 +69,7 @@ def duration_s(text: str) -> float:
 
 
 def age_s(text: str) -> float:
-    """`duration_s` for the command line."""
+    """Return `duration_s` of a text of the command line."""
     try:
         return duration_s(text)
     except InputError as error:
@@ -63,17 +80,13 @@ def _export(options: argparse.Namespace) -> int:
     store = event_store(load_settings())
     selection = EventFilter(since_s=None if options.since is None else time.time() - options.since)
     try:
-        if options.content == "outcomes":
-            count = export_outcomes(store, options.out, selection)
-        elif options.content == "queries":
-            count = export_queries(store, options.out)
-        else:
-            count = export_events(store, options.out, selection)
+        count = _EXPORTS[options.content](store, options.out, selection)
     finally:
         store.close()
-    print(f"{count} {options.content} written to {options.out}")
+    notes = sys.stderr if str(options.out) == STANDARD_OUTPUT else sys.stdout
+    print(f"{count} {options.content} written to {options.out}", file=notes)
     if options.content == "queries" and not count:
-        print("No text is kept by default; set ROUTER_ML_KEEP_TEXT=1 to keep it, redacted, for 30 days.")
+        print("No text is stored by default; set ROUTER_ML_KEEP_TEXT=1 to store it, redacted, for 30 days.", file=notes)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""router-ml feedback: say what an answer was worth."""
+"""router-ml feedback: record what an answer was worth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from router_ml.cli.events import event_store
 from router_ml.errors import InputError
-from router_ml.events.event import FeedbackEvent, FeedbackKind
+from router_ml.events.event import feedback_event
 from router_ml.events.store import EventFilter, EventStore
 from router_ml.settings import load_settings
 
@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "feedback",
         help="record what an answer was worth: router-ml feedback ID up|down|0..1",
         description="Records what an answer was worth. Exit status 1 where no such decision was recorded (yet): the "
-        "feedback is kept, and counts once its decision is there.",
+        "feedback is stored, and counts once its decision is there.",
     )
     verb.add_argument(
         "decision_id",
@@ -31,10 +31,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _feedback(options: argparse.Namespace) -> int:
     score = _score(options.verdict)
-    kind: FeedbackKind = "thumb" if options.verdict in ("up", "down") else "score"
+    feedback = feedback_event(
+        options.decision_id, score, options.comment, "thumb" if options.verdict in ("up", "down") else "score"
+    )
     store = event_store(load_settings(), read_only=False)
     try:
-        store.append([FeedbackEvent(options.decision_id, kind, score, options.comment)])
+        store.append([feedback])
         known = _known(store, options.decision_id)
     finally:
         store.close()

@@ -1,16 +1,17 @@
-"""router-ml metrics: what the last hours amounted to, computed from the event store."""
+"""router-ml metrics: success, latency and savings of the last hours, computed from the event store."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from router_ml.cli.events import age_s, event_store
 from router_ml.events.store import EventFilter
 from router_ml.monitor.summary import Summary, summarise
 from router_ml.settings import load_settings
+from router_ml.terminal import print_table as print_table  # experiments import it from here
 
 _HEAD = (
     "",
@@ -25,7 +26,7 @@ _HEAD = (
     "fallback",
     "over",
     "under",
-    "saved",
+    "saved (predicted)",
 )
 
 
@@ -54,6 +55,11 @@ def _metrics(options: argparse.Namespace) -> int:
         print("No requests in this window.")
         return 0
     _table("model", snapshot.by_model, snapshot.total)
+    if snapshot.total.saved_share is not None:
+        print(
+            "saved: seconds spent against those predicted for the most accurate model. Predictions are priors until "
+            "outcomes are learned; 'router-ml models' shows which."
+        )
     if snapshot.by_variant:
         print()
         _table("variant", snapshot.by_variant, None)
@@ -65,16 +71,6 @@ def _table(title: str, groups: Mapping[str, Summary], total: Summary | None) -> 
     if total is not None:
         rows.append(("all", *_cells(total)))
     print_table(rows)
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows with their columns lined up, the first to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  ".join(cells).rstrip())
 
 
 def _cells(s: Summary) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
-"""router-ml models: the models it chooses among, and what is known of each."""
+"""router-ml models: the models to choose among, and what is known of each."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 
 from router_ml.catalogue import Model, model_entry
 from router_ml.decide.router import Router
 from router_ml.settings import load_settings
+from router_ml.terminal import print_table
 from router_ml.types import LABELS
 
 
@@ -16,7 +18,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = subparsers.add_parser(
         "models",
         help="the models to choose among, with their priors",
-        description="Lists the models to choose among, with what is expected of each for the four labels.",
+        description="Lists the models to choose among, with the priors of each for the four labels, and whether its "
+        "predictions were learned from outcomes.",
     )
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(func=_models)
@@ -27,15 +30,13 @@ def _models(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([{**model_entry(model), "learned": model.name in router.learned} for model in router.models]))
         return 0
-    print(f"{'model':<30}{'role':<10}{'known by':<10}{'can':<18}expected success and seconds per label")
-    for model in router.models:
-        print(_line(model, "outcomes" if model.name in router.learned else "priors"))
+    rows = [("model", "role", "source", "capabilities", *(f"prior {label}" for label in LABELS))]
+    print_table([*rows, *(_row(model, router.learned) for model in router.models)], left=range(8))
+    print("\nPriors are expectations (success and seconds), not measurements; source: what the predictions rest on.")
     return 0
 
 
-def _line(model: Model, known_by: str) -> str:
+def _row(model: Model, learned: Collection[str]) -> tuple[str, ...]:
     can = "?" if model.capabilities is None else ",".join(sorted(model.capabilities)) or "text"
-    priors = "  ".join(
-        f"{label} {model.prior.success[label]:.2f} {model.prior.latency_s[label]:.1f}s" for label in LABELS
-    )
-    return f"{model.name:<30}{model.role or '-':<10}{known_by:<10}{can:<18}{priors}"
+    priors = (f"{model.prior.success[label]:.2f} in {model.prior.latency_s[label]:.1f} s" for label in LABELS)
+    return model.name, model.role or "-", "learned" if model.name in learned else "prior", can, *priors

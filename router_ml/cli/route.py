@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 
 from router_ml.cli.choosing import add_choosing_options, chosen_context, chosen_policy, chosen_router, given_queries
+from router_ml.errors import RowError
 from router_ml.settings import load_settings
 from router_ml.terminal import decision_table, savings
+from router_ml.types import Decision
 
 BATCH = 256
 
@@ -29,21 +32,28 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _route(options: argparse.Namespace) -> int:
     settings = load_settings()
     shared = chosen_context(options)
-    asked, wrong = given_queries(options.query)
-    for error in wrong:
-        print(f"router-ml: {error}; this row is left out", file=sys.stderr)
-    pairs = [(query, shared if context is None else context) for query, context in asked]
     router, policy = chosen_router(options, settings), chosen_policy(options, settings)
-    decisions = []
-    for start in range(0, len(pairs), BATCH):
-        part = pairs[start : start + BATCH]
-        made = router.decide_many([query for query, _ in part], [context for _, context in part], policy)
+    queries: list[str] = []
+    decisions: list[Decision] = []
+    wrong = 0
+    given = given_queries(options.query)
+    while part := list(itertools.islice(given, BATCH)):
+        errors = [item for item in part if isinstance(item, RowError)]
+        pairs = [item for item in part if not isinstance(item, RowError)]
+        for error in errors:
+            print(f"router-ml: {error}; this row is left out", file=sys.stderr)
+        wrong += len(errors)
+        asked = [query for query, _ in pairs]
+        made = router.decide_many(asked, [shared if context is None else context for _, context in pairs], policy)
         if options.json:
-            for (query, _), decision in zip(part, made, strict=True):
-                print(json.dumps({"query": query, **decision.as_dict()}, ensure_ascii=False), flush=True)
-        decisions += made
-    if decisions and not options.json:
-        print(decision_table([query for query, _ in pairs], decisions))
-        if len(decisions) > 1:
-            print(savings(decisions))
+            for query, decision in zip(asked, made, strict=True):
+                print(json.dumps({"query": query, **decision.as_dict()}, ensure_ascii=False))
+            sys.stdout.flush()
+        else:
+            queries += asked
+            decisions += made
+    if decisions:
+        print(decision_table(queries, decisions, router.learned))
+    if len(decisions) > 1:
+        print(savings(decisions, learned=router.learned))
     return 1 if wrong else 0

@@ -1,27 +1,32 @@
-"""router-ml status: which bundle is in use, how good it is, and whether Ollama answers."""
+"""router-ml status: which bundle is in use, how good it is, where things are, and which models can be served."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
-from router_ml.bundles.format import load_bundle
-from router_ml.bundles.registry import active_bundle
+from router_ml.bundles.format import load_bundle, manifest_metrics
+from router_ml.bundles.registry import active_bundle, registry_folder
+from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.decide.router import Router
-from router_ml.errors import BundleError, RouterError
-from router_ml.settings import Settings, load_settings
+from router_ml.errors import BundleError, EncoderError
+from router_ml.hosts.names import ModelNames
+from router_ml.settings import Settings, base_url, load_settings, without_credentials
 
 SHOWN = ("test/macro_f1", "test/accuracy", "test/ece", "test/heuristic_macro_f1")
+_TIMEOUT_S = 2.0
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     verb = subparsers.add_parser(
         "status",
-        help="the bundle in use, how good it is, and whether Ollama answers",
-        description="Says which bundle is in use, how good it was on its test rows, and whether Ollama answers.",
+        help="the bundle in use, how good it is, and which models can be served",
+        description="Says which bundle is in use, how good it was on its test rows, where bundles and events are, and "
+        "which models of the catalogue no host has. Exit status 1 where no model can be served.",
     )
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(func=_status)
@@ -29,22 +34,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _status(options: argparse.Namespace) -> int:
     settings = load_settings()
-    facts = {**_bundle_facts(settings), "policy": settings.policy, "ollama": _ollama_facts(settings)}
+    bundle, catalogue = _bundle_facts(settings)
+    facts = {
+        **bundle,
+        "registry": str(registry_folder(settings)),
+        "state_dir": str(settings.state_dir),
+        "policy": settings.policy,
+        **_host_facts(settings, catalogue),
+    }
     if options.json:
         print(json.dumps(facts))
     else:
-        for name, value in _told(facts):
+        for name, value in _lines(facts):
             print(f"{name:<26}{value}")
-    return 0
+    return 1 if len(facts["unserved"]) == len(catalogue) else 0
 
 
-def _bundle_facts(settings: Settings) -> dict[str, Any]:
+def _bundle_facts(settings: Settings) -> tuple[dict[str, Any], Catalogue]:
     try:
         bundle = load_bundle(active_bundle(settings))
         router = Router.load(bundle.path, settings=settings)
-    except (BundleError, RouterError) as error:
-        return {"bundle": None, "problem": str(error)}
-    metrics = bundle.manifest.get("metrics", {})
+    except (BundleError, EncoderError) as error:
+        return {"bundle": None, "problem": str(error)}, load_catalogue(settings.catalogue)
+    metrics = manifest_metrics(bundle.manifest)
     return {
         "bundle": bundle.name,
         "path": str(bundle.path),
@@ -55,22 +67,44 @@ def _bundle_facts(settings: Settings) -> dict[str, Any]:
             {"name": model.name, "known_by": "outcomes" if model.name in router.learned else "priors"}
             for model in router.models
         ],
-        "metrics": {name: float(metrics[name]) for name in SHOWN if name in metrics},
+        "metrics": {name: metrics[name] for name in SHOWN if name in metrics},
+    }, router.catalogue
+
+
+def _host_facts(settings: Settings, catalogue: Catalogue) -> dict[str, Any]:
+    """Return what each host has, and the models of the catalogue that no host has."""
+    names = ModelNames(catalogue)
+    default = settings.ollama_host
+    places = {model.name: [base_url(url) for url in model.hosts] or [default] for model in catalogue}
+    hosts = {
+        url: _installed(url) for url in dict.fromkeys([default, *(url for urls in places.values() for url in urls)])
+    }
+    held = {url: {names.canonical(name) for name in found["models"] or ()} for url, found in hosts.items()}
+    return {
+        "ollama": hosts[default],
+        "hosts": list(hosts.values()),
+        "unserved": [name for name, urls in places.items() if not any(name in held[url] for url in urls)],
     }
 
 
-def _ollama_facts(settings: Settings) -> dict[str, Any]:
-    import ollama
+def _installed(url: str) -> dict[str, Any]:
+    """Return the models of a host, or what is wrong with it."""
+    import httpx
 
+    shown = without_credentials(url)
+    key = os.environ.get("OLLAMA_API_KEY")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        names = [str(model.model) for model in ollama.Client(host=settings.ollama_host, timeout=2.0).list().models]
+        loopback = (httpx.URL(url).host or "") in ("127.0.0.1", "localhost", "::1")
+        with httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=not loopback) as client:
+            entries = client.get("/api/tags").raise_for_status().json()["models"]
+        return {"host": shown, "models": [str(e.get("model") or e.get("name")) for e in entries], "problem": None}
     except Exception as error:  # refused, timed out, not Ollama at all: all the same to a status
-        return {"host": settings.ollama_host, "models": None, "problem": type(error).__name__}
-    return {"host": settings.ollama_host, "models": names, "problem": None}
+        return {"host": shown, "models": None, "problem": type(error).__name__}
 
 
-def _told(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The facts as a person reads them."""
+def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the facts as a person reads them."""
     if facts["bundle"] is None:
         yield "bundle", f"none usable, routing by rules: {facts['problem']}"
     else:
@@ -79,9 +113,13 @@ def _told(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "encoder", facts["problem"] or "agrees with its reference on this processor"
         yield "models", ", ".join(f"{model['name']} ({model['known_by']})" for model in facts["models"])
         yield from facts["metrics"].items()
+    yield "bundle registry", facts["registry"]
+    yield "state folder", facts["state_dir"]
     yield "policy", facts["policy"]
-    host = facts["ollama"]
-    if host["models"] is None:
-        yield "ollama", f"no answer from {host['host']} ({host['problem']})"
-    else:
-        yield "ollama", f"{host['host']} has {', '.join(host['models']) or 'no models'}"
+    for host in facts["hosts"]:
+        if host["models"] is None:
+            yield "ollama", f"no answer from {host['host']} ({host['problem']})"
+        else:
+            yield "ollama", f"{host['host']} has {', '.join(host['models']) or 'no models'}"
+    if facts["unserved"]:
+        yield "not on any host", ", ".join(facts["unserved"])

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from router_ml.bundles.format import Bundle, load_bundle
+from router_ml.bundles.format import Bundle, corrupt_bundle, load_bundle
+from router_ml.bundles.native import within_cpu_time
 from router_ml.bundles.registry import active_bundle
-from router_ml.catalogue import Catalogue, Model, load_catalogue, model_from
+from router_ml.catalogue import Catalogue, Model, catalogue_from, load_catalogue
 from router_ml.decide.features.embedder import Embedder, is_failure
 from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
+from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
 from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
 from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredictor, LearnedComplexity
@@ -35,14 +38,11 @@ log = logging.getLogger(__name__)
 
 # Mean cosine of the encoder on this machine with the vectors stored at export: below the first it is not used.
 MIN_COSINE, GOOD_COSINE = 0.80, 0.97
+MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
+TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
+FAR = 50.0
 SHOWN_EVIDENCE = 12
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
-
-
-class FeatureSource(Protocol):
-    """What turns queries into features."""
-
-    def extract(self, texts: Sequence[str], contexts: Sequence[Context]) -> Features: ...
 
 
 class Router:
@@ -61,8 +61,10 @@ class Router:
         degraded: str = "",
         new_id: Callable[[], str] | None = None,
         draw: Callable[[], float] = random.random,
+        remember: int = 0,
     ) -> None:
-        self._features = features
+        self._remembered = RememberedFeatures(features, remember) if features is not None and remember else None
+        self._features = self._remembered or features
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
@@ -75,34 +77,49 @@ class Router:
 
     @classmethod
     def load(cls, path: Path | str | None = None, *, settings: Settings | None = None, **options: Any) -> Router:
-        """The router of a bundle, or of the active one.
+        """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
         Raises `BundleMissing`, `BundleCorrupt`, `BundleFormatError` or `EncoderError` where it cannot be used."""
         settings = settings or load_settings()
-        bundle = load_bundle(active_bundle(settings) if path is None else path)
-        embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
-        return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
+        folder = active_bundle(settings) if path is None else Path(path)
+        bundle = load_bundle(folder)
+        with corrupt_bundle(folder):
+            embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
+            return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, embedder: Embedder, catalogue: Catalogue, **options: Any) -> Router:
         """A router from a bundle in memory and any encoder of the same vectors."""
-        complexity = _complexity(bundle, embedder)
-        check = _self_check(bundle, embedder)
-        try:
-            outcomes = OutcomePredictor.from_arrays(
-                bundle.config.get("outcomes") or {}, bundle.section("outcomes"), catalogue
+        with corrupt_bundle(bundle.path):
+            complexity = _complexity(bundle, embedder)
+            check = _self_check(bundle, embedder)
+            outcomes = _outcomes(bundle, catalogue)
+            router = cls(
+                features=Extractor(embedder),
+                complexity=complexity,
+                outcomes=outcomes,
+                catalogue=outcomes.catalogue,
+                name=bundle.name,
+                degraded=check,
+                **options,
             )
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise BundleCorrupt(f"{bundle.path}: the outcome heads do not fit together ({error!r})") from error
-        return cls(
-            features=Extractor(embedder),
-            complexity=complexity,
-            outcomes=outcomes,
-            catalogue=outcomes.catalogue,
-            name=bundle.name,
-            degraded=check,
-            **options,
-        )
+            router._try_out(bundle.path, embedder.dim)
+            return router
+
+    def _try_out(self, path: Path, dim: int) -> None:
+        """Decide a few queries. Raises `BundleCorrupt` where the heads do not fit together or give no numbers."""
+        for decision in self._decide(TRIAL_QUERIES, [None] * len(TRIAL_QUERIES), "balanced", None, None):
+            if decision.degraded and not self.degraded:
+                raise BundleCorrupt(f"{path} cannot decide: {decision.reason}; fit or copy the bundle again")
+            json.dumps(decision.as_dict(), allow_nan=False)
+            if not all(0 <= share <= 1 for share in decision.complexity_probabilities.values()) or not all(
+                0 <= candidate.p_success <= 1 for candidate in decision.ranked
+            ):
+                raise BundleCorrupt(f"{path} predicts probabilities beyond 0 to 1; fit or copy the bundle again")
+        far = np.full(dim, FAR, np.float32)  # unlike any query: other heads speak there
+        strange = self._outcomes.predict_one(far, np.full(len(TABLE_NAMES), FAR, np.float32), _EMPTY_QUERY)
+        if not np.isfinite([*strange.p_success, *np.ravel(strange.latency_s)]).all():
+            raise BundleCorrupt(f"{path} predicts what is no number far from its data; fit or copy the bundle again")
 
     @classmethod
     def heuristic(cls, catalogue: Catalogue | None = None, *, why: str = "no bundle", **options: Any) -> Router:
@@ -149,6 +166,14 @@ class Router:
         Raises `QueryError`, `ContextError` or `PolicyError` for input of the wrong kind; an empty query is
         ambiguous."""
         return self._decide([query], [context], policy, machine, variant)[0]
+
+    def remembers(self, query: str, context: ContextLike = None) -> bool:
+        """Return whether a query need not be read, which is most of what a decision costs.
+
+        `remember=` gives how many queries are remembered; rules read nothing."""
+        if self._remembered is None:
+            return self._features is None
+        return self._remembered.remembers(*read_query(query, context))
 
     def explain(
         self, query: str | Sequence[Any], context: ContextLike = None, policy: Policy | str = "balanced"
@@ -305,10 +330,20 @@ def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
     if settings.catalogue is not None or not bundle.models:
         return load_catalogue(settings.catalogue)
     try:
-        models = [model_from(entry, f"{bundle.path}: model {i}") for i, entry in enumerate(bundle.models, 1)]
-        return Catalogue(tuple(models), source=str(bundle.path))
+        return catalogue_from(bundle.models, str(bundle.path))
     except CatalogueError as error:
         raise BundleCorrupt(f"{error}; fit or copy the bundle again") from error
+
+
+def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
+    try:
+        return OutcomePredictor.from_arrays(bundle.config.get("outcomes") or {}, bundle.section("outcomes"), catalogue)
+    except BundleError:
+        raise
+    except Exception as error:  # any field may be missing, or of another kind
+        raise BundleCorrupt(
+            f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
+        ) from error
 
 
 def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
@@ -333,12 +368,16 @@ def _self_check(bundle: Bundle, embedder: Embedder) -> str:
 
     A quantised encoder may differ between processors. Raises `BundleCorrupt` where the vectors are useless."""
     texts, vectors = bundle.config.get("self_check"), bundle.arrays.get("self_check/vectors")
+    if texts and (not isinstance(texts, list) or len(texts) > MAX_SELF_CHECKS or not all(map(_is_short, texts))):
+        raise BundleCorrupt(f"{bundle.path}: 'self_check' must list a few short texts; fit or copy the bundle again")
     try:
-        found = embedder.embed(texts or ["check email"])
+        found = within_cpu_time(lambda: embedder.embed(texts or TRIAL_QUERIES), SELF_CHECK_CPU_S)
         if not texts or vectors is None:
             mean = 1.0 if np.isfinite(found).all() else math.nan
         else:
             mean = float((found * vectors.astype(np.float32)).sum(axis=1).mean())
+    except EncoderError:
+        raise
     except BaseException as error:  # the encoder is foreign code, and the texts and vectors may not fit it
         if not is_failure(error):
             raise
@@ -352,6 +391,10 @@ def _self_check(bundle: Bundle, embedder: Embedder) -> str:
         )
     log.warning("the encoder of %s differs on this processor (mean cosine %.3f); fit a bundle here", bundle.path, mean)
     return f"the encoder differs on this processor, cosine {mean:.3f}"
+
+
+def _is_short(text: object) -> bool:
+    return isinstance(text, str) and len(text) < MAX_SELF_CHECK_CHARS
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,40 +1,48 @@
-"""What is remembered: frozen events, their JSON form, and the door they go through (`Recorder`).
+"""Events as frozen values, their JSON form, and the `Recorder` protocol that takes them.
 
-An event is made on the request path, so making one does no more than hold its values; text is dropped or redacted,
-and units of assignment become keyed hashes, when the event is written (see `privacy`).
+An event is made on the request path, so making one only holds its values. Text is dropped or redacted, and units of
+assignment become keyed hashes, when the event is written (see `privacy`).
 """
 
 from __future__ import annotations
 
+import collections.abc
+import functools
 import json
+import math
+import numbers
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints, runtime_checkable
 
 from router_ml.context import context_row, parse_context
 from router_ml.errors import InputError
-from router_ml.types import Candidate, Context, Decision, Outcome, Quantiles
+from router_ml.types import Candidate, Context, Decision, Label, Outcome, Quantiles
 
 VERSION = 1
 
 ChangeKind: TypeAlias = Literal[
     "started", "ramped", "look", "invalid", "rolled_back", "shipped", "stopped", "cleared", "failed"
 ]
-FeedbackKind: TypeAlias = Literal["thumb", "score", "tool_error", "retry", "rephrasing"]
+FeedbackKind: TypeAlias = str  # EXPLICIT_KINDS come from a person; every other kind was inferred
 AlertState: TypeAlias = Literal["firing", "resolved"]
+
+EXPLICIT_KINDS = frozenset(("thumb", "score"))
+MAX_ID_CHARS = 200
+MAX_COMMENT_CHARS = 10_000
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-def _empty() -> Mapping[str, Any]:
+def _empty() -> Mapping[Any, Any]:
     return _EMPTY
 
 
 def new_id() -> str:
-    """A random identifier of 32 hexadecimal characters."""
+    """Return a random identifier of 32 hexadecimal characters."""
     return uuid.uuid4().hex
 
 
@@ -58,11 +66,12 @@ class DecisionEvent:
     unit: str | None = None  # unit of assignment (a session or a request); written as a keyed hash
     shadow: bool = False  # decided by a challenger that serves nobody
     pinned: bool = False  # the caller named the model, so no experiment counts it
-    features_digest: str = ""
     prompt_tokens: int | None = None
     text: str | None = None  # the query; written only where that is enabled, then redacted
     context: Context | None = None  # what came with it; written with the text, and redacted like it
     query_key: str | None = None  # keyed hash of the query, filled in when the event is written
+    complexity_probabilities: Mapping[Label, float] = field(default_factory=_empty)  # by label
+    policy_parameters: Mapping[str, Any] = field(default_factory=_empty)  # weights and limits behind the policy's name
     at_s: float = field(default_factory=time.time)  # Unix time
     event_id: str = field(default_factory=new_id)
 
@@ -87,7 +96,7 @@ class AttemptEvent:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeEvent:
-    """What the whole request really gave. One per decision that was served."""
+    """Result of a whole request. One per decision that was served."""
 
     decision_id: str
     model: str  # the model that answered; where none did, the one that was chosen
@@ -108,7 +117,6 @@ class OutcomeEvent:
     clarified: bool = False  # the user was asked what is meant; no model was called
     attempts: int = 1
     fallback: bool = False  # a model further down the chain answered, because an earlier one failed
-    escalated: bool = False  # a stronger model answered, because the first answer was not good enough
     complexity: str | None = None
     policy: str | None = None
     bundle: str | None = None
@@ -127,7 +135,7 @@ class OutcomeEvent:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackEvent:
-    """What somebody, or something, thought of an answer."""
+    """Judgement of an answer, by a person or inferred."""
 
     decision_id: str
     kind: FeedbackKind
@@ -138,13 +146,13 @@ class FeedbackEvent:
 
     @property
     def explicit(self) -> bool:
-        """Given by a person, not inferred."""
-        return self.kind in ("thumb", "score")
+        """Whether a person gave it."""
+        return self.kind in EXPLICIT_KINDS
 
 
 @dataclass(frozen=True, slots=True)
 class AlertEvent:
-    """A rule began or ceased to fire."""
+    """An alert rule began or ceased to fire."""
 
     rule: str
     state: AlertState
@@ -159,7 +167,7 @@ class AlertEvent:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentEvent:
-    """A change in the life of an experiment, with the numbers behind it."""
+    """A change of an experiment's state, with the numbers behind it."""
 
     experiment: str
     change: ChangeKind
@@ -188,22 +196,22 @@ _FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Takes events on the request path: never blocks and never raises; what cannot be kept is counted as dropped."""
+    """Take events on the request path, without blocking or raising; what cannot be stored is counted as dropped."""
 
     def record(self, event: Event) -> None:
         """Take one event."""
 
 
 class NullRecorder:
-    """Forgets everything."""
+    """Discard every event."""
 
     def record(self, event: Event) -> None:
-        """Take one event and forget it."""
+        """Discard one event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorders:
-    """Passes each event on to several recorders; one that breaks the rules and raises does not hinder the others."""
+    """Pass each event on to several recorders; one that raises does not affect the others."""
 
     recorders: tuple[Recorder, ...]
 
@@ -216,18 +224,44 @@ class Recorders:
                 continue
 
 
-def kind_of(event: Event) -> str:
-    """The name of an event's kind, as it stands in its JSON form."""
-    return _KIND_OF[type(event)]
+def feedback_event(
+    decision_id: str, score: float, comment: str | None = None, kind: str | None = None
+) -> FeedbackEvent:
+    """Return the feedback on a decision, checked: `score` is 0 (bad) to 1 (good).
+
+    `kind` defaults to "thumb" for 0 and 1 and to "score" otherwise. Raises `InputError`."""
+    if not isinstance(decision_id, str) or not 0 < len(decision_id) <= MAX_ID_CHARS or not decision_id.isprintable():
+        raise InputError(
+            f"a decision id must be 1 to {MAX_ID_CHARS} printable characters, got {_shown(decision_id)}; "
+            "use the decision_id of the answer"
+        )
+    if not isinstance(score, numbers.Real) or not 0 <= score <= 1:
+        raise InputError(f"a score must be a number between 0 and 1, got {_shown(score)}")
+    if comment is not None and (not isinstance(comment, str) or len(comment) > MAX_COMMENT_CHARS):
+        raise InputError(f"a comment must be text of at most {MAX_COMMENT_CHARS:,} characters, got {_shown(comment)}")
+    return FeedbackEvent(decision_id, kind or ("thumb" if score in (0, 1) else "score"), float(score), comment)
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {repr(value)[:60]}"
+
+
+def without_text(event: Event) -> Event:
+    """Return the event without the query and what came with it, which may be a long conversation."""
+    if isinstance(event, DecisionEvent) and (event.text is not None or event.context is not None):
+        return replace(event, text=None, context=None)
+    return event
 
 
 def as_dict(event: Event) -> dict[str, Any]:
-    """A JSON-ready dictionary; `event` names the kind and `v` the version."""
+    """Return a JSON-ready dictionary; `event` names the kind and `v` the version.
+
+    Absent values are left out, and so are numbers that are not finite, which JSON does not know."""
     kind = _KIND_OF[type(event)]
     row: dict[str, Any] = {"event": kind, "v": VERSION}
     for name in _FIELDS[kind]:
         value = getattr(event, name)
-        if value is not None:
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value)):
             row[name] = _plain(value)
     return row
 
@@ -250,15 +284,22 @@ def _candidate_row(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def to_json(event: Event) -> str:
-    """The event as one line of JSON. A value JSON cannot hold is written as its text."""
-    return json.dumps(as_dict(event), ensure_ascii=False, separators=(",", ":"), default=str)
+def json_line(row: object) -> str:
+    """Return a row as one line of ASCII JSON, which every database takes; odd values are written as their text."""
+    return json.dumps(row, separators=(",", ":"), default=json_value)
+
+
+def json_value(value: object) -> object:
+    """Return what JSON writes for a value it does not know: numbers of other libraries as numbers, the rest as text."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else str(value)
 
 
 def from_dict(row: Mapping[str, Any]) -> Event:
-    """The event of a dictionary; unknown keys (of a newer version) are ignored.
+    """Return the event of a dictionary; unknown keys (of another version) are ignored.
 
-    Raises `InputError` where the kind is unknown or a field is missing."""
+    Raises `InputError` where the kind is unknown, or a field is missing or of the wrong type."""
     kind = row.get("event")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
@@ -266,14 +307,45 @@ def from_dict(row: Mapping[str, Any]) -> Event:
     values = {name: row[name] for name in _FIELDS[str(kind)] if name in row}
     if cls is OutcomeEvent:
         values = {"success": None, "latency_s": None} | values
-    if "candidates" in values:
-        values["candidates"] = tuple(_candidate(item) for item in values["candidates"])
-    if "context" in values:
-        values["context"] = parse_context(values["context"])
+    _check(str(kind), values)
     try:
+        if "candidates" in values:
+            values["candidates"] = tuple(_candidate(item) for item in values["candidates"])
+        if "context" in values:
+            values["context"] = parse_context(values["context"])
         return cls(**values)
-    except TypeError as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"an event of kind {kind!r} is incomplete: {error}") from error
+
+
+def _check(kind: str, values: Mapping[str, Any]) -> None:
+    expected = _expected_types(kind)
+    for name, value in values.items():
+        types = expected.get(name)
+        if types is None:
+            continue
+        if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"field {name!r} of an event of kind {kind!r} has the wrong type, got {_shown(value)}")
+    if kind == "feedback" and not 0 <= values.get("score", 0) <= 1:
+        raise InputError(f"the score of a feedback event must be between 0 and 1, got {values['score']!r}")
+
+
+@functools.cache
+def _expected_types(kind: str) -> Mapping[str, tuple[type, ...]]:
+    """The JSON types of each plain field of a kind of event."""
+    found = {}
+    for name, hint in get_type_hints(KINDS[kind]).items():
+        parts = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        types = [_JSON_TYPES.get(get_origin(part) or part) for part in parts]
+        if all(types):
+            found[name] = tuple(t for group in types if group for t in group)
+    return found
+
+
+_JSON_TYPES: Mapping[Any, tuple[type, ...]] = {
+    str: (str,), float: (int, float), int: (int,), bool: (bool,), NoneType: (NoneType,), Literal: (str,),
+    collections.abc.Mapping: (dict,),
+}  # fmt: skip
 
 
 def _candidate(row: Mapping[str, Any]) -> Candidate:
@@ -284,10 +356,10 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
 
 
 def from_json(text: str | bytes) -> Event:
-    """The event of one line of JSON. Raises `InputError` where it is none."""
+    """Return the event of one line of JSON. Raises `InputError` where it is none."""
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"an event is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise InputError("an event must be a JSON object")
@@ -301,13 +373,13 @@ def decision_event(
     unit: str | None = None,
     shadow: bool = False,
     pinned: bool = False,
-    features_digest: str = "",
     prompt_tokens: int | None = None,
+    policy_parameters: Mapping[str, Any] = _EMPTY,
     text: str | None = None,
     context: Context | None = None,
     at_s: float | None = None,
 ) -> DecisionEvent:
-    """The event of a decision."""
+    """Return the event of a decision."""
     return DecisionEvent(
         decision_id=decision.decision_id,
         model=decision.model,
@@ -315,6 +387,8 @@ def decision_event(
         policy=decision.policy,
         bundle=decision.bundle,
         propensity=decision.propensity,
+        complexity_probabilities=decision.complexity_probabilities,
+        policy_parameters=policy_parameters,
         candidates=decision.ranked,
         excluded=decision.excluded,
         action=decision.action,
@@ -325,7 +399,6 @@ def decision_event(
         unit=unit,
         shadow=shadow,
         pinned=pinned,
-        features_digest=features_digest,
         prompt_tokens=prompt_tokens,
         text=text,
         context=context,
@@ -334,7 +407,7 @@ def decision_event(
 
 
 def outcome_of(event: OutcomeEvent, success: float | None = None) -> Outcome:
-    """The file form's value of an outcome event; `success` (from feedback, say) replaces the event's own."""
+    """Return the training row of an outcome event; `success` (from feedback, say) replaces the event's own."""
     return Outcome(
         query_id=event.decision_id,
         model=event.model,

@@ -1,14 +1,24 @@
-"""From the store back to the files training reads: the loop closes here."""
+"""Exports of the event store to files: training data, rows for off-policy evaluation, and the events themselves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from router_ml.events.event import AttemptEvent, FeedbackEvent, OutcomeEvent, as_dict, outcome_of
-from router_ml.events.judgement import Judged, note_feedback, success_of
+from router_ml.events.event import (
+    AttemptEvent,
+    DecisionEvent,
+    FeedbackEvent,
+    OutcomeEvent,
+    as_dict,
+    json_value,
+    outcome_of,
+)
+from router_ml.events.judgement import Judged, Judgement, note_feedback, success_of
 from router_ml.events.store import EventFilter, EventStore
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.types import Outcome
@@ -21,12 +31,11 @@ _NOT_THE_MODEL = frozenset(
 
 
 def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterator[Outcome]:
-    """One outcome per decision and model that was really called, oldest first.
+    """Yield one outcome per decision and model that was called, oldest first.
 
-    Success comes from people first (their last word counts), then from the event itself, then from what was inferred
-    (tool error, retry, rephrasing). An attempt that failed by the model's own fault (it timed out, or gave nothing of
-    use) counts as an outcome of that model with success 0. Answers from the cache and questions to the user are left
-    out: no model gave them."""
+    Success is the last explicit feedback, else the outcome's own, else what was inferred. An attempt that failed by the
+    model's own fault (it timed out, or returned nothing usable) counts as an outcome of that model with success 0.
+    Answers from the cache and clarifying questions are left out: no model gave them."""
     selection = selection or EventFilter()
     judged = _judged(store, selection)
     seen: set[tuple[str, str]] = set()
@@ -52,31 +61,94 @@ def _failed_attempt(event: AttemptEvent) -> Outcome | None:
 
 
 def _judged(store: EventStore, selection: EventFilter) -> Judged:
-    judged: dict[str, tuple[bool, float]] = {}
+    judged: dict[str, Judgement] = {}
     for _, event in store.read(EventFilter(("feedback",), selection.after_seq, selection.since_s)):
         if isinstance(event, FeedbackEvent):
             note_feedback(judged, event)
     return judged
 
 
+def bandit_rows(store: EventStore, selection: EventFilter | None = None) -> Iterator[dict[str, Any]]:
+    """Yield one row per served decision, oldest first, for off-policy evaluation.
+
+    `propensity` is the probability of `chosen` among the admissible candidates. `reward` is the success that counts
+    (see `outcomes`), and null where nobody judged: that is not a success. `judged_by` says where it comes from:
+    "explicit" or "inferred" feedback, or the "outcome" itself, such as a request without an answer."""
+    selection = selection or EventFilter()
+    judged = _judged(store, selection)
+    later = EventFilter(("outcome",), selection.after_seq, selection.since_s)  # may come after the window's end
+    done = {e.decision_id: e for _, e in store.read(later) if isinstance(e, OutcomeEvent)}
+    for _, event in store.read(replace(selection, kinds=("decision",))):
+        if isinstance(event, DecisionEvent) and not event.shadow:
+            yield _bandit_row(event, done.get(event.decision_id), judged)
+
+
+def _bandit_row(decision: DecisionEvent, outcome: OutcomeEvent | None, judged: Judged) -> dict[str, Any]:
+    feedback = judged.get(decision.decision_id)
+    reward = feedback[1] if outcome is None and feedback else outcome and success_of(outcome, judged)
+    source = None if reward is None else "outcome"
+    if feedback is not None and (feedback[0] or outcome is None or outcome.success is None):
+        source = "explicit" if feedback[0] else "inferred"
+    row = as_dict(decision)
+    return {
+        **{key: row.get(key) for key in _BANDIT_KEYS},
+        "candidates": [_finite(candidate) for candidate in row.get("candidates", ())],
+        "chosen": decision.model,
+        "answered": None if outcome is None else outcome.ok,
+        "answered_by": outcome.model if outcome is not None and outcome.ok else None,
+        "fallback": outcome is not None and outcome.fallback,
+        "cached": outcome is not None and outcome.cache_hit,
+        "latency_s": outcome and outcome.latency_s,
+        "cost_usd": outcome and outcome.cost_usd,
+        "reward": reward,
+        "judged": source is not None and (source != "outcome" or bool(outcome and outcome.ok)),
+        "judged_by": source,
+    }
+
+
+_BANDIT_KEYS = (
+    "decision_id", "at_s", "unit", "query_key", "complexity", "complexity_probabilities", "novelty", "action",
+    "excluded", "propensity", "policy", "policy_parameters", "bundle", "experiment", "variant", "pinned", "degraded",
+    "prompt_tokens",
+)  # fmt: skip
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
 def export_outcomes(store: EventStore, path: Path, selection: EventFilter | None = None) -> int:
-    """Write outcomes as JSON Lines; how many there were. Raises `StoreError` where the store cannot be read."""
-    rows = [outcome_row(outcome) for outcome in outcomes(store, selection)]
-    write_rows(path, rows)
-    return len(rows)
+    """Write outcomes as JSON Lines; return how many. Raises `StoreError` where the store cannot be read."""
+    return _export(path, (outcome_row(outcome) for outcome in outcomes(store, selection)))
+
+
+def export_bandit(store: EventStore, path: Path, selection: EventFilter | None = None) -> int:
+    """Write one row per decision (see `bandit_rows`) as JSON Lines; return how many."""
+    return _export(path, bandit_rows(store, selection))
 
 
 def export_queries(store: EventStore, path: Path) -> int:
-    """Write the queries whose (redacted) text was kept, with their contexts and unlabelled; how many there were."""
-    rows: list[dict[str, Any]] = [
-        {"id": kept.decision_id, "text": kept.text, "context": kept.context, "label": None} for kept in store.texts()
-    ]
-    write_rows(path, rows)
-    return len(rows)
+    """Write the queries whose (redacted) text was kept, with their contexts and unlabelled; return how many."""
+    return _export(
+        path,
+        ({"id": kept.decision_id, "text": kept.text, "context": kept.context, "label": None} for kept in store.texts()),
+    )
 
 
 def export_events(store: EventStore, path: Path, selection: EventFilter | None = None) -> int:
-    """Write the events themselves as JSON Lines; how many there were."""
-    rows = [{"seq": seq, **as_dict(event)} for seq, event in store.read(selection or EventFilter())]
-    write_rows(path, json.loads(json.dumps(rows, default=str)))
-    return len(rows)
+    """Write the events themselves as JSON Lines; return how many."""
+    return _export(path, ({"seq": seq, **as_dict(event)} for seq, event in store.read(selection or EventFilter())))
+
+
+def _export(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count = 0
+
+    def plain() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            text = json.dumps(row, ensure_ascii=False, default=json_value)
+            yield json.loads(text.encode("utf-8", "replace"))  # an unpaired surrogate fits in no file
+
+    write_rows(path, plain())
+    return count

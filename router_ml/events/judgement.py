@@ -1,4 +1,4 @@
-"""Combine feedback and outcomes into one success value per decision."""
+"""Feedback and outcomes combined into one success value per decision."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from router_ml.events.event import FeedbackEvent, OutcomeEvent
 
 RIGHT = 0.5  # a success of at least this counts as right
 
-Judged: TypeAlias = Mapping[str, tuple[bool, float]]  # by decision id: explicit feedback?, score
+Judgement: TypeAlias = tuple[bool, float]  # whether a person gave it, and the score
+Judged: TypeAlias = Mapping[str, Judgement]  # by decision id
 
 
-def note_feedback(judged: dict[str, tuple[bool, float]], event: FeedbackEvent) -> None:
-    """Keep what counts: a person's word over an inferred one, and the later over the earlier."""
-    known = judged.get(event.decision_id)
-    if known is None or event.explicit or not known[0]:
-        judged[event.decision_id] = (event.explicit, event.score)
+def judgement_of(event: FeedbackEvent, known: Judgement | None = None) -> Judgement:
+    """Return the judgement that counts: explicit feedback before inferred, and later before earlier."""
+    return known if known is not None and known[0] and not event.explicit else (event.explicit, event.score)
+
+
+def note_feedback(judged: dict[str, Judgement], event: FeedbackEvent) -> None:
+    """Enter feedback under its decision."""
+    judged[event.decision_id] = judgement_of(event, judged.get(event.decision_id))
 
 
 def success_of(outcome: OutcomeEvent, judged: Judged) -> float | None:
-    """The success that counts: a person's word, else the event's own, else what was inferred; None if unknown."""
+    """Return the success that counts: explicit feedback, else the outcome's own, else inferred; None if unknown."""
     explicit, score = judged.get(outcome.decision_id, (False, None))
     if explicit or outcome.success is None:
         return score

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from router_ml.errors import StoreError
-from router_ml.events.event import Event
 from router_ml.events.migrations import migrate
 from router_ml.events.privacy import Privacy
-from router_ml.events.sql import SqlReading
+from router_ml.events.sql import SqlStore
+from router_ml.events.store import RefusedRecord
 
 if TYPE_CHECKING:
     import psycopg
 
 _CONNECT_S = 5
+# A server that hangs must not hold the writer for good: seconds without any sign of life, and milliseconds of waiting.
+_ALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+_TIMEOUTS = "SET lock_timeout = '15s'; SET statement_timeout = '60s'"
 # Writers take this lock, so that the order of `seq` is the order of commits and a reader's watermark misses nothing.
 _LOCK = 7_263_910_455
-_INSERT = (
-    "INSERT INTO event (event_id, kind, at_s, decision_id, experiment, body) VALUES (%s, %s, %s, %s, %s, %s) "
-    "ON CONFLICT (event_id) DO NOTHING"
-)
-_INSERT_TEXT = (
-    "INSERT INTO query_text (decision_id, at_s, text, context) VALUES (%s, %s, %s, %s) "
-    "ON CONFLICT (decision_id) DO NOTHING"
+# Classes of SQLSTATE that blame a value: cardinality, data, integrity, program limit (a key too long for its index).
+_REFUSED = ("21", "22", "23", "54")
+# What may be repeated of an error that has no SQLSTATE: its message may quote the URL, and with it a password.
+_REASON = re.compile(
+    r"connection refused|timeout expired|could not translate host name|no such file or directory|no route to host"
+    r"|server closed the connection|network is unreachable|authentication failed|no password supplied|permission denied"
+    r"|ssl|closed",
+    re.IGNORECASE,
 )
 
 
-class PostgresStore(SqlReading):
+class PostgresStore(SqlStore):
     """An event store behind a `postgresql://` URL. Thread-safe; connects again after the server was away."""
 
     _mark = "%s"
@@ -38,60 +43,34 @@ class PostgresStore(SqlReading):
             import psycopg
         except ImportError as error:
             raise StoreError("PostgreSQL needs its driver: pip install 'router-ml[postgres]'") from error
+        super().__init__(privacy)
         self._driver = psycopg
         self._url = url
-        self._privacy = privacy
-        self._lock = threading.Lock()
-        self._connection: psycopg.Connection[Any] | None = None
-        with self._lock:
+        with self._lock, self._errors("open"):
             self._connected()
 
-    def append(self, events: Sequence[Event]) -> None:
-        """Keep events, all or none. Raises `StoreError`."""
-        rows, texts = self._rows(events)
-        with self._lock:
-            try:
-                with self._connected().transaction(), self._connected().cursor() as cursor:
-                    cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-                    cursor.executemany(_INSERT, [row[:6] for row in rows])
-                    if texts:
-                        cursor.executemany(_INSERT_TEXT, texts)
-            except self._driver.Error as error:
-                raise self._failure("write to", error) from error
+    @contextmanager
+    def _transaction(self, verb: str) -> Iterator[psycopg.Cursor[Any]]:
+        with self._errors(verb):
+            connection = self._connected()
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+                yield cursor
 
-    def prune(self, before_s: Mapping[str, float]) -> int:
-        """Delete events of each kind (and `"text"`) that are older than a Unix time; how many went."""
-        gone = 0
-        with self._lock:
-            try:
-                with self._connected().transaction(), self._connected().cursor() as cursor:
-                    for kind, at_s in before_s.items():
-                        if kind == "text":
-                            cursor.execute("DELETE FROM query_text WHERE at_s < %s", (at_s,))
-                        else:
-                            cursor.execute("DELETE FROM event WHERE kind = %s AND at_s < %s", (kind, at_s))
-                        gone += cursor.rowcount
-            except self._driver.Error as error:
-                raise self._failure("prune", error) from error
-        return gone
-
-    def close(self) -> None:
-        """Close the connection."""
-        with self._lock:
-            self._drop_connection()
+    def _query(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        with self._lock, self._errors("read"):
+            return self._connected().execute(query, values).fetchall()
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is not None and not self._connection.closed:
-            return self._connection
+            return self._connection  # type: ignore[no-any-return]
+        connection = self._driver.connect(self._url, autocommit=True, connect_timeout=_CONNECT_S, **_ALIVE)  # type: ignore[arg-type]
         try:
-            connection = self._driver.connect(self._url, autocommit=True, connect_timeout=_CONNECT_S)
-            try:
-                self._migrate(connection)
-            except BaseException:
-                connection.close()
-                raise
-        except self._driver.Error as error:
-            raise self._failure("open", error) from error
+            connection.execute(_TIMEOUTS)
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
         self._connection = connection
         return connection
 
@@ -113,21 +92,35 @@ class PostgresStore(SqlReading):
             elif reached != version:
                 connection.execute("UPDATE event_store SET version = %s", (reached,))
 
-    def _query(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
-        with self._lock:
-            try:
-                return self._connected().execute(query, values).fetchall()
-            except self._driver.Error as error:
-                raise self._failure("read", error) from error
+    @contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except (UnicodeError, OverflowError) as error:
+            raise RefusedRecord(f"the event store in PostgreSQL refuses a value: {type(error).__name__}") from error
+        except (self._driver.Error, OSError, ValueError) as error:
+            state = getattr(error, "sqlstate", None)
+            if self._refused(error, state) and verb != "open":
+                raise RefusedRecord(f"the event store in PostgreSQL refuses a value: {_reason(error, state)}") from None
+            if not state or state[:2] in ("08", "57"):
+                self._drop_connection()  # the next call connects again
+            raise StoreError(
+                f"cannot {verb} the event store in PostgreSQL: {_reason(error, state)}; check that the server is up "
+                "and its URL is right"
+            ) from None  # the cause may quote the URL
 
-    def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+    def _refused(self, error: Exception, state: str | None) -> bool:
+        if state:
+            return state.startswith(_REFUSED)
+        return isinstance(
+            error, self._driver.DataError | self._driver.ProgrammingError | self._driver.NotSupportedError
+        )
 
-    def _failure(self, verb: str, error: Exception) -> StoreError:
-        if isinstance(error, self._driver.OperationalError):
-            self._drop_connection()  # the next call connects again
-        kind = type(error).__name__  # the message may repeat the URL, and with it a password
-        detail = str(error).splitlines()[0] if str(error) and "@" not in str(error) else kind
-        return StoreError(f"cannot {verb} the event store in PostgreSQL: {detail}; check that the server is up")
+
+def _reason(error: Exception, state: str | None) -> str:
+    """The first line of what the server says; of what the driver says, only known phrases."""
+    kind, text = type(error).__name__, str(error)
+    if state and text and "://" not in text:
+        return text.splitlines()[0]
+    found = _REASON.search(text)
+    return f"{kind} ({found[0].lower()})" if found else kind

@@ -1,16 +1,20 @@
-"""The event store: what it promises, and how one is opened from a path or URL."""
+"""The `EventStore` protocol, what it stores, and which events a reader selects."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from router_ml.events.event import DecisionEvent, Event, as_dict
-from router_ml.events.privacy import Privacy
+from router_ml.errors import StoreError
+from router_ml.events.event import DecisionEvent, Event, as_dict, json_line
+from router_ml.events.privacy import Privacy, without_url_secrets
 
 DATABASE = "events.db"
+
+
+class RefusedRecord(StoreError):
+    """The database works, but refuses a record of this batch for good; the others can be written without it."""
 
 
 class Stored(NamedTuple):
@@ -53,7 +57,7 @@ class EventFilter:
     decision_id: str | None = None
 
     def where(self, mark: str) -> tuple[str, list[object]]:
-        """The condition in SQL with its parameters; `mark` is the dialect's placeholder."""
+        """Return the condition in SQL with its parameters; `mark` is the dialect's placeholder."""
         parts: list[str] = [f"seq > {mark}"]
         values: list[object] = [self.after_seq]
         if self.kinds:
@@ -74,33 +78,47 @@ class EventFilter:
 EVERYTHING = EventFilter()
 
 
+@runtime_checkable
 class EventStore(Protocol):
-    """Keeps events in the order they came. Every method raises `StoreError` where the database fails."""
+    """Stores events in the order they came. Every method raises `StoreError` where the database fails."""
 
     def append(self, events: Sequence[Event]) -> None:
-        """Keep events, all or none; once this returns they outlive the process. An event known by its id is skipped."""
+        """Store events, all or none; once this returns they outlive the process. An event known by its id is skipped.
+
+        Raises `RefusedRecord` where the fault lies in one of the events."""
 
     def read(self, selection: EventFilter = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
-        """The selected events, oldest first."""
+        """Yield the selected events, oldest first; rows that are no events are skipped and counted in the log."""
 
     def texts(self) -> Iterator[KeptText]:
-        """Every query whose text was kept, oldest first."""
+        """Yield every query whose text was kept, oldest first."""
 
     def last_seq(self) -> int:
-        """The place of the newest event; 0 where there is none."""
+        """Return the place of the newest event; 0 where there is none."""
 
-    def prune(self, before_s: Mapping[str, float]) -> int:
-        """Delete events of each kind (and `"text"`) that are older than a Unix time; how many went."""
+    def expired(self, before_s: Mapping[str, float]) -> tuple[int, int]:
+        """Return how many events (and texts) `prune` would delete, and how many there are of those kinds."""
+
+    def prune(self, before_s: Mapping[str, float], *, share: float = 1.0) -> int:
+        """Delete events of each kind (and `"text"`) that are older than a Unix time; return how many.
+
+        `share` bounds what goes of each kind at once, the oldest first."""
 
     def close(self) -> None:
-        """Give back what is held. Closing twice is no error."""
+        """Release the connection. Closing twice is no error."""
 
 
 def written(event: Event, privacy: Privacy) -> Written:
-    """The columns of an event, cleaned of what is private."""
+    """Return the columns of an event, cleaned of what is private.
+
+    Raises `TypeError` where an id is no text: some databases would take it for something else."""
     if isinstance(event, DecisionEvent) and event.context is not None and not privacy.keep_text:
-        event = replace(event, context=None)  # long conversations are not put into words for nothing
+        event = replace(event, context=None)  # saves converting a long conversation for nothing
     row = privacy.clean(as_dict(event))
+    context = row.pop("context", None)
+    for name in ("event_id", "decision_id", "experiment"):
+        if not isinstance(row.get(name, ""), str):
+            raise TypeError(f"the {name} of an event must be text, got {type(row[name]).__name__}")
     return Written(
         event_id=row["event_id"],
         kind=row["event"],
@@ -108,14 +126,9 @@ def written(event: Event, privacy: Privacy) -> Written:
         decision_id=row.get("decision_id"),
         experiment=row.get("experiment"),
         text=_storable(row.pop("text", None)),
-        context=_json(row.pop("context", None)),
-        body=_json(row) or "",
+        context=None if context is None else json_line(context),
+        body=without_url_secrets(json_line(row)),  # of a host, in a reason or an error
     )
-
-
-def _json(value: Any) -> str | None:
-    """ASCII: no database stumbles over odd characters."""
-    return None if value is None else json.dumps(value, separators=(",", ":"), default=str)
 
 
 def _storable(text: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""A circuit breaker: after repeated failures a model is left alone for a while, then tried by exactly one caller.
+"""A circuit breaker: after repeated failures a model is not called for a while, then tried by exactly one caller.
 
 The states are those of Nygard, *Release It!* (closed, open, half-open). A permit of an earlier period cannot change
 the state of a later one: a slow success from before the circuit opened does not close it.
@@ -18,36 +18,36 @@ State: TypeAlias = Literal["closed", "open", "half_open"]
 
 
 class Permit:
-    """Leave to make one call. Say how it went exactly once; later words are ignored."""
+    """Permission to make one call. Report how it went exactly once; later reports are ignored."""
 
-    __slots__ = ("_breaker", "_spoken", "period", "probe")
+    __slots__ = ("_breaker", "_reported", "period", "probe")
 
     def __init__(self, breaker: Breaker, period: int, probe: bool) -> None:
         self._breaker = breaker
-        self._spoken = False
+        self._reported = False
         self.period = period
         self.probe = probe
 
     def succeeded(self) -> None:
-        """The model answered."""
-        self._say(True)
+        """Report that the model answered."""
+        self._report(True)
 
-    def failed(self) -> None:
-        """The model failed in a way that is its own fault."""
-        self._say(False)
+    def failed(self, broken_connection: bool = False) -> None:
+        """Report a failure that is the model's own; a `broken_connection` may also have been the host's."""
+        self._report(False, broken_connection)
 
     def released(self) -> None:
-        """Nothing was learned about the model (cancelled, or the request was at fault)."""
-        self._say(None)
+        """Report that nothing was learned about the model (cancelled, or the request was at fault)."""
+        self._report(None)
 
-    def _say(self, ok: bool | None) -> None:
-        if not self._spoken:
-            self._spoken = True
-            self._breaker._settle(self, ok)
+    def _report(self, ok: bool | None, broken_connection: bool = False) -> None:
+        if not self._reported:
+            self._reported = True
+            self._breaker._settle(self, ok, broken_connection)
 
 
 class Breaker:
-    """One circuit. Safe from any thread."""
+    """One circuit. Thread-safe."""
 
     def __init__(self, options: BreakerOptions | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options or BreakerOptions()
@@ -60,16 +60,17 @@ class Breaker:
         self._opened_at = 0.0
         self._wait_s = self._options.open_s
         self._probing = False
+        self._broken_connection = False  # the latest failure
 
     @property
     def state(self) -> State:
-        """Closed, open, or half-open (an open circuit whose wait is over counts as half-open)."""
+        """Return closed, open, or half-open (an open circuit whose wait is over counts as half-open)."""
         with self._lock:
             return self._now_state()
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds until an open circuit may be probed; 0 where a call may be made."""
+        """Return the seconds until an open circuit may be probed; 0 where a call may be made."""
         with self._lock:
             if self._state != "open":
                 return 0.0
@@ -81,25 +82,35 @@ class Breaker:
             state = self._now_state()
             return state == "closed" or (state == "half_open" and not self._probing)
 
-    def acquire(self) -> Permit | None:
-        """A permit, or None while the circuit is open or its one probe is on its way."""
+    def acquire(self, at_once: bool = False) -> Permit | None:
+        """Return a permit, or None while the circuit is open or its one probe is on its way.
+
+        `at_once`: an open circuit may be probed before its wait is over, for nobody else can serve the request."""
         with self._lock:
             state = self._now_state()
             if state == "closed":
                 return Permit(self, self._period, probe=False)
-            if state == "open" or self._probing:
+            if self._probing or (state == "open" and not at_once):
                 return None
             self._state = "half_open"
             self._probing = True
             return Permit(self, self._period, probe=True)
+
+    def host_recovered(self) -> None:
+        """Let a circuit that a broken connection opened be probed now: another model of the host has answered."""
+        with self._lock:
+            if self._state == "open" and self._broken_connection:
+                self._opened_at = self._clock() - self._wait_s
 
     def _now_state(self) -> State:
         if self._state == "open" and self._clock() >= self._opened_at + self._wait_s:
             return "half_open"
         return self._state
 
-    def _settle(self, permit: Permit, ok: bool | None) -> None:
+    def _settle(self, permit: Permit, ok: bool | None, broken_connection: bool) -> None:
         with self._lock:
+            if ok is False:
+                self._broken_connection = broken_connection
             if permit.period != self._period:
                 return
             if permit.probe:

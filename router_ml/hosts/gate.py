@@ -1,4 +1,4 @@
-"""Bounded concurrency with a bounded queue: whoever could not be served in time is told at once."""
+"""Bounded concurrency with a bounded queue: a caller that could not be served in time is refused at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 
 
 class Shed(Exception):
-    """There is no place that would become free in time; `retry_after_s` seconds from now there may be."""
+    """No place becomes free in time; `retry_after_s` seconds from now one may."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -15,7 +15,7 @@ class Shed(Exception):
 
 
 class Gate:
-    """Lets `limit` callers in at once, first come first served. Lives in one event loop."""
+    """Let `limit` callers in at once, first come first served. Lives in one event loop."""
 
     def __init__(self, limit: int, max_waiting: int) -> None:
         self._limit = limit
@@ -25,22 +25,26 @@ class Gate:
 
     @property
     def inside(self) -> int:
+        """Return how many callers hold a place."""
         return self._inside
 
     @property
     def waiting(self) -> int:
+        """Return how many callers wait for a place."""
         return len(self._waiting)
 
     def wait_s(self, service_s: float) -> float:
-        """Expected wait of a caller who came now, where one call takes `service_s`."""
+        """Return the expected wait of a caller who came now, in seconds, where one call takes `service_s`."""
         if self._inside < self._limit:
             return 0.0
         # Those inside are half done on average; a place opens every service_s / limit.
         return service_s * (len(self._waiting) + 0.5) / self._limit
 
     async def enter(self, patience_s: float, service_s: float) -> float:
-        """Waits for a place; the seconds waited. Raises `Shed` where the queue is full, or where a place is not
-        expected, or does not come, within `patience_s`."""
+        """Wait for a place and return the seconds waited.
+
+        Raises `Shed` where the queue is full, or where a place is not expected, or does not come, within
+        `patience_s`."""
         if self._inside < self._limit:
             self._inside += 1
             return 0.0
@@ -52,7 +56,7 @@ class Gate:
         return await self._queue(patience_s, service_s)
 
     def leave(self) -> None:
-        """Gives the place to whoever waits longest."""
+        """Give the place to the caller that has waited longest."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():

@@ -1,4 +1,4 @@
-"""One model, many spellings: what Ollama calls it, what the catalogue calls it."""
+"""Names of models: what Ollama calls them, what the catalogue calls them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _LIBRARY = ("registry.ollama.ai/library/", "registry.ollama.ai/", "library/")
 
 
 def normal(name: str) -> str:
-    """A name without the default registry, without the tag `:latest`, in lower case."""
+    """Return the name without the default registry, without the tag `:latest`, in lower case."""
     lowered = name.strip().lower()
     for prefix in _LIBRARY:
         lowered = lowered.removeprefix(prefix)
@@ -16,7 +16,7 @@ def normal(name: str) -> str:
 
 
 class ModelNames:
-    """Finds the catalogue's name of a model whatever it is called."""
+    """Find the catalogue's name of a model whatever it is called."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._canonical: dict[str, str] = {}
@@ -25,7 +25,7 @@ class ModelNames:
                 self._canonical.setdefault(normal(name), model.name)
 
     def canonical(self, name: str) -> str:
-        """The catalogue's name, or the name itself, normalised, where the catalogue does not know it."""
+        """Return the catalogue's name, or the name itself, normalised, where the catalogue does not know it."""
         bare = normal(name)
         return self._canonical.get(bare, bare)
 

@@ -1,138 +1,139 @@
-"""One Ollama host: chat through the ollama client, and the few looks at what is there and what is in memory."""
+"""An Ollama server as a host: chat, loading, and looks at what is installed and what is in memory."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import json
 import os
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import httpx
-import ollama
 
-from router_ml.hosts.failure import BadAnswer
+from router_ml.hosts.failure import HostError, failure_of
+from router_ml.hosts.host import HostRequest, Installed, Running
+from router_ml.hosts.http import MAX_LIST_BYTES, http_client, lines, parsed, read_error, read_json, without_login
 from router_ml.hosts.names import ModelNames
-
-ClientFactory = Callable[[str, httpx.Timeout], ollama.AsyncClient]
+from router_ml.hosts.reply import Reply
 
 _PROBE_S = 2.0
-
-
-class Installed(NamedTuple):
-    """A model that a host has."""
-
-    own_name: str  # as the host calls it
-    capabilities: frozenset[str] | None  # None: the host does not say
-    size_gb: float | None
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """One for all clients: reading the certificates takes tens of milliseconds."""
-    return httpx.create_ssl_context()
-
-
-def default_client(url: str, timeout: httpx.Timeout) -> ollama.AsyncClient:
-    """The client all calls go through. It does not limit connections: the gates do."""
-    limits = httpx.Limits(max_keepalive_connections=64)
-    return ollama.AsyncClient(host=url, timeout=timeout, limits=limits, verify=_tls())
+_MAX_MODELS = 2_000  # of a list; a host has no more
+_MAX_NAME_CHARS = 256
+_MAX_LOAD_BYTES = 2**20
 
 
 class OllamaHost:
-    """The calls to one host. Lives in one event loop.
+    """The calls to one Ollama server. Lives in one event loop.
 
-    Time limits are the caller's (`asyncio.timeout`): the client itself only limits connecting."""
+    Time limits are the caller's (`asyncio.timeout`): the client itself only limits connecting. Raises `SettingsError`
+    where no client can be made for the address."""
 
-    def __init__(
-        self, url: str, names: ModelNames, connect_s: float = 2.0, client_factory: ClientFactory = default_client
-    ) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, names: ModelNames, connect_s: float = 2.0) -> None:
         self._names = names
-        self._client = client_factory(self.url, httpx.Timeout(None, connect=connect_s))
+        self.url = without_login(url.rstrip("/"))
+        key = os.environ.get("OLLAMA_API_KEY")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = http_client(url, httpx.Timeout(None, connect=connect_s), headers)
         # Looks at the host never wait behind generations that hang, so they have connections of their own.
-        key = os.environ.get("OLLAMA_API_KEY")  # the ollama client sends it, too
-        headers = {"authorization": f"Bearer {key}"} if key else None
-        self._probe = httpx.AsyncClient(base_url=self.url, timeout=_PROBE_S, verify=_tls(), headers=headers)
+        self._probe = http_client(url, httpx.Timeout(_PROBE_S), headers)
 
-    async def chat(self, model: str, arguments: Mapping[str, Any]) -> ollama.ChatResponse:
-        """One whole answer. Raises what the client raises, and `BadAnswer` for a reply that is none."""
-        response: ollama.ChatResponse = await self._client.chat(model=model, **arguments)
-        self._check_model(model, response)
-        if not says_something(response) and not _may_be_empty(arguments):
-            raise BadAnswer("empty", "the model answered nothing")
-        return response
+    async def chat(self, request: HostRequest) -> Reply:
+        """Return the whole reply."""
+        async with self._post("/api/chat", request, stream=False) as response:
+            wire = await read_json(response)
+        return self._reply(wire, request.model)
 
-    async def stream(self, model: str, arguments: Mapping[str, Any]) -> AsyncIterator[ollama.ChatResponse]:
-        """The parts of one answer as they come. Nothing is passed on before the first part that says something,
-        so that an answer which is none can still be given by another model."""
-        parts = await self._client.chat(model=model, stream=True, **arguments)
-        held: list[ollama.ChatResponse] = []
-        spoken = _may_be_empty(arguments)
+    async def stream(self, request: HostRequest) -> AsyncIterator[Reply]:
+        """Yield the parts of the reply as they come."""
         finished = False
-        try:
-            async for part in parts:
-                self._check_model(model, part)
-                finished = bool(part.done)
-                if not spoken and not says_something(part):
-                    held.append(part)
-                    continue
-                spoken = True
-                while held:
-                    yield held.pop(0)
+        async with self._post("/api/chat", request, stream=True) as response:
+            async for line in lines(response):
+                part = self._reply(parsed(line), request.model)
+                finished = part.done
                 yield part
-        finally:
-            await parts.aclose()  # type: ignore[attr-defined]
-        if not spoken:
-            raise BadAnswer("empty", "the model answered nothing")
         if not finished:
-            raise BadAnswer("connection", "the stream ended before its final part")
+            raise HostError("connection", "the stream ended before its final part")
 
     async def load(self, model: str, options: Mapping[str, Any], keep_alive: float | str | None) -> None:
-        """Puts a model in memory without generating anything."""
-        extra = {} if keep_alive is None else {"keep_alive": keep_alive}
-        await self._client.generate(model=model, options=dict(options) or None, **extra)  # type: ignore[call-overload]
+        """Put a model in memory without generating anything."""
+        given = {"options": dict(options) or None, "keep_alive": keep_alive}
+        arguments = {key: value for key, value in given.items() if value is not None}
+        async with self._post("/api/generate", HostRequest(model, arguments), stream=False) as response:
+            await read_json(response, _MAX_LOAD_BYTES)
 
     async def installed(self) -> Mapping[str, Installed]:
-        """What is installed, by catalogue name."""
+        """Return the installed models by catalogue name."""
         found: dict[str, Installed] = {}
-        for entry in await self._models("/api/tags"):
-            own = str(entry.get("model") or entry.get("name") or "")
-            stated = entry.get("capabilities")
-            capabilities = frozenset(map(str, stated)) if isinstance(stated, list) else None
+        for own, entry in await self._models("/api/tags"):
             name = self._names.canonical(own)
             # Where two installed models share a catalogue entry, the one that bears the entry's own name wins.
             if name not in found or own == name:
-                size = entry.get("size")
-                size_gb = size / 1e9 if isinstance(size, int | float) and size > 0 else None
-                found[name] = Installed(own, capabilities, size_gb)
+                found[name] = Installed(own, _capabilities(entry.get("capabilities")), _size_gb(entry.get("size")))
         return found
 
-    async def running(self) -> frozenset[str]:
-        """The catalogue names of the models in memory. A model that is still loading is not among them."""
-        entries = await self._models("/api/ps")
-        return frozenset(self._names.canonical(str(e.get("model") or e.get("name") or "")) for e in entries)
+    async def running(self) -> Mapping[str, Running]:
+        """Return the models in memory by catalogue name. A model that is still loading is not among them."""
+        return {
+            self._names.canonical(own): Running(_tokens(entry.get("context_length")))
+            for own, entry in await self._models("/api/ps")
+        }
 
     async def close(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""
         await self._probe.aclose()
-        await self._client.close()  # type: ignore[no-untyped-call]
+        await self._client.aclose()
 
-    async def _models(self, path: str) -> list[Mapping[str, Any]]:
-        response = await self._probe.get(path)
-        response.raise_for_status()
-        return [entry for entry in response.json()["models"] if isinstance(entry, Mapping)]
+    @contextlib.asynccontextmanager
+    async def _post(self, path: str, request: HostRequest, stream: bool) -> AsyncIterator[httpx.Response]:
+        body = json.dumps({"model": request.model, **request.arguments, "stream": stream}, separators=(",", ":"))
+        headers = {"content-type": "application/json"}
+        async with self._client.stream("POST", path, content=body.encode(), headers=headers) as response:
+            if response.is_error:
+                failure = failure_of(response.status_code, await read_error(response))
+                raise HostError(
+                    failure.kind, failure.message, failure.status, failure.unsupported, failure.retry_after_s
+                )
+            yield response
 
-    def _check_model(self, asked: str, response: ollama.ChatResponse) -> None:
-        if response.model and not self._names.same(asked, response.model):
-            raise BadAnswer("wrong_model", f"{response.model} answered in place of {asked}")
+    def _reply(self, wire: Any, asked: str) -> Reply:
+        if not isinstance(wire, Mapping):
+            raise HostError("malformed", f"the reply is no chat answer ({type(wire).__name__})")
+        if "error" in wire and "message" not in wire:
+            raise HostError("server_error", str(wire["error"]))
+        try:
+            reply = Reply.from_wire(wire)
+        except ValueError as error:
+            raise HostError("malformed", f"the reply is no chat answer: {error}") from error
+        if reply.model and not self._names.same(asked, reply.model):
+            raise HostError("wrong_model", f"{reply.model:.100} answered in place of {asked}")
+        return reply
+
+    async def _models(self, path: str) -> list[tuple[str, Mapping[str, Any]]]:
+        async with self._probe.stream("GET", path) as response:
+            if response.is_error:
+                raise HostError.of(failure_of(response.status_code, await read_error(response)))
+            listed = await read_json(response, MAX_LIST_BYTES)
+        entries = listed.get("models") if isinstance(listed, Mapping) else None
+        if not isinstance(entries, list):
+            raise HostError("malformed", "the reply is no list of models")
+        named = ((_name(entry), entry) for entry in entries[:_MAX_MODELS] if isinstance(entry, Mapping))
+        return [(name, entry) for name, entry in named if name]
 
 
-def says_something(response: ollama.ChatResponse) -> bool:
-    """Whether a reply, or a part of one, has any content: text, thoughts or tool calls."""
-    message = response.message
-    return bool(message.content or message.thinking or message.tool_calls)
+def _name(entry: Mapping[str, Any]) -> str:
+    name = entry.get("model") or entry.get("name")
+    return name if isinstance(name, str) and len(name) <= _MAX_NAME_CHARS else ""
 
 
-def _may_be_empty(arguments: Mapping[str, Any]) -> bool:
-    return bool((arguments.get("options") or {}).get("num_predict") == 0)
+def _capabilities(stated: Any) -> frozenset[str] | None:
+    if not isinstance(stated, list):
+        return None
+    return frozenset(word for word in stated[:_MAX_NAME_CHARS] if isinstance(word, str))
+
+
+def _size_gb(size: Any) -> float | None:
+    return size / 1e9 if isinstance(size, int | float) and 0 < size < 1e15 else None
+
+
+def _tokens(length: Any) -> int | None:
+    return length if isinstance(length, int) and 0 < length < 10**9 else None

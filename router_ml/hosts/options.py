@@ -1,15 +1,24 @@
-"""How the gateway behaves. Every value has a working default; all times are seconds."""
+"""Options of a gateway. Every value has a working default; all times are seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import numbers
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
 from router_ml.errors import SettingsError
 
 _NONE: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+
+
+def _check_numbers(options: Any, others: Collection[str]) -> None:
+    """Raise `SettingsError` where a field that is not among the `others` is no number of 0 or more."""
+    for name in (each.name for each in fields(options) if each.name not in others):
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 0:
+            raise SettingsError(f"{name} must be a number of 0 or more, found {value!r:.60}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class BreakerOptions:
     open_max_s: float = 60.0  # each failed probe doubles the wait up to this
 
     def __post_init__(self) -> None:
+        _check_numbers(self, ())
         if self.consecutive_failures < 1 or self.window_minimum < 1 or not 0 < self.open_s <= self.open_max_s:
             raise SettingsError("breaker: counts must be 1 or more and 0 < open_s <= open_max_s")
 
@@ -36,7 +46,8 @@ class GatewayOptions:
     last_resort: str | None = "qwen3:8b"  # tried after every ranked model; None: nothing is added
     # An attempt may last attempt_factor times the predicted p95, and no less than attempt_min_s, nor than an answer of
     # attempt_min_tokens takes at the rate seen here: after a few short answers a long one is no fault. A model that
-    # is not in memory gets its load time on top (cold_load_s until one was seen). What a fallback needs is kept.
+    # is not in memory gets its load time on top (cold_load_s until one was seen). Time for a fallback is reserved
+    # where it could finish.
     attempt_factor: float = 3.0
     attempt_min_s: float = 10.0
     attempt_min_tokens: int = 1000
@@ -51,18 +62,18 @@ class GatewayOptions:
     residency_wait_s: float = 0.03  # longest a request waits for a fresh look at what is in memory
     breaker: BreakerOptions = BreakerOptions()
     model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NONE)  # one option set per model
+    max_num_ctx: int = 32_768  # num_ctx is raised up to this, so that a long prompt is not cut; 0: it never is
     keep_alive: float | str | None = None  # sent where the caller sends none
     stick_margin: float | None = None  # a session leaves its model only for a utility higher by more than this
     preload: bool = False  # load the likely next model while the host is idle
-    # What a policy with on_ambiguous = "clarify" answers an ambiguous query with, instead of calling a model; None: a
-    # model answers all the same, and the caller may act on `answer.decision.action`.
+    # The answer to an ambiguous query under a policy with on_ambiguous = "clarify", instead of calling a model; None:
+    # a model answers all the same, and the caller may act on `answer.decision.action`.
     clarifying_question: str | None = "What exactly do you mean? Please say a little more."
 
     def __post_init__(self) -> None:
+        _check_numbers(self, ("last_resort", "breaker", "model_options", "keep_alive", "stick_margin", "preload",
+                              "clarifying_question"))  # fmt: skip
         positive = ("deadline_s", "attempt_factor", "attempt_min_s", "idle_s", "connect_s", "parallel")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, found {getattr(self, name)!r}")
-        for name in ("max_waiting", "attempt_min_tokens"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} must be 0 or more, found {getattr(self, name)!r}")

@@ -1,4 +1,4 @@
-"""A value fetched from elsewhere: kept for a while, fetched by one caller at a time, and kept longer when the
+"""A value fetched from elsewhere: cached for a while, fetched by one caller at a time, and cached for longer when the
 fetch fails."""
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Fresh(Generic[T]):
 
     @property
     def value(self) -> T | None:
-        """The latest value, however old; None before the first."""
+        """Return the latest value, however old; None before the first."""
         return self._value
 
     @property
     def age_s(self) -> float:
-        """Seconds since the value was fetched; infinite before the first."""
+        """Return the seconds since the value was fetched; infinite before the first."""
         return float("inf") if self._fetched_at is None else self._clock() - self._fetched_at
 
     @property
@@ -51,7 +51,7 @@ class Fresh(Generic[T]):
         return self._failures > 0
 
     async def get(self, wait_s: float) -> T | None:
-        """The value; a stale one is refreshed first, which is waited for no longer than `wait_s`."""
+        """Return the value; a stale one is refreshed first, which is waited for no longer than `wait_s` seconds."""
         if self.age_s > self._ttl_s:
             task = self._refresh()
             if task is not None and wait_s > 0:
@@ -59,18 +59,22 @@ class Fresh(Generic[T]):
         return self._value
 
     def change(self, change: Callable[[T], T]) -> None:
-        """Applies to the value what was learned elsewhere; its age stays."""
+        """Apply to the value what was learned elsewhere; its age stays."""
         if self._value is not None:
             self._value = change(self._value)
 
     def look_again_in(self, seconds: float) -> None:
-        """Lets the value live no longer than this from now on."""
+        """Let the value live no longer than this many seconds from now on."""
         if self._fetched_at is not None:
             self._fetched_at = min(self._fetched_at, self._clock() - self._ttl_s + seconds)
 
     def expire(self) -> None:
-        """Makes the next `get` fetch again."""
+        """Make the next `get` fetch again."""
         self._fetched_at = None
+        self._not_before = float("-inf")
+
+    def retry_now(self) -> None:
+        """Fetch a stale value at the next `get`, even where earlier fetches failed."""
         self._not_before = float("-inf")
 
     def _refresh(self) -> asyncio.Task[None] | None:

@@ -1,19 +1,19 @@
-"""What share of failures is usual, learned slowly: a fault must not become usual before it is seen."""
+"""Baseline failure rates; they adapt slowly, so that an incident is not absorbed before the alert fires."""
 
 from __future__ import annotations
 
 import math
 
-_MEMORY = 3000.0  # events; a fault moves what is usual by a twentieth of its size while 150 requests pass
+_MEMORY = 3000.0  # events; 150 requests move the baseline by a twentieth of a fault's size
 _CENTRE = math.log(9)  # minus the log odds of one failure in ten, about which predictions are tilted
-_LEAST, _MOST = 0.02, 0.6  # a prediction beyond these is not believed
+_LEAST, _MOST = 0.02, 0.6  # predictions are clipped to these
 
 
 class CalibratedFailures:
-    """The chance that an answer is wrong: the predicted one, its log odds shifted and tilted to fit what is seen.
+    """Probability that an answer is wrong: the predicted one, recalibrated by a shift and a slope of its log odds.
 
-    Online logistic calibration (Platt 1999) by recursive Newton steps with exponential forgetting. The prior says that
-    predictions are right; what was forgotten falls back to it."""
+    Online logistic calibration (Platt 1999) by recursive Newton steps with exponential forgetting towards a prior that
+    says that predictions are right."""
 
     def __init__(self, *, memory: float = _MEMORY) -> None:
         self._keep = 1 - 1 / memory
@@ -23,7 +23,7 @@ class CalibratedFailures:
         self.seen = 0
 
     def usual(self, predicted: float) -> float:
-        """The chance of a failure, with half a standard error of benefit of the doubt: wide while little was seen."""
+        """Return the probability of a failure, raised by half a standard error of its log odds."""
         x, odds = self._odds(predicted)
         variance = (self._tilts - 2 * self._both * x + self._shifts * x * x) / self._determinant()
         return min(max(_chance(odds + 0.5 * math.sqrt(variance)), _LEAST), _MOST)
@@ -56,16 +56,16 @@ def _chance(odds: float) -> float:
 
 
 class ErrorShare:
-    """The share of calls that bring no answer at all. No prompt explains it, so it is one slow mean.
+    """Share of calls that return no answer: one slow mean, for prompts do not explain it.
 
-    It begins at one in a hundred, believed as if it had been seen over 200 calls."""
+    It starts at one in a hundred with the weight of 200 calls."""
 
     def __init__(self, *, memory: float = _MEMORY) -> None:
         self._share, self._memory = 0.01, memory
         self.seen = 0
 
     def usual(self) -> float:
-        """The share."""
+        """Return the share."""
         return min(max(self._share, 0.01), _MOST)
 
     def learn(self, error: bool) -> None:

@@ -1,4 +1,9 @@
-"""Live figures: what the last minutes amounted to, how each model did lately, and counters since the start."""
+"""Live metrics: figures of the last minutes, and counters since the process began.
+
+Recording appends to a queue and takes no lock, so that neither a scrape nor feedback nor a signal handler ever holds up
+a request. What is queued is counted by whoever reads, or by every 512th event. Of a request no more is kept than a
+`RequestRecord`: no text, no context.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent
-from router_ml.monitor.summary import Snapshot, summarise
+from router_ml.events.judgement import Judgement, judgement_of
+from router_ml.monitor.labels import Labels
+from router_ml.monitor.summary import RequestRecord, Snapshot, request_record, summarise_requests
+from router_ml.types import Candidate
 
-KEPT = 100_000  # events in memory; older ones leave the windows
-RECENT_CALLS = 200
-RECENT_S = 900.0
+KEPT = 50_000  # requests in memory; older ones leave the windows
+_FOLD = 512  # queued events that are counted at once
+_UNDER_WAY = 10_000  # decisions whose outcome has not come, and judgements whose request has not
 
 # Boundaries that the OpenTelemetry conventions for generative AI advise.
 DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
-
-
-@dataclass(frozen=True, slots=True)
-class RecentRate:
-    """How a model did in its recent calls."""
-
-    success: float | None  # None where nobody knows of any
-    calls: int  # calls that figure rests on
 
 
 @dataclass(slots=True)
@@ -39,7 +39,6 @@ class Histogram:
     total: float = 0.0
 
     def __post_init__(self) -> None:
-        assert all(low < high for low, high in pairwise(self.bounds))
         self.counts = self.counts or [0] * (len(self.bounds) + 1)
 
     def add(self, value: float) -> None:
@@ -48,120 +47,159 @@ class Histogram:
         self.total += value
 
 
-Labels = tuple[str, str, str]  # model, variant, kind of error ("" where it went well)
+LabelSet = tuple[str, str, str]  # model, variant, kind of error ("" where it went well)
 
 
 @dataclass(slots=True)
 class Counters:
     """Totals since the process began."""
 
-    requests: dict[Labels, int] = field(default_factory=dict)
-    duration_s: dict[Labels, Histogram] = field(default_factory=dict)
-    first_token_s: dict[Labels, Histogram] = field(default_factory=dict)
-    tokens: dict[tuple[str, str, str], Histogram] = field(default_factory=dict)  # model, variant, "input" or "output"
-    events: dict[str, int] = field(default_factory=dict)  # cache_hit, clarification, fallback, escalation
+    requests: dict[LabelSet, int] = field(default_factory=dict)
+    duration_s: dict[LabelSet, Histogram] = field(default_factory=dict)
+    first_token_s: dict[LabelSet, Histogram] = field(default_factory=dict)
+    tokens: dict[LabelSet, Histogram] = field(default_factory=dict)  # model, variant, "input" or "output"
+    events: dict[str, int] = field(default_factory=dict)  # cache_hit, clarification, fallback
     decisions: dict[tuple[str, str], int] = field(default_factory=dict)  # model, complexity
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What is kept of a decision until its outcome comes."""
+
+    decision_id: str
+    model: str
+    complexity: str
+    pinned: bool
+    candidates: tuple[Candidate, ...]
+
+
 class LiveMetrics:
-    """A `Recorder` that sums up. Thread-safe; recording takes a few microseconds."""
+    """A `Recorder` that keeps live metrics. Thread-safe; recording takes a few microseconds and never waits."""
 
     def __init__(self, *, kept: int = KEPT, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._kept = kept
+        self._queue: deque[_Decided | OutcomeEvent | FeedbackEvent] = deque()
         self._lock = threading.Lock()
-        self._events: deque[Event] = deque(maxlen=kept)
-        self._recent: dict[str, deque[tuple[float, float, str]]] = {}
-        self.counters = Counters()
+        self._models, self._variants, self._errors, self._complexities = (
+            Labels(), Labels(unserved=50), Labels(unserved=50), Labels(unserved=10)
+        )  # fmt: skip
+        self._requests: deque[RequestRecord] = deque()
+        self._judged: dict[str, Judgement | None] = {}  # of the requests kept
+        self._decided: dict[str, tuple[Candidate, ...]] = {}  # the oldest first
+        self._early: dict[str, Judgement] = {}  # feedback that came before its outcome, the oldest first
+        self._counters = Counters()
 
     def record(self, event: Event) -> None:
         """Take one event."""
-        if isinstance(event, OutcomeEvent):
-            with self._lock:
-                self._events.append(event)
-                if event.clarified:
-                    self.counters.events["clarification"] = self.counters.events.get("clarification", 0) + 1
-                else:
-                    self._count(event)
-        elif isinstance(event, DecisionEvent):
+        if isinstance(event, DecisionEvent):
             if event.shadow:
                 return
-            with self._lock:
-                self._events.append(event)
-                key = (event.model, event.complexity)
-                self.counters.decisions[key] = self.counters.decisions.get(key, 0) + 1
-        elif isinstance(event, FeedbackEvent):
-            with self._lock:
-                self._events.append(event)
-                self._correct(event)
+            self._queue.append(
+                _Decided(event.decision_id, event.model, event.complexity, event.pinned, event.candidates)
+            )
+        elif isinstance(event, OutcomeEvent | FeedbackEvent):
+            self._queue.append(event)
+        if len(self._queue) >= _FOLD and self._lock.acquire(blocking=False):
+            try:
+                self._fold()
+            finally:
+                self._lock.release()
 
     def snapshot(self, window_s: float = 3600.0) -> Snapshot:
-        """The figures of the last `window_s` seconds."""
+        """Return the figures of the last `window_s` seconds."""
         until_s = self._clock() + 1e-6  # an event of this very moment belongs to it
         with self._lock:
-            events = list(self._events)
-        return summarise(events, until_s - window_s, until_s)
+            self._fold()
+            requests = list(self._requests)
+            judged = {decision_id: j for decision_id, j in self._judged.items() if j is not None}
+        return summarise_requests(requests, judged, until_s - window_s, until_s)
 
-    def recent(self, model: str) -> RecentRate:
-        """How a model did in its last calls of the last quarter of an hour; cheap enough for every request."""
+    @property
+    def counters(self) -> Counters:
+        """A copy of the totals since the process began."""
         with self._lock:
-            return self._rate(self._recent.get(model))
+            self._fold()
+            now = self._counters
+            return Counters(
+                requests=dict(now.requests),
+                duration_s=_copied(now.duration_s),
+                first_token_s=_copied(now.first_token_s),
+                tokens=_copied(now.tokens),
+                events=dict(now.events),
+                decisions=dict(now.decisions),
+            )
 
-    def model_rates(self) -> Mapping[str, RecentRate]:
-        """`recent` of every model seen."""
-        with self._lock:
-            return {model: self._rate(calls) for model, calls in self._recent.items()}
+    def _fold(self) -> None:
+        for _ in range(len(self._queue)):  # not until it is empty: under load it never might be
+            item = self._queue.popleft()
+            if isinstance(item, _Decided):
+                self._take_decision(item)
+            elif isinstance(item, OutcomeEvent):
+                self._take_outcome(item)
+            else:
+                self._take_feedback(item)
 
-    def _rate(self, calls: deque[tuple[float, float, str]] | None) -> RecentRate:
-        if not calls:
-            return RecentRate(None, 0)
-        oldest_s = self._clock() - RECENT_S
-        while calls and calls[0][0] < oldest_s:
-            calls.popleft()
-        if not calls:
-            return RecentRate(None, 0)
-        return RecentRate(sum(success for _, success, _ in calls) / len(calls), len(calls))
+    def _take_feedback(self, event: FeedbackEvent) -> None:
+        if event.decision_id in self._judged:
+            self._judged[event.decision_id] = judgement_of(event, self._judged[event.decision_id])
+        else:
+            self._early[event.decision_id] = judgement_of(event, self._early.get(event.decision_id))
+            _bound(self._early, _UNDER_WAY)
 
-    def _count(self, event: OutcomeEvent) -> None:
-        counters, variant = self.counters, event.variant or ""
-        labels = (event.model, variant, "" if event.ok else event.error or "error")
-        counters.requests[labels] = counters.requests.get(labels, 0) + 1
-        for flag, name in (
-            (event.cache_hit, "cache_hit"),
-            (event.fallback, "fallback"),
-            (event.escalated, "escalation"),
-        ):
+    def _take_decision(self, item: _Decided) -> None:
+        label = (self._models.of(item.model, served=not item.pinned), self._complexities.of(item.complexity))
+        _count(self._counters.decisions, label)
+        self._decided[item.decision_id] = item.candidates
+        _bound(self._decided, _UNDER_WAY)
+
+    def _take_outcome(self, event: OutcomeEvent) -> None:
+        candidates = self._decided.pop(event.decision_id, ())
+        if event.clarified:
+            _count(self._counters.events, "clarification")
+            return
+        model = self._models.of(event.model, served=event.ok)
+        variant = self._variants.of(event.variant) if event.variant else ""
+        self._count_outcome(event, model, variant)
+        if (model, variant) != (event.model, event.variant or ""):
+            event = replace(event, model=model, variant=variant)
+        self._requests.append(request_record(event, candidates))
+        self._judged.setdefault(event.decision_id, self._early.pop(event.decision_id, None))
+        if len(self._requests) > self._kept:
+            self._judged.pop(self._requests.popleft().outcome.decision_id, None)
+
+    def _count_outcome(self, event: OutcomeEvent, model: str, variant: str) -> None:
+        counters = self._counters
+        labels = (model, variant, "" if event.ok else self._errors.of(event.error or "error"))
+        _count(counters.requests, labels)
+        for flag, name in ((event.cache_hit, "cache_hit"), (event.fallback, "fallback")):
             if flag:
-                counters.events[name] = counters.events.get(name, 0) + 1
-        if event.latency_s is not None:
-            _histogram(counters.duration_s, labels, DURATION_S).add(event.latency_s)
-        if event.first_token_s is not None:
-            _histogram(counters.first_token_s, labels, DURATION_S).add(event.first_token_s)
+                _count(counters.events, name)
+        for table, value, bounds in (
+            (counters.duration_s, event.latency_s, DURATION_S),
+            (counters.first_token_s, event.first_token_s, DURATION_S),
+        ):
+            if value is not None:
+                _histogram(table, labels, bounds).add(value)
         for kind, tokens in (("input", event.prompt_tokens), ("output", event.output_tokens)):
             if tokens is not None:
-                _histogram(counters.tokens, (event.model, variant, kind), TOKENS).add(tokens)
-        success = event.success if event.success is not None else (None if event.ok else 0.0)
-        if success is not None and not event.cache_hit:
-            calls = self._recent.setdefault(event.model, deque(maxlen=RECENT_CALLS))
-            calls.append((event.at_s, success, event.decision_id))
-
-    def _correct(self, event: FeedbackEvent) -> None:
-        """What a person says replaces what was thought, or is the first that is known."""
-        for calls in self._recent.values():
-            for index in range(len(calls) - 1, -1, -1):
-                at_s, _, decision_id = calls[index]
-                if decision_id == event.decision_id:
-                    if event.explicit:
-                        calls[index] = (at_s, event.score, decision_id)
-                    return
-        for known in reversed(self._events):
-            if isinstance(known, OutcomeEvent) and known.decision_id == event.decision_id:
-                if not known.cache_hit and not known.clarified:
-                    calls = self._recent.setdefault(known.model, deque(maxlen=RECENT_CALLS))
-                    calls.append((known.at_s, event.score, known.decision_id))
-                return
+                _histogram(counters.tokens, (model, variant, kind), TOKENS).add(tokens)
 
 
-def _histogram(table: dict[Labels, Histogram], labels: Labels, bounds: tuple[float, ...]) -> Histogram:
+def _count(table: dict[Any, int], key: Any) -> None:
+    table[key] = table.get(key, 0) + 1
+
+
+def _copied(table: Mapping[LabelSet, Histogram]) -> dict[LabelSet, Histogram]:
+    return {labels: replace(histogram, counts=list(histogram.counts)) for labels, histogram in table.items()}
+
+
+def _bound(table: dict[str, Any], size: int) -> None:
+    if len(table) > size:
+        del table[next(iter(table))]
+
+
+def _histogram(table: dict[LabelSet, Histogram], labels: LabelSet, bounds: tuple[float, ...]) -> Histogram:
     found = table.get(labels)
     if found is None:
         found = table[labels] = Histogram(bounds)

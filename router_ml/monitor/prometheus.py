@@ -1,4 +1,4 @@
-"""The figures in Prometheus' text format (version 0.0.4), with the names of OpenTelemetry's GenAI conventions.
+"""Metrics in Prometheus' text format (version 0.0.4), with the names of OpenTelemetry's GenAI conventions.
 
 `gen_ai.client.operation.duration` becomes `gen_ai_client_operation_duration_seconds`, as the OpenTelemetry
 specification's mapping to Prometheus has it; what the conventions do not know is named `router_ml_...`.
@@ -7,63 +7,105 @@ specification's mapping to Prometheus has it; what the conventions do not know i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from router_ml.events.writer import WriterState
-from router_ml.monitor.metrics import Histogram, Labels, LiveMetrics
+from router_ml.monitor.metrics import Counters, Histogram, LabelSet, LiveMetrics
+from router_ml.monitor.summary import Snapshot
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WINDOW_S = 300.0
+
+Samples = Iterable[tuple[Mapping[str, str], float]]
 
 
 def prometheus(
     metrics: LiveMetrics, *, writer: WriterState | None = None, firing: Iterable[tuple[str, str]] = ()
 ) -> str:
-    """Everything as text for a scrape. `firing` holds the rule and subject of each alert that fires."""
-    lines = [
-        *_requests(metrics),
-        *_histograms(
-            "gen_ai_client_operation_duration_seconds", "Duration of a request, end to end.",
-            {_chat(labels): h for labels, h in metrics.counters.duration_s.items()},
-        ),
-        *_histograms(
-            "gen_ai_server_time_to_first_token_seconds", "Time until the first token.",
-            {_chat(labels): h for labels, h in metrics.counters.first_token_s.items()},
-        ),
-        *_histograms(
-            "gen_ai_client_token_usage", "Tokens of a request.",
-            {
-                _labels(_operation(model, variant) | {"gen_ai_token_type": kind}): h
-                for (model, variant, kind), h in metrics.counters.tokens.items()
-            },
-        ),
-        *_windowed(metrics),
-        *_firing(firing),
-    ]  # fmt: skip
-    if writer is not None:
-        lines += _writer(writer)
-    return "\n".join(lines) + "\n"
+    """Return everything as text for a scrape. `firing` holds the rule and subject of each alert that fires."""
+    from prometheus_client import generate_latest  # takes 70 ms to import, and only a scrape needs it
 
-
-def _requests(metrics: LiveMetrics) -> Iterator[str]:
     counters = metrics.counters
-    yield from _head("router_ml_requests_total", "counter", "Requests served or failed.")
-    for labels, count in sorted(counters.requests.items()):
-        yield f"router_ml_requests_total{_chat(labels)} {count}"
-    yield from _head("router_ml_decisions_total", "counter", "Decisions by chosen model and complexity.")
-    for (model, complexity), count in sorted(counters.decisions.items()):
-        yield f"router_ml_decisions_total{_labels({'model': model, 'complexity': complexity})} {count}"
+    families = [*_counted(counters), *_histograms(counters), *_windowed(metrics.snapshot(_WINDOW_S)), _firing(firing)]
+    if writer is not None:
+        families += _writer(writer)
+    return generate_latest(_Families(families)).decode()
+
+
+class _Families:
+    """What `generate_latest` takes for a registry."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _family(name: str, kind: str, text: str, samples: Samples) -> Metric:
+    from prometheus_client import Metric
+
+    family = Metric(name, text, kind)
+    for labels, value in samples:
+        family.add_sample(f"{name}_total" if kind == "counter" else name, _clean(labels), value)
+    return family
+
+
+def _counted(counters: Counters) -> Iterator[Metric]:
+    yield _family(
+        "router_ml_requests", "counter", "Requests served or failed.",
+        [(_chat(labels), count) for labels, count in sorted(counters.requests.items())],
+    )  # fmt: skip
+    yield _family(
+        "router_ml_decisions", "counter", "Decisions by chosen model and complexity.",
+        [({"model": m, "complexity": c}, count) for (m, c), count in sorted(counters.decisions.items())],
+    )  # fmt: skip
     for name, text in (
         ("cache_hit", "Requests answered from the cache."),
-        ("clarification", "Requests answered with a question to the user."),
+        ("clarification", "Requests answered with a clarifying question."),
         ("fallback", "Requests a later model of the chain answered."),
-        ("escalation", "Requests a stronger model answered after a weak answer."),
     ):
-        yield from _head(f"router_ml_{name}s_total", "counter", text)
-        yield f"router_ml_{name}s_total {counters.events.get(name, 0)}"
+        yield _family(f"router_ml_{name}s", "counter", text, [({}, counters.events.get(name, 0))])
 
 
-def _windowed(metrics: LiveMetrics) -> Iterator[str]:
-    snapshot = metrics.snapshot(_WINDOW_S)
+def _histograms(counters: Counters) -> Iterator[Metric]:
+    tokens = {
+        (("gen_ai_token_type", kind), *_operation(model, variant).items()): h
+        for (model, variant, kind), h in counters.tokens.items()
+    }
+    for name, text, table in (
+        (
+            "gen_ai_client_operation_duration_seconds",
+            "Duration of a request, end to end.",
+            _series(counters.duration_s),
+        ),
+        ("gen_ai_server_time_to_first_token_seconds", "Time until the first token.", _series(counters.first_token_s)),
+        ("gen_ai_client_token_usage", "Tokens of a request.", tokens),
+    ):
+        family = _family(name, "histogram", text, ())
+        for labels, histogram in sorted(table.items()):
+            _add_histogram(family, _clean(dict(labels)), histogram)
+        yield family
+
+
+def _series(table: Mapping[LabelSet, Histogram]) -> dict[tuple[tuple[str, str], ...], Histogram]:
+    return {tuple(_chat(labels).items()): histogram for labels, histogram in table.items()}
+
+
+def _add_histogram(family: Metric, labels: dict[str, str], histogram: Histogram) -> None:
+    bounds = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
+    below = list(accumulate(histogram.counts))
+    for bound, count in zip(bounds, below, strict=True):
+        family.add_sample(f"{family.name}_bucket", labels | {"le": bound}, count)
+    family.add_sample(f"{family.name}_sum", labels, histogram.total)
+    family.add_sample(f"{family.name}_count", labels, below[-1])
+
+
+def _windowed(snapshot: Snapshot) -> Iterator[Metric]:
     for name, attribute, text in (
         ("success_ratio", "success_rate", "Mean success of the last five minutes."),
         ("output_tokens_per_second", "output_tokens_per_s", "Output tokens a second of generation."),
@@ -71,46 +113,22 @@ def _windowed(metrics: LiveMetrics) -> Iterator[str]:
         ("under_routing_ratio", "under_routing_rate", "Wrong answers where another model was likelier to be right."),
         ("saved_ratio", "saved_share", "Time saved against always using the accurate model."),
     ):
-        yield from _head(f"router_ml_{name}", "gauge", text)
-        for model, summary in snapshot.by_model.items():
-            value = getattr(summary, attribute)
-            if value is not None:
-                yield f"router_ml_{name}{_labels({'model': model})} {value:.9g}"
+        values = [(model, getattr(summary, attribute)) for model, summary in snapshot.by_model.items()]
+        samples: Samples = [({"model": model}, value) for model, value in values if value is not None]
+        yield _family(f"router_ml_{name}", "gauge", text, samples)
 
 
-def _firing(firing: Iterable[tuple[str, str]]) -> Iterator[str]:
-    yield from _head("router_ml_alert_firing", "gauge", "1 for each alert that fires.")
-    for rule, subject in sorted(firing):
-        yield f"router_ml_alert_firing{_labels({'rule': rule, 'subject': subject})} 1"
+def _firing(firing: Iterable[tuple[str, str]]) -> Metric:
+    samples: Samples = [({"rule": rule, "subject": subject}, 1) for rule, subject in sorted(firing)]
+    return _family("router_ml_alert_firing", "gauge", "1 for each alert that fires.", samples)
 
 
-def _writer(state: WriterState) -> list[str]:
+def _writer(state: WriterState) -> list[Metric]:
     return [
-        *_head("router_ml_events_written_total", "counter", "Events in the store."),
-        f"router_ml_events_written_total {state.written}",
-        *_head("router_ml_events_dropped_total", "counter", "Events that were lost because the store was away."),
-        f"router_ml_events_dropped_total {state.dropped}",
-        *_head("router_ml_events_pending", "gauge", "Events that wait to be written."),
-        f"router_ml_events_pending {state.pending}",
+        _family("router_ml_events_written", "counter", "Events in the store.", [({}, state.written)]),
+        _family("router_ml_events_dropped", "counter", "Events that were never stored.", [({}, state.dropped)]),
+        _family("router_ml_events_pending", "gauge", "Events that wait to be written.", [({}, state.pending)]),
     ]
-
-
-def _histograms(name: str, text: str, series: Mapping[str, Histogram]) -> Iterator[str]:
-    yield from _head(name, "histogram", text)
-    for labels, histogram in sorted(series.items()):
-        below = 0
-        for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
-            below += count
-            yield f"{name}_bucket{_with(labels, 'le', f'{bound:g}')} {below}"
-        every = sum(histogram.counts)
-        yield f"{name}_bucket{_with(labels, 'le', '+Inf')} {every}"
-        yield f"{name}_sum{labels} {histogram.total:.9g}"
-        yield f"{name}_count{labels} {every}"
-
-
-def _head(name: str, kind: str, text: str) -> Iterator[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} {kind}"
 
 
 def _operation(model: str, variant: str) -> dict[str, str]:
@@ -118,18 +136,14 @@ def _operation(model: str, variant: str) -> dict[str, str]:
     return labels | ({"router_ml_variant": variant} if variant else {})
 
 
-def _chat(labels: Labels) -> str:
+def _chat(labels: LabelSet) -> dict[str, str]:
     model, variant, error = labels
-    return _labels(_operation(model, variant) | ({"error_type": error} if error else {}))
+    return _operation(model, variant) | ({"error_type": error} if error else {})
 
 
-def _labels(pairs: Mapping[str, str]) -> str:
-    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in pairs.items()) + "}"
-
-
-def _with(labels: str, name: str, value: str) -> str:
-    return f'{labels[:-1]},{name}="{value}"}}'
-
-
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def _clean(labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels that any scraper reads: UTF-8 without control characters (the newline is escaped)."""
+    return {
+        name: "".join("?" if (ord(c) < 32 and c != "\n") or 0xD800 <= ord(c) < 0xE000 else c for c in value)
+        for name, value in labels.items()
+    }

@@ -1,15 +1,16 @@
-"""What a window of events amounts to: the same figures whether the events come from memory or from the store."""
+"""Figures of a window of requests, the same whether they come from memory or from the event store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent
-from router_ml.events.judgement import RIGHT, Judged, note_feedback, success_of
+from router_ml.events.judgement import RIGHT, Judgement, note_feedback, success_of
+from router_ml.types import Candidate
 
 _BETTER = 0.05  # a difference of p_success that would have mattered
 _HALF = 0.5  # a model that takes at most this share of the time is clearly faster
@@ -32,7 +33,6 @@ class Summary:
     output_tokens: int
     cache_hit_rate: float | None
     fallback_rate: float | None
-    escalation_rate: float | None
     over_routing_rate: float | None  # right, and a model of half the latency was as likely to be (of judged ones)
     under_routing_rate: float | None  # wrong, and another model was likelier to be right (of judged ones)
     saved_s: float | None  # by answers, against always using the accurate model, by its expected latency
@@ -41,72 +41,97 @@ class Summary:
     saved_usd: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The figures of one window: of everything, per model, per variant, and per model within a variant."""
+    """Figures of one window: of everything, per model and per variant."""
 
     since_s: float  # Unix time, included
     until_s: float  # Unix time, not included
     total: Summary
     by_model: Mapping[str, Summary]
     by_variant: Mapping[str, Summary]
-    by_variant_model: Mapping[tuple[str, str], Summary]
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; the last grouping has keys `variant/model`."""
+        """Return a JSON-ready dictionary."""
         return {
             "since_s": self.since_s,
             "until_s": self.until_s,
             "total": self.total.as_dict(),
             "by_model": {name: s.as_dict() for name, s in self.by_model.items()},
             "by_variant": {name: s.as_dict() for name, s in self.by_variant.items()},
-            "by_variant_model": {f"{v}/{m}": s.as_dict() for (v, m), s in self.by_variant_model.items()},
         }
 
 
+class RequestRecord(NamedTuple):
+    """What the figures need of one request: no text, no context, no candidates."""
+
+    outcome: OutcomeEvent
+    over_if_right: bool  # a model of half the latency was as likely to be right
+    under_if_wrong: bool  # another model was likelier to be right
+
+
+def request_record(outcome: OutcomeEvent, candidates: Sequence[Candidate] = ()) -> RequestRecord:
+    """Return the record of an outcome, with whether another of its candidates should have been chosen, as far as the
+    predictions of the time can tell."""
+    if not candidates or outcome.cache_hit:
+        return RequestRecord(outcome, False, False)
+    chosen = next((c for c in candidates if c.model == outcome.model), candidates[0])
+    others = [c for c in candidates if c.model != chosen.model and c.admissible]
+    over = any(
+        c.p_success >= chosen.p_success - _BETTER and c.latency_s.p50 <= chosen.latency_s.p50 * _HALF for c in others
+    )
+    under = any(c.p_success >= chosen.p_success + _BETTER for c in others)
+    return RequestRecord(outcome, over, under)
+
+
 def summarise(events: Iterable[Event], since_s: float, until_s: float) -> Snapshot:
-    """The figures of the outcomes in a window; decisions and feedback may lie outside of it. Questions back to the user
-    are no answers of any model, and are left out."""
+    """Return the figures of the outcomes in a window; decisions and feedback may lie outside of it.
+
+    Clarifying questions are no answers of any model, and are left out."""
     outcomes: list[OutcomeEvent] = []
-    decisions: dict[str, DecisionEvent] = {}
-    judged: dict[str, tuple[bool, float]] = {}
+    candidates: dict[str, Sequence[Candidate]] = {}
+    judged: dict[str, Judgement] = {}
     for event in events:
         if isinstance(event, OutcomeEvent):
-            if since_s <= event.at_s < until_s and not event.clarified:
+            if not event.clarified:
                 outcomes.append(event)
         elif isinstance(event, DecisionEvent):
             if not event.shadow:
-                decisions[event.decision_id] = event
+                candidates[event.decision_id] = event.candidates
         elif isinstance(event, FeedbackEvent):
             note_feedback(judged, event)
+    requests = [request_record(o, candidates.get(o.decision_id, ())) for o in outcomes]
+    return summarise_requests(requests, judged, since_s, until_s)
 
-    def grouped(key: Callable[[OutcomeEvent], Any]) -> dict[Any, Summary]:
-        groups: dict[Any, list[OutcomeEvent]] = {}
-        for outcome in outcomes:
-            groups.setdefault(key(outcome), []).append(outcome)
-        return {name: _summary(group, decisions, judged) for name, group in sorted(groups.items())}
 
-    in_variants = grouped(lambda o: (o.variant or "", o.model))
-    variants = grouped(lambda o: o.variant or "")
+def summarise_requests(
+    requests: Iterable[RequestRecord], judged: Mapping[str, Judgement], since_s: float, until_s: float
+) -> Snapshot:
+    """Return the figures of the requests in a window, as `judged` by feedback."""
+    chosen = [request for request in requests if since_s <= request.outcome.at_s < until_s]
+
+    def grouped(key: Callable[[OutcomeEvent], str | None]) -> dict[str, Summary]:
+        groups: dict[str, list[RequestRecord]] = {}
+        for request in chosen:
+            name = key(request.outcome)
+            if name:
+                groups.setdefault(name, []).append(request)
+        return {name: _summary(group, judged) for name, group in sorted(groups.items())}
+
     return Snapshot(
-        since_s=since_s,
-        until_s=until_s,
-        total=_summary(outcomes, decisions, judged),
-        by_model=grouped(lambda o: o.model),
-        by_variant={name: s for name, s in variants.items() if name},
-        by_variant_model={key: s for key, s in in_variants.items() if key[0]},
+        since_s, until_s, _summary(chosen, judged), grouped(lambda o: o.model), grouped(lambda o: o.variant)
     )
 
 
-def _summary(group: list[OutcomeEvent], decisions: Mapping[str, DecisionEvent], judged: Judged) -> Summary:
-    successes = [(o, s) for o in group if (s := success_of(o, judged)) is not None]
-    latencies = [o.latency_s for o in group if o.latency_s is not None]
+def _summary(requests: Sequence[RequestRecord], judged: Mapping[str, Judgement]) -> Summary:
+    group = [request.outcome for request in requests]
+    successes = [(r, s) for r in requests if (s := success_of(r.outcome, judged)) is not None]
+    p50, p90, p95 = _quantiles([o.latency_s for o in group if o.latency_s is not None], (0.5, 0.9, 0.95))
     firsts = [o.first_token_s for o in group if o.first_token_s is not None]
-    p50, p90, p95 = _quantiles(latencies, (0.5, 0.9, 0.95))
     generating_s = sum(o.eval_s for o in group if o.eval_s and o.output_tokens)
     generated = sum(o.output_tokens or 0 for o in group if o.eval_s and o.output_tokens)
     answered = [o for o in group if o.ok]  # a request that failed at once has saved nothing
@@ -114,10 +139,9 @@ def _summary(group: list[OutcomeEvent], decisions: Mapping[str, DecisionEvent], 
     saved_s = sum(accurate - took for took, accurate in paired)
     costs = [o.cost_usd for o in group if o.cost_usd is not None]
     cost_pairs = [(o.cost_usd, o.accurate_cost_usd) for o in answered if o.cost_usd is not None and o.accurate_cost_usd]
-    misrouted = [_misrouting(o, success, decisions.get(o.decision_id)) for o, success in successes]
     return Summary(
         requests=len(group),
-        answered_share=_share([o.ok for o in group]),
+        answered_share=_mean([o.ok for o in group]),
         success_rate=_mean([success for _, success in successes]),
         judged=len(successes),
         latency_p50_s=p50,
@@ -127,11 +151,10 @@ def _summary(group: list[OutcomeEvent], decisions: Mapping[str, DecisionEvent], 
         output_tokens_per_s=generated / generating_s if generating_s else None,
         prompt_tokens=sum(o.prompt_tokens or 0 for o in group),
         output_tokens=sum(o.output_tokens or 0 for o in group),
-        cache_hit_rate=_share([o.cache_hit for o in group]),
-        fallback_rate=_share([o.fallback for o in group]),
-        escalation_rate=_share([o.escalated for o in group]),
-        over_routing_rate=_share([m == "over" for m in misrouted]),
-        under_routing_rate=_share([m == "under" for m in misrouted]),
+        cache_hit_rate=_mean([o.cache_hit for o in group]),
+        fallback_rate=_mean([o.fallback for o in group]),
+        over_routing_rate=_mean([success >= RIGHT and r.over_if_right for r, success in successes]),
+        under_routing_rate=_mean([success < RIGHT and r.under_if_wrong for r, success in successes]),
         saved_s=saved_s if paired else None,
         saved_share=saved_s / sum(accurate for _, accurate in paired) if paired else None,
         cost_usd=sum(costs) if costs else None,
@@ -139,27 +162,11 @@ def _summary(group: list[OutcomeEvent], decisions: Mapping[str, DecisionEvent], 
     )
 
 
-def _misrouting(outcome: OutcomeEvent, success: float, decision: DecisionEvent | None) -> str | None:
-    """Whether another candidate should have been chosen, as far as the predictions of the time can tell."""
-    if decision is None or not decision.candidates or outcome.cache_hit:
-        return None
-    chosen = next((c for c in decision.candidates if c.model == outcome.model), decision.candidates[0])
-    others = [c for c in decision.candidates if c.model != chosen.model and c.admissible]
-    if success < RIGHT:
-        return "under" if any(c.p_success >= chosen.p_success + _BETTER for c in others) else None
-    faster = [c for c in others if c.latency_s.p50 <= chosen.latency_s.p50 * _HALF]
-    return "over" if any(c.p_success >= chosen.p_success - _BETTER for c in faster) else None
-
-
-def _quantiles(values: list[float], levels: tuple[float, ...]) -> tuple[float | None, ...]:
+def _quantiles(values: Sequence[float], levels: tuple[float, ...]) -> tuple[float | None, ...]:
     if not values:
         return tuple(None for _ in levels)
     return tuple(float(q) for q in np.quantile(values, levels))
 
 
-def _mean(values: list[float]) -> float | None:
+def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _share(flags: list[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None

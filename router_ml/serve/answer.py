@@ -1,25 +1,33 @@
-"""What a request gave: the answer, who gave it, and everything that was tried."""
+"""What a request gave: the answer, which model gave it, and everything that was tried.
+
+What counts as an answer is defined here alone: visible text or a tool call. White space, thoughts without either, and
+nothing at all are an empty answer. A model may give one without any fault of its host (the server drops calls of tools
+that were not offered), so it costs one fallback and blames nobody.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import functools
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ollama
-
 from router_ml.hosts.failure import Failure
+from router_ml.hosts.ollama_package import ollama
+from router_ml.hosts.reply import Reply
 from router_ml.types import Decision
 
-_NS = 1e-9
+PROMPT_CUT = "prompt_cut"  # in `Attempt.adapted`: the server dropped the beginning of the prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of an answer went, in seconds. None: the server did not say."""
+    """Where the time of an answer went, in seconds. None: the server did not report it."""
 
-    total_s: float  # the whole request as the caller saw it
-    queue_s: float | None = None  # our queue and the server's
+    total_s: float  # the whole request, end to end
+    queue_s: float | None = None  # the gateway's queue and the server's
     load_s: float | None = None  # loading the model, waits for an eviction included
     prompt_eval_s: float | None = None  # cached prompt tokens take none
     eval_s: float | None = None
@@ -29,7 +37,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One model that was tried, or passed over."""
+    """One model that was called, or skipped."""
 
     model: str  # the catalogue's name
     host: str
@@ -42,45 +50,66 @@ class Attempt:
 
     @property
     def ok(self) -> bool:
+        """Whether it gave an answer."""
         return self.failure is None
 
     @property
     def error(self) -> str | None:
-        """The failure in one line, or None."""
+        """Return the failure in one line, or None."""
         return None if self.failure is None else str(self.failure)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
-    """One answered request. Code written for the ollama client's `ChatResponse` goes on working: every attribute
-    and key of the response can be read from the answer itself."""
+    """One answered request. Code written for the ollama client's `ChatResponse` works unchanged: every attribute and
+    key of the response can be read from the answer itself."""
 
-    response: ollama.ChatResponse
+    reply: Reply  # as the host gave it
     decision: Decision
-    model: str  # the catalogue's name of the model that answered; "" where the user is asked back
+    model: str  # the catalogue's name of the model that answered; "" for a clarifying question
     timings: Timings
     attempts: tuple[Attempt, ...] = ()
     cached: bool = False
     host: str | None = None
-    clarify: bool = False  # no model was called: the message asks the user what is meant
+    clarify: bool = False  # no model was called: the message is a clarifying question
+
+    @functools.cached_property
+    def response(self) -> ollama.ChatResponse:
+        """Return the answer as the ollama client gives it; built when it is first read, and the caller's own."""
+        return response_of(self.reply)
 
     @property
     def message(self) -> ollama.Message:
-        """The assistant's message."""
+        """Return the assistant's message."""
         return self.response.message
 
     @property
     def content(self) -> str:
-        """The text of the message; "" where there is none."""
-        return self.response.message.content or ""
+        """Return the text of the message; "" where there is none."""
+        return self.reply.content
 
     @property
     def fallback(self) -> bool:
         """Whether a model other than the chosen one answered."""
         return not self.clarify and self.model != self.decision.model
 
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Return the names of what was changed in the request for the model that answered."""
+        return self.attempts[-1].adapted if self.attempts else ()
+
+    @property
+    def prompt_cut(self) -> bool:
+        """Whether the model that answered saw only the end of the prompt: it is longer than the model's window."""
+        return PROMPT_CUT in self.adapted
+
+    @property
+    def empty(self) -> bool:
+        """Whether no model gave an answer: the response holds neither visible text nor a tool call."""
+        return is_empty(self.reply)
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "response":  # not there yet while a copy is being made
+        if name.startswith("__") or name in ("reply", "response"):  # not there yet while a copy is being made
             raise AttributeError(name)
         return getattr(self.response, name)
 
@@ -91,21 +120,40 @@ class Answer:
         return key in self.response
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key of the response."""
+        """Return the value of a key of the response."""
         return self.response.get(key, default)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.response)
 
 
-def server_queue_s(response: ollama.ChatResponse) -> float | None:
-    """Seconds the server let the request wait: what its total holds beyond load, prompt and generation."""
-    if response.total_duration is None:
-        return None
-    parts = (response.load_duration, response.prompt_eval_duration, response.eval_duration)
-    return max(0.0, (response.total_duration - sum(part or 0 for part in parts)) * _NS)
+def response_of(reply: Reply) -> ollama.ChatResponse:
+    """Return a reply as the ollama client gives it, a copy that is the caller's own."""
+    try:
+        return ollama.ChatResponse.model_validate(copy.deepcopy(dict(reply.wire)))
+    except ValueError:  # some field that nobody needs has a form the client does not read
+        parts = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
+        message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(parts)})
+        return ollama.ChatResponse(
+            model=reply.model, message=message, done=reply.done, done_reason=reply.done_reason,
+            prompt_eval_count=reply.prompt_tokens, eval_count=reply.output_tokens,
+        )  # fmt: skip
 
 
-def seconds(nanoseconds: int | None) -> float | None:
-    """Ollama's nanoseconds in seconds."""
-    return None if nanoseconds is None else nanoseconds * _NS
+def is_empty(reply: Reply) -> bool:
+    """Whether a whole reply is no answer: neither visible text nor a tool call."""
+    return not reply.tool_calls and not _is_visible(reply.content)
+
+
+def says_something(part: Reply) -> bool:
+    """Whether a part of a stream is worth passing on at once: visible text, a tool call or thoughts."""
+    return bool(part.thinking) or not is_empty(part)
+
+
+def may_be_empty(options: Mapping[str, Any] | None) -> bool:
+    """Whether the caller asked for no output."""
+    return (options or {}).get("num_predict") == 0
+
+
+def _is_visible(text: str) -> bool:
+    return any(not char.isspace() and unicodedata.category(char) not in ("Cc", "Cf") for char in text)

@@ -1,24 +1,31 @@
-"""The composition root: settings in, a working gateway out."""
+"""The composition root: settings in, a working gateway or node out."""
 
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from router_ml.bundles.format import MANIFEST
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.decide.router import Router
+from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.errors import PolicyError, RouterError, SettingsError
 from router_ml.events.event import Recorder
 from router_ml.hosts.options import GatewayOptions
-from router_ml.monitor.watch import Watch, open_watch, open_writer
+from router_ml.monitor.watch import Watch, open_watch
 from router_ml.serve import Decider, Gateway
 from router_ml.serve.answer import Answer
 from router_ml.serve.answer_cache.exact import ExactCache
-from router_ml.serve.node import CoordinatorNode
+from router_ml.serve.answer_cache.semantic import SemanticCache
+from router_ml.serve.choose import Assigner
+from router_ml.serve.node import CoordinatorNode, IntentClassifier
 from router_ml.settings import Settings, load_settings
+from router_ml.types import MachineState
 
 
 def build_gateway(
@@ -29,40 +36,50 @@ def build_gateway(
     recorder: Recorder | None = None,
     watch: Watch | None = None,
     options: GatewayOptions | None = None,
-    **overrides: Any,
+    default_host: str | None = None,
+    policy: Policy | str | None = None,
+    assigner: Assigner | None = None,
+    cache: ExactCache[Answer] | None = None,
+    semantic_cache: SemanticCache[Answer] | None = None,
+    **more: Any,
 ) -> Gateway:
-    """A gateway as the settings describe it: the active bundle's router (or the rules), the catalogue's models at
-    their hosts, events into the event store, live metrics and alerts, experiments as their board has them.
+    """Return a gateway as the settings describe it (by default the environment's): the active bundle's router (or the
+    rules), the catalogue's models at their hosts, events into the event store, live metrics and alerts, experiments in
+    their stored state.
 
-    What is given replaces what would be built; `overrides` go to `Gateway` as they are. Give `watch=open_watch(...)` to
-    keep hold of live metrics and alerts. With a `recorder` of your own there are neither, nor experiments unless
-    you give an `assigner`, too.
+    What is given replaces what would be built; `more` are further arguments of `Gateway`. Give `watch=open_watch(...)`
+    to read live metrics and alerts. With a `recorder` of your own there are neither, nor experiments unless you give
+    an `assigner`, too.
 
-    Raises `SettingsError` and `CatalogueError`; a missing bundle or store is no error."""
+    Raises `SettingsError`, `PolicyError` and `CatalogueError`; a missing bundle or store is no error."""
     settings = settings or load_settings()
+    options = options or gateway_options(settings)
+    policy = _known_policy(settings.policy) if policy is None else policy
+    cache = answer_cache(settings) if cache is None else cache
     if decider is None:
-        decider = Router.load_or_heuristic(settings=settings)
+        decider = Router.load_or_heuristic(settings=settings, remember=settings.decision_cache_size)
     if catalogue is None:
         known = getattr(decider, "catalogue", None)
         catalogue = known if isinstance(known, Catalogue) else load_catalogue(settings.catalogue)
-    closers: list[Callable[[], object]] = []
-    assigner = None
+    closers: list[Callable[[], object]] = list(more.pop("closers", ()))
     if recorder is None:
         watch = watch or open_watch(settings)
         watch.start()
-        recorder, assigner = watch.recorder, watch.rollout.assign
+        recorder, assigner = watch.recorder, assigner or watch.rollout.assign
         closers.append(watch.close)
-    arguments: dict[str, Any] = {
-        "default_host": settings.ollama_host,
-        "policy": settings.policy,
-        "options": options or gateway_options(settings),
-        "recorder": recorder,
-        "assigner": assigner,
-        "decider_of": bundle_routers(settings),
-        "cache": answer_cache(settings),
-        "closers": closers,
-    }
-    gateway = Gateway(decider, catalogue, **{**arguments, **overrides})
+    gateway = Gateway(
+        decider,
+        catalogue,
+        default_host=default_host or settings.ollama_host,
+        policy=policy,
+        options=options,
+        recorder=recorder,
+        assigner=assigner,
+        cache=cache,
+        semantic_cache=semantic_cache,
+        closers=closers,
+        **{"decider_of": bundle_routers(settings), **more},
+    )
     atexit.register(_close, weakref.ref(gateway))  # what waits to be written is written, close or no close
     gateway.warm_up()
     return gateway
@@ -74,40 +91,89 @@ def _close(gateway: weakref.ref[Gateway]) -> None:
         living.close()
 
 
-def build_node(settings: Settings | None = None, **overrides: Any) -> CoordinatorNode:
-    """A coordinator's node that decides as the settings say and writes each decision into the event store.
+def build_node(
+    settings: Settings | None = None,
+    *,
+    decider: Decider | None = None,
+    classifier: IntentClassifier | None = None,
+    recorder: Recorder | None = None,
+    policy: Policy | str | None = None,
+    machine: Callable[[], MachineState] | None = None,
+    **more: Any,
+) -> CoordinatorNode:
+    """Return a coordinator's node that decides by the settings and records each decision in the event store.
 
-    `overrides` go to `CoordinatorNode` as they are; give `machine=gateway.machine` where a gateway runs."""
+    The arguments, and `more`, are those of `CoordinatorNode`; give `machine=gateway.machine` where a gateway runs.
+    Unlike a bare `CoordinatorNode()` it loads the bundle at once. Raises `SettingsError` and `PolicyError`."""
     settings = settings or load_settings()
-    if "recorder" not in overrides:
-        writer = open_writer(settings)
-        atexit.register(writer.close)
-        overrides["recorder"] = writer
-    decider = overrides.pop("decider", None) or Router.load_or_heuristic(settings=settings)
-    return CoordinatorNode(decider, **{"policy": settings.policy, "stick_margin": settings.stick_margin, **overrides})
-
-
-def gateway_options(settings: Settings) -> GatewayOptions:
-    """The gateway's options as the settings have them."""
-    return GatewayOptions(
-        deadline_s=settings.deadline_s,
-        last_resort=settings.last_resort,
-        parallel=settings.parallel,
-        stick_margin=settings.stick_margin,
-        preload=settings.preload,
+    return CoordinatorNode(
+        decider or Router.load_or_heuristic(settings=settings),
+        classifier=classifier,
+        recorder=recorder,
+        policy=_known_policy(settings.policy) if policy is None else policy,
+        machine=machine,
+        settings=settings,
+        **more,
     )
 
 
+def gateway_options(settings: Settings) -> GatewayOptions:
+    """Return the gateway's options as the settings have them. Raises `SettingsError`."""
+    margin = settings.stick_margin
+    try:
+        if margin is not None and not margin >= 0:
+            raise SettingsError(f"stick_margin must be 0 or more, found {margin!r}")
+        return GatewayOptions(
+            deadline_s=settings.deadline_s,
+            last_resort=settings.last_resort,
+            parallel=settings.parallel,
+            stick_margin=margin,
+            preload=settings.preload,
+        )
+    except TypeError as error:  # for example text where a number is wanted
+        raise SettingsError(f"a setting of the gateway has the wrong type: {error}") from error
+
+
 def answer_cache(settings: Settings) -> ExactCache[Answer] | None:
-    """The cache of answers, or None where it is off, as it is by default."""
+    """Return the cache of answers, or None where it is off, as it is by default."""
     return ExactCache(max_entries=settings.answer_cache_size) if settings.answer_cache_size else None
 
 
 def bundle_routers(settings: Settings) -> Callable[[str], Router]:
-    """Routers of bundles by folder, each loaded once: what the arms of an experiment run."""
+    """Return a function from a bundle's folder to its router: what the variants of an experiment run.
 
-    @functools.lru_cache(maxsize=4)
+    A bundle is loaded once, and once more when its manifest changes; one that cannot be loaded raises its error at once
+    from then on."""
+
+    @functools.lru_cache(maxsize=16)
+    def load(folder: str, stamp: float) -> Router | RouterError:
+        try:
+            return Router.load(folder, settings=settings, remember=settings.decision_cache_size)
+        except RouterError as error:
+            return error
+
     def router_of(bundle: str) -> Router:
-        return Router.load(Path(bundle), settings=settings)
+        found = load(bundle, _changed_at(Path(bundle)))
+        if isinstance(found, RouterError):
+            raise copy.copy(found)  # one instance raised by many threads would collect their tracebacks
+        return found
 
     return router_of
+
+
+def _known_policy(policy: Policy | str) -> Policy | str:
+    """Return the policy of the settings, which is read anew with each request where it is a file.
+
+    Raises `SettingsError` where it cannot be read now."""
+    try:
+        resolve_policy(policy)
+    except PolicyError as error:
+        raise SettingsError(f"ROUTER_ML_POLICY: {error}") from error
+    return policy
+
+
+def _changed_at(bundle: Path) -> float:
+    try:
+        return (bundle / MANIFEST).stat().st_mtime
+    except (OSError, ValueError):
+        return 0.0

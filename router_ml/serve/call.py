@@ -3,55 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import ollama
-
-from router_ml.hosts.fleet import Backend
+from router_ml.hosts.backend import Backend
+from router_ml.hosts.host import HostRequest
+from router_ml.hosts.reply import Reply
+from router_ml.serve.answer import says_something
 from router_ml.serve.request_state import RequestState
-from router_ml.serve.stream import Opened, Sink, joined
+from router_ml.serve.stream import Opened, Sink
 
 
-class Call:
+class ModelCall:
     """Runs once. A stream may last until the deadline, but never be silent for longer than `idle_s`."""
 
     def __init__(
         self,
-        job: RequestState,
+        state: RequestState,
         backend: Backend,
-        arguments: Mapping[str, Any],
+        request: HostRequest,
         timeout_s: float,
         idle_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._job, self._backend, self._arguments = job, backend, arguments
+        self._state, self._backend, self._request = state, backend, request
         self._idle_s = idle_s
         self._clock = clock
         self.began_s = clock()
-        self.timeout_s = max(0.0, min(timeout_s, job.deadline_s - self.began_s))
+        self.timeout_s = max(0.0, min(timeout_s, state.deadline_s - self.began_s))
         self.first_token_s: float | None = None
 
-    async def run(self, sink: Sink | None) -> ollama.ChatResponse:
-        """The whole answer; with a sink its parts are passed on as they come.
+    async def run(self, sink: Sink | None) -> Reply:
+        """Return the whole reply; with a sink its parts are passed on as they come.
 
-        Raises `TimeoutError`, `BadAnswer` and whatever the ollama client raises."""
-        transport, name = self._backend.host.transport, self._backend.wire_name
+        Raises `TimeoutError` and whatever the host raises."""
+        host = self._backend.host.host
         async with asyncio.timeout(self.timeout_s) as limit:
             if sink is None:
-                return await transport.chat(name, self._arguments)
-            parts: list[ollama.ChatResponse] = []
-            async for part in transport.stream(name, self._arguments):
-                if not parts:
-                    self._open(sink)
+                return await host.chat(self._request)
+            parts: list[Reply] = []
+            async for part in host.stream(self._request):
                 parts.append(part)
-                sink.part(part)
-                left_s = max(0.0, self._job.deadline_s - self._clock())
+                if sink.started:
+                    sink.part(part)
+                elif says_something(part):
+                    self._open(sink, parts)
+                left_s = max(0.0, self._state.deadline_s - self._clock())
                 limit.reschedule(asyncio.get_running_loop().time() + min(self._idle_s, left_s))
-            return joined(parts)
+            return Reply.joined(parts)
 
-    def _open(self, sink: Sink) -> None:
+    def _open(self, sink: Sink, parts: list[Reply]) -> None:
+        """Pass on what was held back: until a part says something another model may still answer."""
         now_s = self._clock()
         self.first_token_s = now_s - self.began_s
-        self._job.first_token_s = now_s - self._job.began_s
-        sink.opened(Opened(self._job.chosen, self._backend.model, tuple(self._job.attempts)))
+        self._state.first_token_s = now_s - self._state.began_s
+        sink.opened(Opened(self._state.chosen, self._backend.model, tuple(self._state.attempts)))
+        for part in parts:
+            sink.part(part)

@@ -6,19 +6,21 @@ import asyncio
 import functools
 import logging
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from router_ml.catalogue import Catalogue
-from router_ml.decide.selection.policy import Policy
-from router_ml.errors import DeadlineExceeded, InputError
+from cachetools import LRUCache
+
+from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.errors import DeadlineExceeded, InputError, PolicyError
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
-from router_ml.hosts.names import ModelNames
-from router_ml.serve.order import pin, plain_decision, stick
+from router_ml.hosts.fleet import Fleet
+from router_ml.serve.answer import Answer
+from router_ml.serve.order import pin, plain_decision, restrict, stick
 from router_ml.serve.request_state import RequestState
+from router_ml.serve.turn import Turns
 from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,10 @@ _SESSIONS = 10_000  # sessions whose last model is remembered
 
 
 class Decider(Protocol):
-    """What chooses: a `Router`, or anything that decides as one does."""
+    """What chooses: a `Router`, or anything that decides as one does.
+
+    One that remembers what it read of a query may also have `remembers(query, context) -> bool`: where that is true it
+    decides in microseconds, and the gateway asks it without a hand-over to another thread."""
 
     def decide(
         self,
@@ -42,14 +47,13 @@ class Decider(Protocol):
         """Choose a model for one query."""
 
 
-class Chooser:
-    """Assigns and decides. Nothing that breaks in here costs an answer."""
+class DecisionStep:
+    """Assigns a request to a variant and decides. Nothing that fails in here costs an answer."""
 
     def __init__(
         self,
         decider: Decider,
-        catalogue: Catalogue,
-        names: ModelNames,
+        fleet: Fleet,
         *,
         assigner: Assigner | None,
         decider_of: Callable[[str], Decider] | None,
@@ -58,88 +62,132 @@ class Chooser:
         pool: ThreadPoolExecutor,
     ) -> None:
         self._decider, self._decider_of, self._assigner = decider, decider_of, assigner
-        self._catalogue, self._names = catalogue, names
+        self._fleet, self._names = fleet, fleet.names
         self._stick_margin = stick_margin
         self._clock = clock
         self._pool = pool
-        self._sessions: OrderedDict[str, str] = OrderedDict()
+        self._sessions: LRUCache[str, str] = LRUCache(_SESSIONS)
+        self._turns = Turns(clock)
 
-    async def choose(self, job: RequestState, machine: MachineState) -> None:
-        """Fills in the job's assignment and decision.
+    def assign(self, state: RequestState) -> None:
+        """Set which variant of a running experiment the request gets, if any."""
+        if self._assigner is not None:
+            turn = self._turns.find(state)
+            unit = state.context.session_id or (turn and turn.unit) or uuid.uuid4().hex
+            try:
+                state.assignment = self._assigner(unit, state.context)
+            except Exception as error:
+                log.warning("no experiment for this request: %s", error)
+
+    async def decide(self, state: RequestState, machine: MachineState) -> None:
+        """Set the decision of a request.
 
         Raises `InputError` for a request that cannot be decided on, and `DeadlineExceeded`."""
         began_s = self._clock()
-        session = job.context.session_id
-        job.assignment = self._assign(session or uuid.uuid4().hex, job.context)
-        work = functools.partial(self._decide, job, machine)
-        deciding = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        try:
-            async with asyncio.timeout(max(0.0, job.deadline_s - began_s)):
-                decision = await deciding
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before a model was chosen") from None
-        if session is not None and job.model is None:
+        turn = self._turns.find(state)
+        if self._remembers(state):
+            decision = self._decide(state, machine)
+        else:
+            decision = await self._decide_elsewhere(state, machine)
+        session = state.context.session_id
+        if turn is not None and state.model is None:
+            decision = self._continued(decision, turn.model)
+        elif session is not None and state.model is None:
             decision = stick(decision, self._sessions.get(session), self._stick_margin, self._names)
-        job.decision = decision
-        job.decide_s = self._clock() - began_s
+        state.decision = restrict(decision, state.allowed, self._names)
+        state.decide_s = self._clock() - began_s
 
-    def answered(self, session: str | None, model: str) -> None:
-        """Remembers which model a session spoke with last."""
-        if session is None:
-            return
-        self._sessions[session] = model
-        self._sessions.move_to_end(session)
-        while len(self._sessions) > _SESSIONS:
-            self._sessions.popitem(last=False)
+    def answered(self, state: RequestState, answer: Answer) -> None:
+        """Note which model a session spoke with last, and which one asked for a tool."""
+        self._turns.answered(state, answer)
+        if state.context.session_id is not None:
+            self._sessions[state.context.session_id] = answer.model
 
-    def shadow(self, job: RequestState, machine: MachineState) -> Decision | None:
-        """What the challenger of a shadow experiment would have chosen; None where there is none or it fails."""
-        variant = job.assignment.shadow if job.assignment else None
+    def _continued(self, decision: Decision, model: str) -> Decision:
+        """Return the decision with the model that asked for the tool in front, where it may serve the request."""
+        if not any(self._names.same(candidate.model, model) for candidate in decision.ranked):
+            return decision
+        return pin(decision, model, self._names, "asked for the tool whose result this is")
+
+    def shadow(self, state: RequestState, machine: MachineState) -> Decision | None:
+        """Return what the challenger of a shadow experiment would have chosen; None where there is none or it fails."""
+        variant = state.assignment.shadow if state.assignment else None
         if variant is None:
             return None
         try:
-            return self._by_variant(job, machine, variant)
+            return self._by_variant(state, machine, variant)
         except Exception as error:
             log.warning("the shadow could not decide: %s", error)
             return None
 
-    def _assign(self, unit: str, context: Context) -> Assignment | None:
-        if self._assigner is None:
-            return None
+    def _remembers(self, state: RequestState) -> bool:
+        remembers = getattr(self._decider, "remembers", None)
+        if remembers is None or (state.assignment is not None and state.assignment.variant.bundle):
+            return False
         try:
-            return self._assigner(unit, context)
-        except Exception as error:
-            log.warning("no experiment for this request: %s", error)
-            return None
+            return bool(remembers(state.request.text, state.context))
+        except Exception:
+            return False
 
-    def _decide(self, job: RequestState, machine: MachineState) -> Decision:
-        if job.assignment is not None:
+    async def _decide_elsewhere(self, state: RequestState, machine: MachineState) -> Decision:
+        """Decide in another thread: reading a query takes milliseconds, and a decider may be anybody's."""
+        work = functools.partial(self._decide, state, machine)
+        try:
+            deciding = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except RuntimeError:  # the interpreter is ending and starts no threads
+            return work()
+        try:
+            async with asyncio.timeout(max(0.0, state.deadline_s - self._clock())):
+                return await deciding
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before a model was chosen") from None
+
+    def _decide(self, state: RequestState, machine: MachineState) -> Decision:
+        if state.assignment is not None:
             try:
-                return self._named(job, self._by_variant(job, machine, job.assignment.variant))
+                return self._pinned(state, self._by_variant(state, machine, state.assignment.variant))
             except InputError:
                 raise
             except Exception as error:
-                log.warning("the variant cannot be served, nobody is assigned: %s", error)
-                job.assignment = None
-        return self._named(job, self._by_default(job, machine))
+                log.warning("the variant cannot be served, the request is assigned to none: %s", error)
+                state.assignment = None
+        return self._pinned(state, self._by_default(state, machine))
 
-    def _by_variant(self, job: RequestState, machine: MachineState, variant: Variant) -> Decision:
+    def _by_variant(self, state: RequestState, machine: MachineState, variant: Variant) -> Decision:
         decider = self._decider
         if variant.bundle and self._decider_of is not None:
             decider = self._decider_of(variant.bundle)
-        policy = variant.policy or job.policy
-        decision = decider.decide(job.request.text, job.context, policy, machine, variant=variant.name)
+        policy = variant.policy or state.policy
+        state.allowed = self._allowed(policy)
+        decision = decider.decide(state.request.text, state.context, policy, machine, variant=variant.name)
         return pin(decision, variant.model, self._names) if variant.model else decision
 
-    def _by_default(self, job: RequestState, machine: MachineState) -> Decision:
+    def _by_default(self, state: RequestState, machine: MachineState) -> Decision:
+        state.allowed = self._allowed(state.policy)
         try:
-            return self._decider.decide(job.request.text, job.context, job.policy, machine)
+            return self._decider.decide(state.request.text, state.context, state.policy, machine)
         except InputError:
             raise
         except Exception as error:  # whatever the decider is, the request goes on
-            log.warning("the decider failed, routing plainly: %s", error)
-            why = f"the decider failed ({type(error).__name__}); the catalogue's order stands in"
-            return plain_decision(self._catalogue, job.policy_name, why)
+            log.warning("the decider failed, the catalogue's order is used: %s", error)
+            why = f"the decider failed ({type(error).__name__}); the catalogue's order is used"
+            return plain_decision(self._fleet.catalogue, state.policy_name, why)
 
-    def _named(self, job: RequestState, decision: Decision) -> Decision:
-        return pin(decision, job.model, self._names) if job.model else decision
+    def _allowed(self, policy: Policy | str) -> tuple[str, ...] | None:
+        """Return the catalogue's names of the models a policy allows; None: all."""
+        try:
+            models = resolve_policy(policy).models
+        except PolicyError:  # a name that only the decider knows, or one it refuses
+            return None
+        return None if models is None else tuple(map(self._names.canonical, models))
+
+    def _pinned(self, state: RequestState, decision: Decision) -> Decision:
+        """Return the decision with the model the caller named in front, where there is such a model.
+
+        Raises `PolicyError` where the policy does not allow it."""
+        if state.model is None:
+            return decision
+        if state.allowed is not None and self._names.canonical(state.model) not in state.allowed:
+            allowed = ", ".join(state.allowed)
+            raise PolicyError(f"policy {state.policy_name!r} allows only {allowed}, and not {state.model!r:.60}")
+        return pin(decision, state.model, self._names, unknown=not self._fleet.knows(state.model))

@@ -1,4 +1,4 @@
-"""Which model is likely to be wanted next."""
+"""Which model is likely to be needed next."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Mapping
 
 
 class Demand:
-    """How often each model is chosen, recent choices counting most."""
+    """How often each model is chosen; recent choices count most."""
 
     def __init__(self, memory: float = 0.9) -> None:
         self._memory = memory
         self._share: dict[str, float] = {}
 
     def chose(self, model: str) -> None:
-        """Counts one choice."""
+        """Count one choice."""
         for name in self._share:
             self._share[name] *= self._memory
         self._share[model] = self._share.get(model, 0.0) + 1.0 - self._memory
 
     def next_to_load(self, resident: Mapping[str, bool | None], least_share: float = 0.2) -> str | None:
-        """The model most wanted of those not in memory, where it is wanted often enough to be worth a load and
-        more than some model that is in memory (which might have to leave for it)."""
+        """Return the model most wanted of those not in memory, where it is wanted often enough to be worth a load and
+        more than some model that is in memory (which might have to leave for it); else None."""
         cold = [name for name, there in resident.items() if there is False]
         warm = [self._share.get(name, 0.0) for name, there in resident.items() if there]
         wanted = max(cold, key=lambda name: self._share.get(name, 0.0), default=None)

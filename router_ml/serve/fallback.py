@@ -1,12 +1,11 @@
-"""Walks down the chain of models until one answers."""
+"""Calls the models of a decision in their order until one answers."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
-
-import ollama
+from dataclasses import dataclass, field
 
 from router_ml.catalogue import Catalogue
 from router_ml.errors import (
@@ -18,19 +17,44 @@ from router_ml.errors import (
     QueryError,
     StreamInterrupted,
 )
+from router_ml.hosts.backend import Backend
 from router_ml.hosts.failure import Failure, classify
-from router_ml.hosts.fleet import Backend, Fleet
+from router_ml.hosts.fleet import Fleet
 from router_ml.hosts.gate import Shed
+from router_ml.hosts.host import HostRequest
+from router_ml.hosts.host_state import HostState
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import was_cold
-from router_ml.serve.answer import Answer, Attempt, Timings, seconds, server_queue_s
-from router_ml.serve.call import Call
-from router_ml.serve.order import attempt_timeout_s, chain
+from router_ml.hosts.reply import Reply
+from router_ml.serve.answer import PROMPT_CUT, Answer, Attempt, Timings, is_empty, may_be_empty
+from router_ml.serve.call import ModelCall
+from router_ml.serve.order import attempt_timeout_s, chain, outage_wait_s, shifted
 from router_ml.serve.request import OptionPins, adapt, can
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.stream import Sink
+from router_ml.serve.window import prompt_was_cut, widened
+from router_ml.types import Quantiles
 
 _COLD_TIMEOUTS = 3  # in a row: then a model is no longer believed to be loading
+_MAX_ATTEMPTS = 50  # of one request; a host that comes and goes gets no more
+_SERVICE_MARGIN = 1.5  # a call that had to wait begins only where this many times its usual duration is left
+
+
+@dataclass(slots=True)
+class _Untried:
+    """The backends a request may still be sent to, best first."""
+
+    left: list[Backend]
+    open: list[Backend] = field(default_factory=list)  # skipped, their circuit breakers being open
+    at_once: bool = False  # nothing else can serve: an open circuit is probed before its wait is over
+
+    def return_(self, backend: Backend) -> None:
+        """Put a backend back in front: its host took no connection, which says nothing about the model."""
+        self.left.insert(0, backend)
+
+    def without(self, model: str) -> None:
+        """Drop a model on all its hosts."""
+        self.left = [backend for backend in self.left if backend.model != model]
 
 
 class FallbackRunner:
@@ -48,30 +72,42 @@ class FallbackRunner:
         self._options = options
         self._clock = clock
 
-    async def walk(self, job: RequestState, sink: Sink | None) -> Answer:
-        """The first answer of the chain. After the first part went to `sink` nothing is tried again.
+    async def run(self, state: RequestState, sink: Sink | None) -> Answer:
+        """Return the first answer of the chain. After the first part went to `sink` nothing is tried again.
 
+        After an empty answer one more model is called; where it gives none either, the last empty answer is returned.
         Raises `QueryError` for a request no model can take, and `GatewayError`."""
-        models = self._ordered(job)
-        for position, model in enumerate(models):
-            backends = self._fleet.backends(model)
-            for index, backend in enumerate(backends):
-                later = [*([model] * (len(backends) - index - 1)), *models[position + 1 :]]
-                response = await self._try(job, backend, later, sink)
-                if response is not None:
-                    return self._finished(job, backend, response)
-                if sink is not None and sink.started:
-                    raise StreamInterrupted(f"{model} broke off: {job.attempts[-1].error}")
-                self._raise_if_over(job)
-        raise _nothing_left(job.attempts)
+        try:
+            return await self._first_answer(state, sink)
+        except (AttemptsFailed, DeadlineExceeded, NoModelAvailable, Overloaded):
+            if state.empty is None or (sink is not None and sink.started):
+                raise
+            return self._finished(state, *state.empty)
 
-    def _ordered(self, job: RequestState) -> list[str]:
-        """The chain, with the models that cannot see the images or use the tools at its end."""
-        models = chain(job.chosen, self._options.last_resort, self._fleet.names)
-        needs = ["tools"] * bool(job.request.tools) + ["vision"] * job.request.has_images
-        if not needs:
-            return list(models)
-        return sorted(models, key=lambda model: self._lacks(self._fleet.backends(model)[0], needs))
+    async def _first_answer(self, state: RequestState, sink: Sink | None) -> Answer:
+        untried = _Untried(self._ordered(state))
+        while (backend := await self._next(state, untried)) is not None:
+            reply = await self._try(state, backend, untried, sink)
+            started = sink is not None and sink.started
+            if reply is not None:
+                if state.attempts[-1].ok or state.empty is not None or started:
+                    return self._finished(state, backend, reply)
+                state.empty = (backend, reply)
+                untried.without(backend.model)
+            elif started:
+                raise StreamInterrupted(f"the stream of {backend.model} failed: {state.attempts[-1].error}")
+            self._raise_if_over(state)
+        raise _nothing_left(state.attempts)
+
+    # -- which backend is next ------------------------------------------------------------------------------------
+
+    def _ordered(self, state: RequestState) -> list[Backend]:
+        """Return the chain, with the models that cannot see the images or use the tools at its end."""
+        models = list(chain(state.chosen, self._options.last_resort, self._fleet.names, state.allowed))
+        needs = ["tools"] * bool(state.request.tools) + ["vision"] * state.request.has_images
+        if needs:
+            models.sort(key=lambda model: self._lacks(self._fleet.backends(model)[0], needs))
+        return [backend for model in models for backend in self._fleet.backends(model)]
 
     def _lacks(self, backend: Backend, needs: Sequence[str]) -> int:
         return sum(not self._can(backend, capability) for capability in needs)
@@ -79,145 +115,227 @@ class FallbackRunner:
     def _can(self, backend: Backend, capability: str) -> bool:
         return can(self._catalogue.find(backend.model), backend.capabilities(self._catalogue), capability)
 
-    def _raise_if_over(self, job: RequestState) -> None:
-        failure = job.attempts[-1].failure
+    async def _next(self, state: RequestState, untried: _Untried) -> Backend | None:
+        """Return the next backend to call, or None; note why others are skipped.
+
+        Where every host that is left is down, wait for one. Where nothing was called since every circuit is open, let
+        this call through."""
+        while untried.left and len(state.attempts) < _MAX_ATTEMPTS:
+            backend = next((b for b in untried.left if not b.host.down), None) or await self._back(state, untried.left)
+            if backend is None:
+                break
+            untried.left.remove(backend)
+            failure = backend.unavailable() or self._crowded_out(state, backend)
+            if failure is None:
+                return backend
+            self._failed(state, backend, failure)
+            if failure.kind == "open":
+                untried.open.append(backend)
+        for backend in untried.left:
+            self._failed(state, backend, Failure("refused", f"{backend.host.url} takes no connections"))
+        untried.left = []
+        if untried.open and not any(a.failure is None or a.failure.called for a in state.attempts):
+            untried.at_once = True
+            return untried.open.pop(0)
+        return None
+
+    async def _back(self, state: RequestState, left: Sequence[Backend]) -> Backend | None:
+        """Wait for the first of the hosts, all down, that takes connections again; None where none does in time."""
+        hosts: dict[str, HostState] = {backend.host.url: backend.host for backend in left}
+        total_s, left_s = state.deadline_s - state.began_s, state.deadline_s - self._clock()
+        waits = [
+            asyncio.ensure_future(host.back_within(outage_wait_s(host.down_s, host.seen_up, total_s, left_s)))
+            for host in hosts.values()
+        ]
+        try:
+            for wait in asyncio.as_completed(waits):
+                if await wait:
+                    break
+        finally:
+            for pending in waits:
+                pending.cancel()
+        return next((backend for backend in left if not backend.host.down), None)
+
+    def _crowded_out(self, state: RequestState, backend: Backend) -> Failure | None:
+        """Return why a model is not loaded on a host that is too busy for this request already."""
+        busy = any(a.host == backend.host.url and a.failure and a.failure.kind == "shed" for a in state.attempts)
+        if not busy or backend.resident is True:
+            return None
+        return Failure("shed", "its host is busy with other models, and it would have to be loaded")
+
+    def _raise_if_over(self, state: RequestState) -> None:
+        failure = state.attempts[-1].failure
         if failure is not None and failure.kind == "invalid":
             raise QueryError(f"no model can take this request: {failure.message}")
-        if self._clock() >= job.deadline_s:
-            raise DeadlineExceeded(f"no answer within the deadline; tried {_told(job.attempts)}")
+        if self._clock() >= state.deadline_s:
+            raise DeadlineExceeded(f"no answer within the deadline; tried {_listed(state.attempts)}")
 
-    async def _try(
-        self, job: RequestState, backend: Backend, later: Sequence[str], sink: Sink | None
-    ) -> ollama.ChatResponse | None:
-        """One model on one host, and once more where it only refused a part of the request it can do without."""
-        response = await self._attempt(job, backend, later, sink)
-        failure = job.attempts[-1].failure
-        if response is not None or failure is None or not failure.unsupported:
-            return response
+    # -- one backend ----------------------------------------------------------------------------------------------
+
+    async def _try(self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None) -> Reply | None:
+        """ModelCall one backend, and once more where it only refused a part of the request it can do without."""
+        reply = await self._attempt(state, backend, untried, sink)
+        failure = state.attempts[-1].failure
+        if failure is not None and failure.kind == "refused":
+            untried.return_(backend)
+        if reply is not None or failure is None or not failure.unsupported:
+            return reply
         backend.lacks |= {failure.unsupported}
-        can_do_without = failure.unsupported == "thinking" or (failure.unsupported == "tools" and not later)
-        if can_do_without and self._clock() < job.deadline_s:
-            return await self._attempt(job, backend, later, sink)
+        can_do_without = failure.unsupported == "thinking" or (failure.unsupported == "tools" and not untried.left)
+        if can_do_without and self._clock() < state.deadline_s:
+            return await self._attempt(state, backend, untried, sink)
         return None
 
     async def _attempt(
-        self, job: RequestState, backend: Backend, later: Sequence[str], sink: Sink | None
-    ) -> ollama.ChatResponse | None:
-        passed_over = why_not(backend)
-        if passed_over is not None:
-            self._failed(job, backend, passed_over)
-            return None
-        timeout_s = self._timeout_s(job, backend, later)
-        candidate = job.candidate(backend.model)
+        self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None
+    ) -> Reply | None:
+        timeout_s = self._timeout_s(state, backend, untried.left)
+        candidate = state.candidate(backend.model)
         service_s = backend.rates.service_s or (candidate.latency_s.p50 if candidate else 1.0)
+        needed_s = _SERVICE_MARGIN * service_s
         try:
-            waited_s = await backend.gate.enter(timeout_s, service_s)
+            waited_s = await backend.gate.enter(max(0.0, timeout_s - needed_s), service_s)
         except Shed as shed:
-            self._failed(job, backend, Failure("shed", str(shed), retry_after_s=shed.retry_after_s))
+            self._failed(state, backend, Failure("shed", str(shed), retry_after_s=shed.retry_after_s))
             return None
         try:
-            job.waited_s += waited_s
-            return await self._call(job, backend, timeout_s, sink)
+            state.waited_s += waited_s
+            if waited_s and state.deadline_s - self._clock() < needed_s:
+                self._failed(state, backend, Failure("shed", "too little time is left", retry_after_s=service_s))
+                return None
+            return await self._call(state, backend, timeout_s, sink, untried.at_once)
         finally:
             backend.gate.leave()
 
     async def _call(
-        self, job: RequestState, backend: Backend, timeout_s: float, sink: Sink | None
-    ) -> ollama.ChatResponse | None:
-        capabilities = backend.capabilities(self._catalogue)
-        model = self._catalogue.find(backend.model)
-        arguments, adapted = adapt(
-            job.request, model, capabilities, self._pins, backend.model, self._options.keep_alive
-        )
+        self, state: RequestState, backend: Backend, timeout_s: float, sink: Sink | None, at_once: bool
+    ) -> Reply | None:
+        request, adapted = self._fitted(state, backend)
         warm = backend.resident is True
-        permit = backend.breaker.acquire()
+        permit = backend.breaker.acquire(at_once)
         if permit is None:
-            self._failed(job, backend, _resting(backend))
+            self._failed(state, backend, backend.open_circuit())
             return None
-        call = Call(job, backend, arguments, timeout_s, self._options.idle_s, self._clock)
+        call = ModelCall(state, backend, request, timeout_s, self._options.idle_s, self._clock)
         try:
-            response = await call.run(sink)
+            reply = await call.run(sink)
         except asyncio.CancelledError:
             permit.released()
             raise
         except Exception as error:
-            failure = self._judged(job, backend, classify(error, cold=not warm), call.timeout_s)
-            (permit.failed if failure.blames_model else permit.released)()
-            self._failed(job, backend, failure, call, adapted)
+            failure = await self._judged(state, backend, classify(error, cold=not warm), call.timeout_s)
+            if failure.blames_model:
+                permit.failed(broken_connection=failure.kind == "connection")
+            else:
+                permit.released()
+            self._failed(state, backend, failure, call, adapted)
             return None
         permit.succeeded()
-        self._pins.worked(backend.model, arguments.get("options"))
-        self._learn(job, backend, response, call, warm)
-        job.attempts.append(self._told_of(backend, None, call, adapted))
-        return response
+        if prompt_was_cut(reply, state.context.prompt_tokens, request.arguments, backend):
+            adapted = (*adapted, PROMPT_CUT)
+            backend.prompts_cut += 1
+        if is_empty(reply) and not may_be_empty(state.request.options):
+            self._fleet.answered(backend, loaded=bool(was_cold(reply.load_s, warm)))
+            self._failed(state, backend, Failure("empty", "the reply holds no text and no tool call"), call, adapted)
+        else:
+            self._learn(state, backend, reply, call, warm)
+            self._pins.worked(backend.model, request.arguments.get("options"))
+            state.attempts.append(self._attempt_of(backend, None, call, adapted))
+        return reply
+
+    def _fitted(self, state: RequestState, backend: Backend) -> tuple[HostRequest, tuple[str, ...]]:
+        """Return the request as this backend gets it, and what was changed for it."""
+        capabilities = backend.capabilities(self._catalogue)
+        model = self._catalogue.find(backend.model)
+        keep_alive = self._options.keep_alive
+        arguments, adapted = adapt(state.request, model, capabilities, self._pins, backend.model, keep_alive)
+        arguments, raised = widened(arguments, state.context.prompt_tokens, model, backend, self._options.max_num_ctx)
+        return HostRequest(backend.wire_name, arguments), (*adapted, *raised)
 
     def _failed(
         self,
-        job: RequestState,
+        state: RequestState,
         backend: Backend,
         failure: Failure,
-        call: Call | None = None,
+        call: ModelCall | None = None,
         adapted: tuple[str, ...] = (),
     ) -> None:
-        """Writes a failed attempt down, and what it says about the model."""
+        """Note a failed attempt, and what it says about the model and its host."""
+        if state.request.is_quoted_in(failure.message):
+            failure = dataclasses.replace(failure, message="the server's message quotes the request and is left out")
         if failure.blames_model:
             backend.rates.failed()
         if failure.kind == "missing":
             backend.host.missing(backend.model)
-        job.attempts.append(self._told_of(backend, failure, call, adapted))
+        if failure.kind == "refused" and call is not None:
+            backend.host.refused()
+        state.attempts.append(self._attempt_of(backend, failure, call, adapted))
 
-    def _judged(self, job: RequestState, backend: Backend, failure: Failure, timeout_s: float) -> Failure:
-        """Whether running out of time says anything about the model."""
+    async def _judged(self, state: RequestState, backend: Backend, failure: Failure, timeout_s: float) -> Failure:
+        """Return what a failure is once it is known whether the model, its host or the deadline caused it."""
+        if failure.kind == "connection" and not await self._still_up(state, backend.host):
+            return dataclasses.replace(failure, kind="refused", message=f"{failure.message}; the host is down")
         if failure.kind == "cold_timeout":
             backend.cold_timeouts += 1
             # A load is no failure. But a host that never gets done loading, or that does not even say what it has in
             # memory, is not loading.
             if backend.cold_timeouts >= _COLD_TIMEOUTS or backend.host.running.failing:
                 return dataclasses.replace(failure, kind="timeout")
-        candidate = job.candidate(backend.model)
+        candidate = state.candidate(backend.model)
         if failure.kind == "timeout" and candidate is not None and timeout_s < candidate.latency_s.p95:
             return dataclasses.replace(failure, kind="cut_short", message="the deadline left it too little time")
         return failure
 
-    def _timeout_s(self, job: RequestState, backend: Backend, later: Sequence[str]) -> float:
-        candidate = job.candidate(backend.model)
-        able = [model for model in later if self._may_serve(model)]
+    async def _still_up(self, state: RequestState, host: HostState) -> bool:
+        """Whether a host whose connection broke takes new ones; where there is no time to see, it counts as up."""
+        try:
+            async with asyncio.timeout(max(0.0, state.deadline_s - self._clock())):
+                return await host.is_up(checked_within_s=0.0)
+        except TimeoutError:
+            return True
+
+    def _timeout_s(self, state: RequestState, backend: Backend, later: Sequence[Backend]) -> float:
+        candidate = state.candidate(backend.model)
+        able = [other for other in later if other.unavailable() is None and not other.host.down]
         return attempt_timeout_s(
             candidate.latency_s if candidate else None,
             backend.resident,
             backend.load_s,
-            job.deadline_s - self._clock(),
-            [after.latency_s if (after := job.candidate(model)) else None for model in able],
+            state.deadline_s - self._clock(),
+            [self._expected(state, other) for other in able],
             self._options,
             probe=backend.breaker.state == "half_open",
             decode_tokens_per_s=backend.rates.decode_tokens_per_s,
+            service_s=backend.rates.service_s,
         )
 
-    def _may_serve(self, model: str) -> bool:
-        return any(why_not(backend) is None for backend in self._fleet.backends(model))
+    def _expected(self, state: RequestState, backend: Backend) -> Quantiles | None:
+        """Return what a backend should take, its load included."""
+        candidate = state.candidate(backend.model)
+        if candidate is None:
+            return None
+        load_s = 0.0 if backend.resident is not False else backend.load_s or self._options.cold_load_s
+        return shifted(candidate.latency_s, load_s)
 
-    def _learn(
-        self, job: RequestState, backend: Backend, response: ollama.ChatResponse, call: Call, warm: bool
-    ) -> None:
-        load_s = seconds(response.load_duration)
+    def _learn(self, state: RequestState, backend: Backend, reply: Reply, call: ModelCall, warm: bool) -> None:
+        cold = was_cold(reply.load_s, warm)
         backend.cold_timeouts = 0
-        backend.host.answered(backend.model)
+        self._fleet.answered(backend, loaded=bool(cold))
         backend.rates.succeeded(
             self._clock() - call.began_s,
-            load_s,
-            response.prompt_eval_count,
-            seconds(response.prompt_eval_duration),
-            response.eval_count,
-            seconds(response.eval_duration),
+            reply.load_s,
+            reply.prompt_tokens,
+            reply.prompt_eval_s,
+            reply.output_tokens,
+            reply.eval_s,
             resident=warm,
         )
-        cold = was_cold(load_s, warm)
-        if cold and load_s is not None:
-            backend.loaded_in(load_s)
-        job.resident = None if cold is None else not cold
+        if cold and reply.load_s is not None:
+            backend.loaded_in(reply.load_s)
+        state.resident = None if cold is None else not cold
 
-    def _told_of(
-        self, backend: Backend, failure: Failure | None, call: Call | None, adapted: tuple[str, ...]
+    def _attempt_of(
+        self, backend: Backend, failure: Failure | None, call: ModelCall | None, adapted: tuple[str, ...]
     ) -> Attempt:
         return Attempt(
             model=backend.model,
@@ -230,43 +348,32 @@ class FallbackRunner:
             adapted=adapted,
         )
 
-    def _finished(self, job: RequestState, backend: Backend, response: ollama.ChatResponse) -> Answer:
-        server_s = server_queue_s(response)
+    def _finished(self, state: RequestState, backend: Backend, reply: Reply) -> Answer:
         timings = Timings(
-            total_s=self._clock() - job.began_s,
-            queue_s=None if server_s is None else server_s + job.waited_s,
-            load_s=seconds(response.load_duration),
-            prompt_eval_s=seconds(response.prompt_eval_duration),
-            eval_s=seconds(response.eval_duration),
-            decide_s=job.decide_s,
-            first_token_s=job.first_token_s,
+            total_s=self._clock() - state.began_s,
+            queue_s=None if reply.queue_s is None else state.waited_s + reply.queue_s,
+            load_s=reply.load_s,
+            prompt_eval_s=reply.prompt_eval_s,
+            eval_s=reply.eval_s,
+            decide_s=state.decide_s,
+            first_token_s=state.first_token_s,
         )
-        return Answer(response, job.chosen, backend.model, timings, tuple(job.attempts), host=backend.host.url)
+        return Answer(reply, state.chosen, backend.model, timings, tuple(state.attempts), host=backend.host.url)
 
 
-def why_not(backend: Backend) -> Failure | None:
-    """Why a model is not even called, or None."""
-    if backend.installed is False:
-        return Failure("absent", "it is not installed there")
-    return None if backend.breaker.admits() else _resting(backend)
-
-
-def _resting(backend: Backend) -> Failure:
-    wait_s = backend.breaker.retry_after_s
-    return Failure("open", f"resting after failures for another {wait_s:.1f} s", retry_after_s=wait_s)
-
-
-def _nothing_left(attempts: Sequence[Attempt]) -> GatewayError:
+def _nothing_left(attempts: Sequence[Attempt]) -> GatewayError | QueryError:
     failures = [attempt.failure for attempt in attempts if attempt.failure is not None]
     kinds = {failure.kind for failure in failures}
-    if kinds & {"shed", "busy"} and kinds <= {"shed", "busy", "open", "absent", "missing"}:
+    if kinds == {"rejected"}:
+        return QueryError(f"no model can take this request: {failures[0].message}")
+    if kinds & {"shed", "busy"} and kinds <= {"shed", "busy", "open", "absent", "missing", "refused"}:
         waits = [failure.retry_after_s for failure in failures if failure.retry_after_s is not None]
         wait_s = min(waits, default=1.0)
         return Overloaded(f"every model is busy; try again in {wait_s:.1f} s", wait_s)
-    if kinds <= {"open", "absent", "missing"}:
-        return NoModelAvailable(f"no model can be called: {_told(attempts)}")
-    return AttemptsFailed(f"every model failed: {_told(attempts)}", attempts)
+    if kinds <= {"open", "absent", "missing", "refused", "forbidden"}:
+        return NoModelAvailable(f"no model can be called: {_listed(attempts)}")
+    return AttemptsFailed(f"every model failed: {_listed(attempts)}", attempts)
 
 
-def _told(attempts: Sequence[Attempt]) -> str:
-    return "; ".join(f"{a.model} at {a.host}: {a.error or 'ok'}" for a in attempts) or "nothing"
+def _listed(attempts: Sequence[Attempt]) -> str:
+    return "; ".join(f"{a.model} at {a.host}: {a.error or 'ok'}" for a in attempts[-6:]) or "nothing"

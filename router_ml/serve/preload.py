@@ -1,4 +1,4 @@
-"""Puts models in memory: when asked to, and ahead of the next request where that is wanted."""
+"""Loads models into memory: when asked to, and ahead of the next request where that is enabled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 from router_ml.hosts.fleet import Fleet
 from router_ml.hosts.options import GatewayOptions
 from router_ml.serve.demand import Demand
-from router_ml.serve.fallback import why_not
 from router_ml.serve.request import OptionPins
 
 log = logging.getLogger(__name__)
@@ -23,27 +22,27 @@ class Preloader:
         self.running: asyncio.Task[None] | None = None
 
     async def load(self, model: str) -> None:
-        """Loads a model with the options its requests have, so that none of them reloads it.
+        """Load a model with the options its requests have, so that none of them reloads it.
 
-        Raises what the ollama client raises, and `TimeoutError`."""
+        Raises `HostError` and `TimeoutError`."""
         backend = self._fleet.backends(model)[0]
         async with asyncio.timeout(self._options.deadline_s):
-            await backend.host.transport.load(backend.wire_name, self._pins.of(model), self._options.keep_alive)
-        backend.host.answered(model)
+            await backend.host.host.load(backend.wire_name, self._pins.of(model), self._options.keep_alive)
+        self._fleet.answered(backend, loaded=True)
 
     def chose(self, model: str) -> None:
-        """Counts what is wanted."""
+        """Count what is wanted."""
         self._demand.chose(model)
 
     def consider(self) -> None:
-        """Begins to load the likely next model, where that is enabled and nothing runs."""
+        """Begin to load the likely next model, where that is enabled and nothing runs."""
         if not self._options.preload or (self.running is not None and not self.running.done()):
             return
         backends = [b for model in self._fleet.catalogue.models for b in self._fleet.backends(model.name)]
         # The request this follows still holds its place.
         if sum(backend.gate.inside for backend in backends) > 1:
             return
-        wanted = self._demand.next_to_load({b.model: b.resident for b in backends if why_not(b) is None})
+        wanted = self._demand.next_to_load({b.model: b.resident for b in backends if b.unavailable() is None})
         if wanted is not None:
             self.running = asyncio.get_running_loop().create_task(self._load_quietly(wanted))
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from router_ml.context import parse_context
+from router_ml.context import conversation_context
 from router_ml.decide.selection.policy import Policy
 from router_ml.experiments.assignment import Assignment
+from router_ml.hosts.backend import Backend
+from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Attempt
 from router_ml.serve.answer_cache.key import CacheKey
-from router_ml.serve.request import ChatRequest, part, plain
+from router_ml.serve.request import ChatRequest, prompt_tokens
 from router_ml.types import Candidate, Context, Decision
 
 
@@ -28,48 +30,37 @@ class RequestState:
     model: str | None = None  # the caller insists on trying this one first
     key: CacheKey | None = None
     assignment: Assignment | None = None
+    allowed: tuple[str, ...] | None = None  # the only models the policy allows, by catalogue name
     decision: Decision | None = None
     decide_s: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
+    empty: tuple[Backend, Reply] | None = None  # the first empty answer; a second one ends the request
     waited_s: float = 0.0  # in our own queues
     resident: bool | None = None  # was the model that answered in memory
     first_token_s: float | None = None
 
     @property
     def chosen(self) -> Decision:
-        """The decision, once there is one."""
+        """Return the decision, once there is one."""
         assert self.decision is not None, "nothing was decided yet"
         return self.decision
 
     @property
     def policy_name(self) -> str:
-        """The policy as an event or a cache key names it."""
+        """Return the policy as an event or a cache key names it."""
         return self.policy if isinstance(self.policy, str) else self.policy.name
 
     def candidate(self, model: str) -> Candidate | None:
-        """What was predicted of a model, or None."""
+        """Return what was predicted of a model, or None."""
         ranked = self.decision.ranked if self.decision else ()
         return next((c for c in ranked if c.model == model), None)
 
 
 def context_of(request: ChatRequest, given: Context | Mapping[str, Any] | None) -> Context:
-    """The context of a request: what the caller gave, filled up from the messages and tools.
+    """Return the context of a request: what the caller gave, completed from the messages and tools.
 
     Raises `ContextError` where what was given has the wrong shape."""
-    context = parse_context(given)
-    derived = parse_context(
-        {
-            "tools": [plain(tool) for tool in request.tools],
-            "history": [{"role": part(m, "role"), "content": part(m, "content")} for m in request.history],
-            "attachment": "image" if request.has_images else None,
-        }
-    )
-    return dataclasses.replace(
-        context,
-        tools=context.tools or derived.tools,
-        n_tools=context.n_tools or derived.n_tools,
-        history=context.history or derived.history,
-        attachment=context.attachment or derived.attachment,
-        attachment_kind=context.attachment_kind or derived.attachment_kind,
-        prompt_tokens=request.prompt_tokens if context.prompt_tokens is None else context.prompt_tokens,
-    )
+    context = conversation_context(request.conversation, given, request.tools)
+    if context.prompt_tokens is not None:
+        return context
+    return dataclasses.replace(context, prompt_tokens=prompt_tokens(request.conversation, context.tools))

@@ -1,4 +1,4 @@
-"""An answer on its way: the parts pass from the gateway's loop to the caller as they come, without a buffer."""
+"""Streamed answers: the parts pass from the gateway's loop to the caller as they come, without a buffer."""
 
 from __future__ import annotations
 
@@ -7,43 +7,45 @@ import concurrent.futures
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import ollama
 
 from router_ml.errors import StreamInterrupted
-from router_ml.serve.answer import Answer, Attempt
+from router_ml.hosts.ollama_package import ollama
+from router_ml.hosts.reply import Reply
+from router_ml.serve.answer import Answer, Attempt, response_of
 from router_ml.types import Decision
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The first part is there: who speaks."""
+    """The first part is there; which model answers."""
 
     decision: Decision
     model: str
     attempts: tuple[Attempt, ...]
 
 
-Item = Opened | ollama.ChatResponse | Answer | BaseException
+Item = Opened | Reply | Answer | BaseException
 
 
 class Sink:
-    """Where the gateway puts what comes. `started` is true once a part was passed on: from then on nothing is
-    repeated."""
+    """Where the gateway puts the parts of a stream. `started` is true once a part was passed on: from then on nothing
+    is repeated."""
 
     def __init__(self, put: Callable[[Item], None]) -> None:
         self._put = put
         self.started = False
 
     def opened(self, opened: Opened) -> None:
+        """Pass on which model answers."""
         self.started = True
         self._put(opened)
 
-    def part(self, part: ollama.ChatResponse) -> None:
+    def part(self, part: Reply) -> None:
+        """Pass a part on."""
         self._put(part)
 
     def ended(self, end: Answer | BaseException) -> None:
+        """Pass on how the stream ended."""
         self._put(end)
 
 
@@ -52,7 +54,7 @@ class _Stream:
 
     def __init__(self, opened: Opened, task: concurrent.futures.Future[None]) -> None:
         self.decision = opened.decision
-        self.model = opened.model  # the catalogue's name of the model that speaks
+        self.model = opened.model  # the catalogue's name of the model that answers
         self.attempts = opened.attempts  # those before it
         self._task = task
         self._answer: Answer | None = None
@@ -60,17 +62,17 @@ class _Stream:
 
     @property
     def answer(self) -> Answer:
-        """The whole answer with its timings, once the stream has ended.
+        """Return the whole answer with its timings, once the stream has ended.
 
-        Raises `StreamInterrupted` where it has not, or was broken off."""
+        Raises `StreamInterrupted` where it has not ended, or failed."""
         if self._answer is None:
             raise StreamInterrupted("the stream has not ended; read it to its end first")
         return self._answer
 
     def _take(self, item: Item) -> ollama.ChatResponse | None:
-        """The next part, or None at the end. Raises the error the stream ended with."""
-        if isinstance(item, ollama.ChatResponse):
-            return item
+        """Return the next part, or None at the end. Raises the error the stream ended with."""
+        if isinstance(item, Reply):
+            return response_of(item)
         self._over = True
         if isinstance(item, Answer):
             self._answer = item
@@ -108,14 +110,16 @@ class AnswerStream(_Stream):
             item = self._items.get(timeout=self._patience_s)
         except queue.Empty:
             self._stop()
-            raise StreamInterrupted("the stream fell silent") from None
+            raise StreamInterrupted(
+                "no further part of the stream within the deadline; the request was cancelled"
+            ) from None
         part = self._take(item)
         if part is None:
             raise StopIteration
         return part
 
     def close(self) -> None:
-        """Ends the generation."""
+        """End the generation."""
         self._stop()
 
     def __enter__(self) -> AnswerStream:
@@ -146,14 +150,16 @@ class AsyncAnswerStream(_Stream):
                 item = await self._items.get()
         except TimeoutError:
             self._stop()
-            raise StreamInterrupted("the stream fell silent") from None
+            raise StreamInterrupted(
+                "no further part of the stream within the deadline; the request was cancelled"
+            ) from None
         part = self._take(item)
         if part is None:
             raise StopAsyncIteration
         return part
 
     async def aclose(self) -> None:
-        """Ends the generation."""
+        """End the generation."""
         self._stop()
 
     async def __aenter__(self) -> AsyncAnswerStream:
@@ -163,16 +169,5 @@ class AsyncAnswerStream(_Stream):
         await self.aclose()
 
 
-def joined(parts: list[ollama.ChatResponse]) -> ollama.ChatResponse:
-    """The whole answer of a stream: texts joined, tool calls together, the figures of the last part."""
-    last = parts[-1]
-    calls = [call for part in parts for call in part.message.tool_calls or ()]
-    logprobs = [entry for part in parts for entry in getattr(part, "logprobs", None) or ()]
-    said: dict[str, Any] = {
-        "role": last.message.role,
-        "content": "".join(part.message.content or "" for part in parts),
-        "thinking": "".join(part.message.thinking or "" for part in parts) or None,
-        "tool_calls": calls or None,
-    }
-    update: dict[str, Any] = {"message": ollama.Message(**said)}
-    return last.model_copy(update={**update, "logprobs": logprobs} if logprobs else update)
+def _no_further_part() -> StreamInterrupted:
+    return StreamInterrupted("no further part of the stream within the deadline; the request was cancelled")

@@ -49,7 +49,8 @@ def test_every_verb_has_help(verb: str, capsys: Capture) -> None:
 def test_a_table_for_one_query(capsys: Capture) -> None:
     assert main(["route", "check email"]) == 0
     head, rule, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["query", "model", "complexity", "p_success", "p50/p90/p95", "s", "reason"]
+    assert head.split() == ["query", "model", "complexity", "p_success", "p50/p90/p95", "s", "source", "reason"]
+    assert "  prior   " in row
     assert set(rule) == {"-", " "}
     assert row.startswith("check email  ")
     assert "p_success ." in row
@@ -150,9 +151,11 @@ def test_demo_models_and_status(capsys: Capture) -> None:
     assert "qwen3:8b" in capsys.readouterr().out
     assert main(["models", "--json"]) == 0
     assert [m["role"] for m in json.loads(capsys.readouterr().out)] == ["fast", "balanced", "accurate"]
-    assert main(["status"]) == 0
-    assert "no answer from http://127.0.0.1:9" in capsys.readouterr().out
-    assert main(["status", "--json"]) == 0
+    assert main(["status"]) == 1  # no host answers, so no model can be served
+    out = capsys.readouterr().out
+    assert "no answer from http://127.0.0.1:9" in out
+    assert "not on any host           llama3.2:3b-instruct, qwen2.5:3b-instruct, qwen3:8b" in out
+    assert main(["status", "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["bundle"].startswith("tiny@")
     assert facts["models"] == [{"name": name, "known_by": "priors"} for name in load_catalogue().names]
@@ -167,11 +170,11 @@ def test_without_a_usable_bundle_the_rules_answer(
     assert main(["route", "--json", "check email"]) == 0
     decision = json.loads(capsys.readouterr().out)
     assert (decision["bundle"], decision["degraded"], decision["complexity"]) == ("heuristic", True, "simple")
-    assert main(["status", "--json"]) == 0
+    assert main(["status", "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["bundle"] is None
     assert "no bundle in" in facts["problem"]
-    assert main(["status"]) == 0
+    assert main(["status"]) == 1
     assert "none usable, routing by rules: no bundle in" in capsys.readouterr().out
     assert main(["explain", "check email"]) == 0
     assert "hand-written rules" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import httpx
 import ollama
 import pytest
 
-from router_ml.hosts.failure import BadAnswer, classify
+from router_ml.hosts.failure import HostError, classify
 from tests.ollama_double import load_recordings
 
 RECORDED = {
@@ -35,9 +35,9 @@ def test_recorded_errors(name: str) -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "blames"),
     [
-        (ConnectionError("Failed to connect to Ollama."), "refused", True),
-        (httpx.ConnectError("refused"), "refused", True),
-        (httpx.ConnectTimeout("slow"), "refused", True),
+        (ConnectionError("Failed to connect to Ollama."), "refused", False),
+        (httpx.ConnectError("refused"), "refused", False),
+        (httpx.ConnectTimeout("slow"), "refused", False),
         (httpx.ReadError("reset"), "connection", True),
         (httpx.RemoteProtocolError("cut"), "connection", True),
         (TimeoutError(), "timeout", True),
@@ -45,7 +45,7 @@ def test_recorded_errors(name: str) -> None:
         (ollama.ResponseError('{"error":"boom"}', 500), "server_error", True),
         (ollama.ResponseError('{"error":"server busy, please try again."}', 503), "busy", False),
         (json.JSONDecodeError("x", "", 0), "malformed", True),
-        (BadAnswer("empty", "nothing"), "empty", True),
+        (HostError("empty", "nothing"), "empty", False),
     ],
 )
 def test_errors_of_the_client(error: Exception, kind: str, blames: bool) -> None:

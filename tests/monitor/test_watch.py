@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,24 @@ from router_ml.events.event import AlertEvent, AttemptEvent, ExperimentEvent, Ou
 from router_ml.experiments.experiment import Experiment, Variant
 from router_ml.experiments.rollout import FOLDER
 from router_ml.experiments.state import ExperimentState
-from router_ml.monitor.alerts import CallbackChannel
 from router_ml.monitor.watch import open_watch
 from router_ml.settings import Settings
 
 
+class Told:
+    def __init__(self) -> None:
+        self.alerts: list[AlertEvent] = []
+
+    def deliver(self, alerts: Sequence[AlertEvent]) -> None:
+        self.alerts.extend(alerts)
+
+
 def test_traffic_is_stored_summed_up_watched_and_judged(tmp_path: Path) -> None:
-    told: list[AlertEvent] = []
+    told = Told()
     ExperimentState(tmp_path / FOLDER).start(
         Experiment("e1", Variant("old"), Variant("new", policy="fast"), time.time() - 1, unit="request")
     )
-    watch = open_watch(Settings(state_dir=tmp_path), channels=(CallbackChannel(told.append),))
+    watch = open_watch(Settings(state_dir=tmp_path), channels=(told,))
     watch.start()
     draw = random.Random(1)
     watch.recorder.record(AttemptEvent("d", "m", 0, ok=False, breaker="open"))
@@ -38,14 +46,14 @@ def test_traffic_is_stored_summed_up_watched_and_judged(tmp_path: Path) -> None:
             )
         )
     deadline = time.monotonic() + 5.0
-    while (watch.rollout.assign("x") is not None or not told) and time.monotonic() < deadline:
+    while (watch.rollout.assign("x") is not None or not told.alerts) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert watch.rollout.assign("x") is None
     text = watch.prometheus()
     assert 'router_ml_alert_firing{rule="breaker_open",subject="m"} 1' in text
     assert "router_ml_events_dropped_total 0" in text
     watch.close()
-    assert told[0].rule == "breaker_open"
+    assert told.alerts[0].rule == "breaker_open"
     kinds = {type(s.event) for s in open_store(tmp_path).read()}
     assert kinds == {AttemptEvent, OutcomeEvent, AlertEvent, ExperimentEvent}
 

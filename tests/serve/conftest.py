@@ -20,6 +20,12 @@ QUICK = GatewayOptions(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _own_state(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep events out of the home folder."""
+    monkeypatch.setenv("ROUTER_ML_STATE_DIR", str(tmp_path_factory.getbasetemp() / "state"))
+
+
 @pytest.fixture
 def double() -> Iterator[OllamaDouble]:
     with OllamaDouble() as running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,6 +53,13 @@ class FixedDecider:
             bundle="test",
             variant=variant,
         )
+
+
+class Unsure(FixedDecider):
+    """Finds everything ambiguous, under a policy that asks a clarifying question."""
+
+    def decide(self, *arguments: Any, **more: Any) -> Decision:
+        return dataclasses.replace(super().decide(*arguments, **more), complexity="ambiguous", action="clarify")
 
 
 class BrokenDecider:

@@ -13,6 +13,7 @@ from router_ml.errors import InputError, NoModelAvailable, QueryError
 from router_ml.events.event import AttemptEvent, DecisionEvent, FeedbackEvent, OutcomeEvent
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
+from router_ml.serve import Gateway
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from tests.serve.deciders import BrokenDecider, FixedDecider, catalogue_of
 from tests.serve.waiting import until
@@ -221,10 +222,11 @@ def test_what_no_model_could_take_is_an_input_error(gateway, messages, more) -> 
         gateway.chat(messages, **more)
 
 
-def test_an_option_of_the_wrong_type_is_the_callers_error_and_nobody_elses(gateway, double) -> None:
+def test_an_option_of_the_wrong_type_is_the_callers_error_and_nobody_elses(gateway, double, recording) -> None:
     with pytest.raises(QueryError, match="temperature"):
         gateway.chat(HELLO, options={"temperature": "hot"})
     assert len(double.generations) == 1
+    assert recording.events == []
     assert gateway.machine().models[LLAMA].available
 
 
@@ -273,6 +275,123 @@ def test_the_likely_next_model_is_loaded_while_the_host_is_idle(gateway_of, doub
     assert double.scheduler.loads[-1] == QWEN3
 
 
-def test_a_reply_made_of_thoughts_alone_is_an_answer(double, gateway) -> None:
-    double.models[LLAMA] = DoubleModel(LLAMA, reply=lambda body: Reply(thinking="hm"))
-    assert gateway.chat(HELLO).message.thinking == "hm"
+@pytest.mark.parametrize("reply", [Reply(), Reply(thinking="hm"), Reply(" \n\n"), Reply("\u200b")], ids=repr)
+def test_an_empty_answer_costs_one_fallback_and_blames_nobody(double, gateway, recording, reply) -> None:
+    double.models[LLAMA] = DoubleModel(LLAMA, reply=lambda body: reply)
+    for _ in range(4):
+        answer = gateway.chat(HELLO)
+        assert (answer.model, answer.empty, answer.content) == (QWEN2, False, "Qwen two says hello.")
+        assert [attempt.failure and attempt.failure.kind for attempt in answer.attempts] == ["empty", None]
+    state = gateway.machine().models[LLAMA]
+    assert (state.available, state.recent_calls) == (True, 0)
+    assert {event.breaker for event in recording.of(AttemptEvent)} == {"closed"}
+
+
+def test_where_all_are_empty_the_last_empty_answer_is_returned(double, gateway, recording) -> None:
+    for model in (LLAMA, QWEN2, QWEN3):
+        double.models[model] = DoubleModel(model, reply=lambda body: Reply(thinking="hm"))
+    answer = gateway.chat(HELLO)
+    assert (answer.model, answer.empty, answer.message.thinking) == (QWEN2, True, "hm")
+    assert [seen.model for seen in double.generations] == [LLAMA, QWEN2]
+    (outcome,) = recording.of(OutcomeEvent)
+    assert (outcome.ok, outcome.success, outcome.error) == (True, 0.0, None)
+
+
+def test_an_empty_answer_is_better_than_an_error(double, gateway) -> None:
+    double.faults.set(LLAMA, Fault.EMPTY_ANSWER)
+    for model in (QWEN2, QWEN3):
+        double.faults.set(model, Fault.ERROR_500)
+    answer = gateway.chat(HELLO)
+    assert (answer.model, answer.empty, len(answer.attempts)) == (LLAMA, True, 3)
+
+
+def test_a_stream_holds_white_space_back_until_something_is_said(double, gateway) -> None:
+    double.models[LLAMA] = DoubleModel(LLAMA, reply=lambda body: "\n\n")
+    stream = gateway.chat(HELLO, stream=True)
+    assert "".join(part.message.content or "" for part in stream) == "Qwen two says hello."
+    double.models[QWEN2] = DoubleModel(QWEN2, reply=lambda body: "\n Hello")
+    assert "".join(part.message.content or "" for part in gateway.chat(HELLO, stream=True)) == "\n Hello"
+
+
+def test_empty_streams_end_with_the_last_empty_answer(double, gateway) -> None:
+    double.faults.set("*", Fault.EMPTY_ANSWER)
+    stream = gateway.chat(HELLO, stream=True)
+    assert [part.message.content for part in stream] == [""]
+    assert (stream.answer.empty, stream.answer.model) == (True, QWEN2)
+
+
+def test_no_output_that_was_asked_for_is_no_empty_answer(double, gateway) -> None:
+    assert [attempt.ok for attempt in gateway.chat(HELLO, options={"num_predict": 0}).attempts] == [True]
+
+
+def _loop(question: str, calls: int, city: str = "Paris") -> list[dict[str, object]]:
+    """A conversation in which the tool was used so many times."""
+    used = {"function": {"name": "get_weather", "arguments": {"city": city}}}
+    step = [{"role": "assistant", "content": "", "tool_calls": [used]}, {"role": "tool", "content": "22 degrees"}]
+    return [{"role": "user", "content": question}, *(step * calls)]
+
+
+@pytest.mark.parametrize("context", [None, {"session_id": "s"}, {"user_id": "u"}])
+def test_the_model_that_asked_for_a_tool_gets_its_result(gateway_of, double, context) -> None:
+    double.faults.set(LLAMA, Fault.ERROR_500, times=1)
+    gateway = gateway_of()
+    models = [gateway.chat(_loop("rain?", n), tools=[TOOL], context=context).model for n in range(3)]
+    assert models == [QWEN2] * 3  # the fallback asked for the tool
+    assert gateway.chat([{"role": "user", "content": "rain?"}], tools=[TOOL], context=context).model == LLAMA
+
+
+def test_tool_loops_that_begin_alike_are_told_apart(gateway_of, double) -> None:
+    def ask(city: str):
+        return lambda body: Reply(tool_calls=({"name": "get_weather", "arguments": {"city": city}},))
+
+    double.models[LLAMA] = DoubleModel(LLAMA, reply=ask("Paris"))
+    double.models[QWEN2] = DoubleModel(QWEN2, reply=ask("Rome"))
+    gateway = gateway_of()
+    for model in (LLAMA, QWEN2):
+        gateway.chat(_loop("rain?", 0), tools=[TOOL], model=model)
+    assert gateway.chat(_loop("rain?", 1, "Paris"), tools=[TOOL]).model == LLAMA
+    assert gateway.chat(_loop("rain?", 1, "Rome"), tools=[TOOL]).model == QWEN2
+
+
+def test_a_tool_loop_is_one_unit_of_an_experiment(gateway_of) -> None:
+    units: list[str] = []
+
+    def assigner(unit, context):
+        units.append(unit)
+        return Assignment("e1", "control", Variant("now"), unit)
+
+    gateway = gateway_of(assigner=assigner)
+    for n in range(3):
+        gateway.chat(_loop("rain?", n), tools=[TOOL])
+    gateway.chat(HELLO)
+    assert units[0] == units[1] == units[2] != units[3]
+
+
+def test_a_recorder_that_raises_costs_no_answer(double) -> None:
+    class Raises:
+        def record(self, event: object) -> None:
+            raise KeyError("disk")
+
+    with Gateway(FixedDecider(LLAMA), catalogue_of(LLAMA), default_host=double.url, recorder=Raises()) as gateway:
+        assert gateway.chat(HELLO).content == "The llama says hello."
+        assert gateway.feedback("d0", 1.0)
+
+
+class Unreadable:
+    def __getattr__(self, name: str) -> None:
+        raise RuntimeError(name)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [{"messages": [Unreadable()]}, {"tools": [Unreadable()]}, {"tools": Unreadable()}, {"model": 5}, {"policy": 5},
+     {"deadline_s": "5"}, {"context": Unreadable()}, {"options": {"temperature": float("nan")}}, {"format": "xml"}],
+    ids=str,
+)  # fmt: skip
+def test_a_callers_mistake_is_found_before_any_call(gateway, double, recording, call) -> None:
+    for _ in range(6):
+        with pytest.raises(InputError):
+            gateway.chat(**{"messages": HELLO, **call})
+    assert double.generations == []
+    assert recording.of(OutcomeEvent) == recording.of(AttemptEvent) == []
+    assert gateway.chat(HELLO).model == LLAMA

@@ -1,8 +1,7 @@
-"""A policy that asks back gets a question, not an answer, and nobody is asked twice."""
+"""A policy that asks a clarifying question gets it in place of an answer, never twice in a row."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,11 @@ from router_ml.events.event import AttemptEvent, DecisionEvent, OutcomeEvent
 from router_ml.events.export import export_outcomes
 from router_ml.monitor.alerts import Alerts
 from router_ml.monitor.metrics import LiveMetrics
-from router_ml.types import Decision
 from tests.serve.conftest import MODELS
-from tests.serve.deciders import FixedDecider
+from tests.serve.deciders import Unsure
 
 QUESTION = "What exactly do you mean? Please say a little more."
 IT = {"role": "user", "content": "do it"}
-
-
-class Unsure(FixedDecider):
-    """Finds everything ambiguous, under a policy that asks back."""
-
-    def decide(self, *arguments: Any, **more: Any) -> Decision:
-        return dataclasses.replace(super().decide(*arguments, **more), complexity="ambiguous", action="clarify")
 
 
 @pytest.fixture

@@ -11,7 +11,11 @@ import pytest
 from benchmarks import fault_campaign
 from router_ml.errors import AttemptsFailed, DeadlineExceeded, NoModelAvailable, Overloaded, StreamInterrupted
 from router_ml.events.event import AttemptEvent, OutcomeEvent
+from router_ml.hosts.failure import HostError
+from router_ml.hosts.host import HostRequest
+from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import BreakerOptions
+from router_ml.hosts.reply import Reply
 from tests.ollama_double import DoubleModel, Fault
 from tests.serve.deciders import FixedDecider
 from tests.serve.waiting import until
@@ -92,7 +96,7 @@ def test_an_open_circuit_spares_the_model(gateway, double) -> None:
     for _ in range(5):
         assert gateway.chat(HELLO).model == QWEN2
     assert sum(seen.model == LLAMA for seen in double.generations) == 3
-    assert "resting" in gateway.machine().models[LLAMA].reason
+    assert "circuit breaker open" in gateway.machine().models[LLAMA].reason
 
 
 def test_one_of_many_callers_probes_a_model_that_recovers(gateway_of, double) -> None:
@@ -208,6 +212,22 @@ def test_closing_the_gateway_gives_those_who_wait_a_typed_error(gateway, double)
     assert [type(error) for error in errors] == [NoModelAvailable, NoModelAvailable]
     with pytest.raises(NoModelAvailable):
         gateway.refresh()
+
+
+class Echoing(OllamaHost):
+    """Refuses every request with a message that quotes it."""
+
+    async def chat(self, request: HostRequest) -> Reply:
+        raise HostError("server_error", f"oops while reading: {request.arguments['messages'][-1]['content']}", 500)
+
+
+def test_no_error_quotes_the_request(gateway_of, double) -> None:
+    gateway = gateway_of(host_types={"ollama": Echoing})
+    with pytest.raises(AttemptsFailed) as failed:
+        gateway.chat("mail the secret plan to Dana")
+    told = f"{failed.value} {failed.value.attempts}"
+    assert "secret" not in told
+    assert "server_error: the server's message quotes the request and is left out" in told
 
 
 # -- streams ---------------------------------------------------------------------------------------------------------

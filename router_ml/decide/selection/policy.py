@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from router_ml.catalogue import Model
@@ -116,6 +117,20 @@ def resolve_policy(policy: Policy | str | Path) -> Policy:
     raise PolicyError(
         f"unknown policy {short_repr(policy)}; use {', '.join(PRESETS)}, a Policy, or the path of a .toml file"
     )
+
+
+def policy_parameters(policy: Policy | str | Path) -> Mapping[str, Any]:
+    """Return the weights and limits of a policy for its record; empty where it cannot be resolved any more."""
+    try:
+        return _parameters(resolve_policy(policy))
+    except PolicyError:
+        return MappingProxyType({})
+
+
+@functools.lru_cache(maxsize=32)
+def _parameters(policy: Policy) -> Mapping[str, Any]:
+    values = {field.name: getattr(policy, field.name) for field in fields(policy) if field.name != "name"}
+    return MappingProxyType({name: value for name, value in values.items() if value is not None})
 
 
 def _modified(path: Path) -> int:

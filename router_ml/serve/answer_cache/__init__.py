@@ -1,1 +1,1 @@
-"""Cached answers: exact matches, and near matches where asked for."""
+"""Cached answers: exact matches, and near matches where code asks for them."""

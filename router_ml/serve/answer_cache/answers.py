@@ -1,26 +1,30 @@
-"""Answers given before: when a request may be served from one, and when an answer may be kept."""
+"""When a request may be answered from the cache, and when an answer may be cached."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import functools
+import logging
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from router_ml.decide.selection.policy import resolve_policy
+from router_ml.errors import PolicyError
 from router_ml.serve.answer import Answer, Timings
 from router_ml.serve.answer_cache.exact import CacheStats, ExactCache
-from router_ml.serve.answer_cache.key import CacheKey, cache_key, deterministic
+from router_ml.serve.answer_cache.key import CacheKey, cache_key, deterministic, user_scope
 from router_ml.serve.answer_cache.semantic import SemanticCache
-from router_ml.serve.request import part, plain
 from router_ml.serve.request_state import RequestState
 
-_MESSAGE_PARTS = ("role", "content", "images", "tool_calls", "tool_name", "thinking")
+log = logging.getLogger(__name__)
 
 
 class CachedAnswers:
-    """The caches as a gateway uses them: only for deterministic requests, only within one user or session."""
+    """The caches as a gateway uses them: only for deterministic requests, only within one user or session.
+
+    No error of a cache reaches the caller: the request is then served as if there were no cache."""
 
     def __init__(
         self,
@@ -37,58 +41,71 @@ class CachedAnswers:
 
     @property
     def stats(self) -> CacheStats | None:
-        """Of the exact cache; None where there is none."""
+        """Return the counts of the exact cache; None where there is none."""
         return None if self._exact is None else self._exact.stats
 
-    async def find(self, job: RequestState) -> Answer | None:
-        """A kept answer, as this request's own; sets the job's key and decision."""
+    async def find(self, state: RequestState) -> Answer | None:
+        """Return a cached answer as this request's own, or None; set the request's key and decision."""
         if self._exact is None and self._semantic is None:
             return None
-        job.key = self._key(job)
-        if job.key is None:
+        try:
+            state.key = self._key(state)
+            cached = None if state.key is None else await self._look_up(state.key)
+        except Exception as error:
+            log.warning("the answer cache cannot be read (%s); a model is asked", type(error).__name__)
             return None
-        kept = self._exact.get(job.key.whole) if self._exact is not None else None
-        if kept is None and self._semantic is not None:
-            near = functools.partial(self._semantic.get, job.key)  # embeds the text: not on the loop
-            kept = await asyncio.get_running_loop().run_in_executor(self._pool, near)
-        if kept is None:
+        if cached is None:
             return None
-        job.decision = dataclasses.replace(kept.decision, decision_id=uuid.uuid4().hex)
-        return dataclasses.replace(
-            _copied(kept),
-            decision=job.decision,
-            timings=Timings(total_s=self._clock() - job.began_s),
-            attempts=(),
-            cached=True,
-        )
+        state.decision = dataclasses.replace(cached.decision, decision_id=uuid.uuid4().hex)
+        timings = Timings(total_s=self._clock() - state.began_s)
+        return dataclasses.replace(_copied(cached), decision=state.decision, timings=timings, attempts=(), cached=True)
 
-    def keep(self, job: RequestState, answer: Answer) -> None:
-        """Keeps a finished answer. Those of an experiment are not: an arm must not speak for the other."""
-        finished = answer.response.done and answer.response.done_reason in ("stop", None)
-        if job.key is None or not finished or job.assignment is not None:
+    def store(self, state: RequestState, answer: Answer) -> None:
+        """Cache a finished answer. Those of an experiment are not cached: one arm must not answer for the other."""
+        finished = answer.reply.done and answer.reply.done_reason in ("stop", None)
+        if state.key is None or not finished or answer.empty or state.assignment is not None:
             return
-        own = _copied(answer)
-        if self._exact is not None:
-            self._exact.put(job.key.whole, own, len(answer.response.model_dump_json()))
-        if self._semantic is not None:
-            self._pool.submit(self._semantic.put, job.key, own)
+        try:
+            own = _copied(answer)
+            if self._exact is not None:
+                self._exact.put(state.key.whole, own, len(repr(answer.reply.wire)))
+            if self._semantic is not None:
+                self._pool.submit(self._semantic.put, state.key, own)
+        except Exception as error:
+            log.warning("the answer is not cached (%s)", type(error).__name__)
 
-    def _key(self, job: RequestState) -> CacheKey | None:
-        request = job.request
-        scope = str(job.context.extra.get("user_id") or job.context.session_id or "")
-        if not deterministic(request.options) or not (scope or self._unscoped):
+    async def _look_up(self, key: CacheKey) -> Answer | None:
+        cached = self._exact.get(key.whole) if self._exact is not None else None
+        if cached is None and self._semantic is not None:
+            near = functools.partial(self._semantic.get, key)  # embeds the text: not on the loop
+            cached = await asyncio.get_running_loop().run_in_executor(self._pool, near)
+        return cached
+
+    def _key(self, state: RequestState) -> CacheKey | None:
+        request = state.request
+        user = state.context.extra.get("user_id")
+        scope = user_scope(user, state.context.session_id)
+        nobody = scope is None and not user
+        if not deterministic(request.options) or (scope is None and not (self._unscoped and nobody)):
             return None
         form = {
             "format": request.format,
             "think": request.think,
-            "model": job.model,
+            "model": state.model,
             "logprobs": request.logprobs,
             "top_logprobs": request.top_logprobs,
         }
-        messages = [{key: part(message, key) for key in _MESSAGE_PARTS} for message in request.messages]
-        return cache_key(scope, messages, [plain(t) for t in request.tools], request.options, form, job.policy_name)
+        return cache_key(scope, request.messages, request.tools, request.options, form, _policy_values(state))
+
+
+def _policy_values(state: RequestState) -> str:
+    """Return the policy by its values: two of one name may differ, and so may a file from what it was."""
+    try:
+        return repr(resolve_policy(state.policy))
+    except PolicyError:  # one that only the decider in use knows
+        return repr(state.policy)
 
 
 def _copied(answer: Answer) -> Answer:
-    """The answer with a response of its own: callers may write into theirs."""
-    return dataclasses.replace(answer, response=answer.response.model_copy(deep=True))
+    """Return the answer with a response of its own: callers may write into theirs."""
+    return dataclasses.replace(answer)

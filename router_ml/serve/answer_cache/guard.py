@@ -1,6 +1,6 @@
-"""Why two texts that look alike must not share an answer.
+"""Near misses: texts that look alike and must not share an answer.
 
-Sentence embeddings put "2+2" and "2+3" at a cosine of 0.96, and hardly see a "not": so nearness alone never
+Sentence embeddings put "2+2" and "2+3" at a cosine of 0.96, and hardly see a "not": so similarity alone never
 suffices. The guard lets two texts differ only in words that carry no meaning of their own (articles, politeness,
 forms of asking), in case and in punctuation. A changed number, sign, name, negation, address, quotation, or order of
 the words is a refusal."""
@@ -22,7 +22,7 @@ _FILLERS = frozenset(_FILLER_WORDS.split())
 
 
 def near_miss(one: str, other: str) -> str | None:
-    """The reason why an answer to one text must not serve the other, or None where it may."""
+    """Return the reason why an answer to one text must not serve the other, or None where it may."""
     if one == other:
         return None
     for reason, parts in (

@@ -1,25 +1,29 @@
-"""Near matches, only where somebody asked for them: same setting, high cosine, and past the guard."""
+"""Answers to texts that mean the same: equal setting, high cosine, and past the guard."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache, TTLCache
 
 from router_ml.serve.answer_cache.guard import near_miss
 from router_ml.serve.answer_cache.key import CacheKey
 
 T = TypeVar("T")
-Embed = Callable[[str], npt.NDArray[np.float32]]
+Vector = npt.NDArray[np.float32]
+Embed = Callable[[str], Vector]
 
 
 class SemanticCache(Generic[T]):
-    """Answers to texts that mean the same, within one setting (see `CacheKey`). Safe from any thread."""
+    """Answers to texts that mean the same, within one setting (see `CacheKey`). Thread-safe.
+
+    Off unless code asks for it; no setting turns it on: `Gateway(..., semantic_cache=SemanticCache(embed))`, where
+    `embed` gives the vector of a text. Least recently used settings leave first, `max_texts` are held in each."""
 
     def __init__(
         self,
@@ -31,38 +35,30 @@ class SemanticCache(Generic[T]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._embed, self._threshold = embed, threshold
-        self._max_settings, self._max_texts, self._ttl_s = max_settings, max_texts, ttl_s
-        self._clock = clock
+        self._max_texts, self._ttl_s, self._clock = max_texts, ttl_s, clock
         self._lock = threading.Lock()
-        self._settings: OrderedDict[str, deque[tuple[float, str, npt.NDArray[np.float32], T]]] = OrderedDict()
+        self._settings: LRUCache[str, TTLCache[str, tuple[Vector, T]]] = LRUCache(max_settings)
 
     def get(self, key: CacheKey) -> T | None:
-        """The answer to the nearest text that may share it, or None."""
+        """Return the answer to the nearest text that may share it, or None."""
         with self._lock:
-            entries = list(self._settings.get(key.setting, ()))
+            entries = list(self._settings.get(key.setting, {}).items())
         if not entries:
             return None
         vector = self._unit(key.text)
-        oldest = self._clock() - self._ttl_s
-        near = [
-            (float(vector @ kept), value)
-            for at, text, kept, value in entries
-            if at > oldest and near_miss(text, key.text) is None
-        ]
+        near = ((float(vector @ unit), value) for text, (unit, value) in entries if near_miss(text, key.text) is None)
         cosine, value = max(near, key=lambda pair: pair[0], default=(0.0, None))
         return value if cosine >= self._threshold else None
 
     def put(self, key: CacheKey, value: T) -> None:
-        """Keeps an answer."""
+        """Cache an answer."""
         vector = self._unit(key.text)
         with self._lock:
-            texts = self._settings.setdefault(key.setting, deque(maxlen=self._max_texts))
-            texts.append((self._clock(), key.text, vector, value))
-            self._settings.move_to_end(key.setting)
-            while len(self._settings) > self._max_settings:
-                self._settings.popitem(last=False)
+            if key.setting not in self._settings:
+                self._settings[key.setting] = TTLCache(self._max_texts, self._ttl_s, self._clock)
+            self._settings[key.setting][key.text] = (vector, value)
 
-    def _unit(self, text: str) -> npt.NDArray[np.float32]:
+    def _unit(self, text: str) -> Vector:
         vector = np.asarray(self._embed(text), dtype=np.float32).ravel()
         norm = float(np.linalg.norm(vector))
         return vector / norm if norm > 0 else vector

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from router_ml.errors import SettingsError
 from router_ml.serve.answer_cache.exact import ExactCache
-from router_ml.serve.answer_cache.key import cache_key, deterministic
+from router_ml.serve.answer_cache.key import cache_key, deterministic, user_scope
 
 ENTRIES, BYTES, TTL_S = 4, 100, 10.0
 HELLO = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "Hello"}]
@@ -32,6 +32,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.put(key, value, size)
         if size > BYTES:
             return
+        self.expire()
         self.model.pop(key, None)
         self.model[key] = (self.now_s, size, value)
         while len(self.model) > ENTRIES or sum(s for _, s, _ in self.model.values()) > BYTES:
@@ -39,15 +40,18 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from("abcdef"))
     def get(self, key: str) -> None:
+        self.expire()
         entry = self.model.get(key)
-        if entry is not None and self.now_s - entry[0] >= TTL_S:
-            del self.model[key]
-            entry = None
         if entry is not None:
             self.model.move_to_end(key)
         self.asked += 1
         self.hits += entry is not None
         assert self.cache.get(key) == (entry[2] if entry else None)
+
+    def expire(self) -> None:
+        """What is too old leaves before anything else does."""
+        for key in [key for key, (put_s, _, _) in self.model.items() if self.now_s - put_s >= TTL_S]:
+            del self.model[key]
 
     @rule(seconds=st.floats(0, 6))
     def wait(self, seconds: float) -> None:
@@ -55,6 +59,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def bounded_and_counted(self) -> None:
+        self.expire()
         stats = self.cache.stats
         assert stats.entries == len(self.model) <= ENTRIES
         assert stats.size_bytes == sum(size for _, size, _ in self.model.values()) <= BYTES
@@ -108,3 +113,11 @@ def test_only_fixed_sampling_is_deterministic(options: dict[str, object] | None,
 def test_bounds_that_make_no_sense_are_refused() -> None:
     with pytest.raises(SettingsError):
         ExactCache(max_entries=0)
+
+
+def test_users_and_sessions_of_one_id_are_different_people() -> None:
+    ids = [(7, None), ("7", None), (None, "7"), (0, "7"), (True, "7")]
+    scopes = [user_scope(user, session) for user, session in ids]
+    assert len({*scopes}) == len(scopes)
+    assert user_scope(7, "a") == user_scope(7, "b")
+    assert user_scope(object(), "a") is user_scope("", None) is user_scope(None, None) is None

@@ -1,0 +1,116 @@
+"""One model on one host: whether it is there, how busy, how fast and how well it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router_ml.catalogue import Catalogue
+from router_ml.hosts.breaker import Breaker
+from router_ml.hosts.failure import Failure
+from router_ml.hosts.gate import Gate
+from router_ml.hosts.host import Installed
+from router_ml.hosts.host_state import HostState
+from router_ml.hosts.rates import LiveRates
+from router_ml.types import ModelState
+
+_EVERYTHING = frozenset({"tools", "thinking", "vision"})
+
+
+@dataclass(slots=True)
+class Backend:
+    """One model on one host."""
+
+    model: str
+    host: HostState
+    breaker: Breaker
+    gate: Gate
+    rates: LiveRates
+    lacks: frozenset[str] = frozenset()  # capabilities a refusal taught us it has not
+    cold_timeouts: int = 0  # times in a row that it was not done loading in time
+    prompts_cut: int = 0  # answers to prompts it saw only a part of
+
+    @property
+    def wire_name(self) -> str:
+        """Return the name this host knows the model by."""
+        entry = self._entry
+        return entry.own_name if entry else self.model
+
+    @property
+    def installed(self) -> bool | None:
+        """Whether the host has it; None where the host never said."""
+        tags = self.host.tags.value
+        return None if tags is None else self.model in tags
+
+    @property
+    def resident(self) -> bool | None:
+        """Whether it is in memory; None where nobody knows."""
+        return self.host.resident(self.model)
+
+    @property
+    def load_s(self) -> float | None:
+        """Return the expected seconds of a load: as seen here, else by the model's size at this host's speed."""
+        seen = self.rates.load_s
+        if seen is not None:
+            return seen
+        entry, pace = self._entry, self.host.load_s_per_gb.value
+        return None if entry is None or entry.size_gb is None or pace is None else entry.size_gb * pace
+
+    def capabilities(self, catalogue: Catalogue) -> frozenset[str] | None:
+        """Return what the host says it can do, less what it was seen to refuse; None where only the catalogue knows."""
+        entry = self._entry
+        stated = entry.capabilities if entry else None
+        if not self.lacks:
+            return stated
+        model = catalogue.find(self.model)
+        known = stated if stated is not None else model.capabilities if model else None
+        return (known if known is not None else _EVERYTHING) - self.lacks
+
+    def loaded_in(self, load_s: float) -> None:
+        """Learn how quickly this host loads."""
+        entry = self._entry
+        if entry is not None and entry.size_gb:
+            self.host.load_s_per_gb.add(load_s / entry.size_gb)
+
+    def queue_s(self, fallback_service_s: float = 1.0) -> float:
+        """Return the expected wait for a place, in seconds."""
+        return self.gate.wait_s(self.rates.service_s or fallback_service_s)
+
+    def unavailable(self) -> Failure | None:
+        """Return why it is not even called, or None. A host that is down is not a reason: it may be back."""
+        if self.installed is False:
+            return Failure("absent", f"not installed on {self.host.url}")
+        if not self.breaker.admits():
+            return self.open_circuit()
+        return None
+
+    def open_circuit(self) -> Failure:
+        """Return what a caller is told while the circuit breaker is open."""
+        wait_s = self.breaker.retry_after_s
+        message = f"circuit breaker open after repeated failures; retry in {wait_s:.1f} s"
+        return Failure("open", message, retry_after_s=wait_s)
+
+    def state(self) -> ModelState:
+        """Return what a selector may know of it."""
+        recent, calls = self.rates.recent()
+        return ModelState(
+            available=not (reason := self._reason()),
+            resident=self.resident,
+            queue_s=self.queue_s(),
+            load_s=self.load_s,
+            prompt_tokens_per_s=self.rates.prompt_tokens_per_s,
+            decode_tokens_per_s=self.rates.decode_tokens_per_s,
+            recent_success=recent,
+            recent_calls=calls,
+            reason=reason,
+        )
+
+    def _reason(self) -> str:
+        if self.installed is False:
+            return f"not installed on {self.host.url}"
+        if self.host.down:
+            return f"{self.host.url} takes no connections"
+        return "" if self.breaker.admits() else f"circuit breaker open after repeated failures on {self.host.url}"
+
+    @property
+    def _entry(self) -> Installed | None:
+        return (self.host.tags.value or {}).get(self.model)

@@ -1,0 +1,147 @@
+"""HTTP clients for hosts: which proxies and certificates they use, and how much of a reply they read."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from router_ml.errors import SettingsError
+from router_ml.hosts.failure import HostError
+
+MAX_REPLY_BYTES = 32 * 2**20  # of one reply, or of all the parts of a streamed one
+MAX_LIST_BYTES = 8 * 2**20  # of a list of models
+MAX_LINE_BYTES = 8 * 2**20  # of one part of a stream
+_MAX_ERROR_BYTES = 64 * 2**10
+_PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
+
+
+def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+    """Return a client for the host at `url`. It does not limit connections: the gates do.
+
+    A host on this machine is never reached through a proxy. Raises `SettingsError` for a proxy, a certificate file or
+    an address that cannot be used."""
+    local = is_loopback(url)
+    try:
+        login = httpx.URL(url)
+        return httpx.AsyncClient(
+            base_url=without_login(url),  # httpx logs the address of every call
+            auth=httpx.BasicAuth(login.username, login.password) if login.userinfo else None,
+            timeout=timeout,
+            headers={"accept-encoding": "identity", **(headers or {})},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            verify=_tls(local or not url.startswith("https:")),
+            trust_env=not local,
+            follow_redirects=True,
+        )
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        names = [name for name in _PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
+        if not names or isinstance(error, httpx.InvalidURL):
+            raise SettingsError(f"the address of a host, {without_login(url)}, cannot be used: {error}") from error
+        raise SettingsError(
+            f"the proxy in {' or '.join(names)} cannot be used ({type(error).__name__}); give an http:// or https:// "
+            f"proxy, install httpx[socks] for socks5://, or put the host of {without_login(url)} in NO_PROXY"
+        ) from error
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is on this machine."""
+    name = urlsplit(url).hostname or ""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def without_login(url: str) -> str:
+    """Return the address without user name and password, fit for events and messages."""
+    head, _, tail = url.partition("://")
+    name, slash, path = tail.partition("/")
+    return f"{head}://{name.rpartition('@')[2]}{slash}{path}" if tail else url
+
+
+@functools.cache
+def _tls(optional: bool) -> ssl.SSLContext:
+    """Return the context all clients share: reading the certificates takes tens of milliseconds.
+
+    Where TLS is `optional` (a host without https) a certificate file that is not there is ignored."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        if optional:
+            return httpx.create_ssl_context(trust_env=False)
+        name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "the certificates")
+        raise SettingsError(f"{name} cannot be read ({error.strerror or error}); correct it or unset it") from error
+
+
+async def read_json(response: httpx.Response, limit_bytes: int = MAX_REPLY_BYTES) -> Any:
+    """Return the body of a streamed response, parsed. Raises `HostError` where it is no JSON or larger than allowed."""
+    return parsed(await read_bytes(response, limit_bytes))
+
+
+async def read_bytes(response: httpx.Response, limit_bytes: int) -> bytes:
+    """Return the body of a streamed response. Raises `HostError` where it is larger than allowed."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise HostError("malformed", f"the reply is larger than {limit_bytes // 2**20} MiB")
+    return bytes(body)
+
+
+async def read_error(response: httpx.Response) -> str:
+    """Return what an error response says, the beginning of it."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) >= _MAX_ERROR_BYTES:
+            break
+    text = bytes(body).decode("utf-8", "replace")
+    try:
+        told = json.loads(text)
+        said = told["error"] if isinstance(told, dict) else told
+    except (ValueError, KeyError, RecursionError):
+        said = text
+    return str(said)[:500]
+
+
+async def lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the lines of a streamed response that are not blank. Raises `HostError` where one or all are too large."""
+    rest, total = b"", 0
+    async for chunk in response.aiter_bytes():
+        total += len(chunk)
+        *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES or total > MAX_REPLY_BYTES:
+            raise HostError("malformed", f"the reply is larger than {MAX_REPLY_BYTES // 2**20} MiB")
+        for line in whole:
+            if line.strip():
+                yield line
+    if rest.strip():
+        yield rest
+
+
+def parsed(body: bytes) -> Any:
+    """Return the JSON value of a body, unpaired surrogates replaced. Raises `HostError` where it is none."""
+    try:
+        value = json.loads(body)
+        return _clean(value) if b"\\u" in body else value
+    except (ValueError, RecursionError) as error:
+        raise HostError("malformed", f"the reply is no chat answer ({type(error).__name__})") from error
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,58 @@
+"""One turn of a user may be many calls: each result of a tool goes to the model that asked for the tool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cachetools import TTLCache
+
+from router_ml.serve.answer import Answer
+from router_ml.serve.answer_cache.key import digest, user_scope
+from router_ml.serve.request_state import RequestState
+
+_TURNS = 10_000  # tool loops under way at once
+_TTL_S = 3600.0  # a tool may take long
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Which model asked for a tool, and the unit of assignment it did so under (None outside an experiment)."""
+
+    model: str
+    unit: str | None
+
+
+class Turns:
+    """The tool loops under way, recognised by session where there is one and by content. Lives in one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._turns: TTLCache[str, Turn] = TTLCache(_TURNS, _TTL_S, clock)
+
+    def find(self, state: RequestState) -> Turn | None:
+        """Return the turn whose tool result this request brings, or None."""
+        if not state.request.conversation.in_tool_loop:
+            return None
+        calls = next((m["tool_calls"] for m in reversed(state.request.messages) if "tool_calls" in m), ())
+        found = (self._turns.get(key) for key in _keys(state, calls))
+        return next((turn for turn in found if turn is not None), None)
+
+    def answered(self, state: RequestState, answer: Answer) -> None:
+        """Note which model asked for a tool."""
+        calls = answer.reply.tool_calls
+        if calls:
+            turn = Turn(answer.model, state.assignment.unit if state.assignment else None)
+            self._turns.update(dict.fromkeys(_keys(state, calls), turn))
+
+
+def _keys(state: RequestState, calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what a turn is recognised by: with the calls first, for users may begin alike."""
+    conversation, session = state.request.conversation, state.context.session_id
+    begin = digest([
+        user_scope(state.context.extra.get("user_id"), session),
+        conversation.query if session else conversation.turn_key,
+    ])  # fmt: skip
+    yield digest([begin, [(call["function"]["name"], call["function"].get("arguments") or {}) for call in calls]])
+    yield begin
