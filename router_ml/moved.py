@@ -144,6 +144,7 @@ NAMES = {
     "Latch": "Halt",
     "Look": "Analysis",
     "NameBook": "ModelNames",
+    "PULL": "SHRINKAGE",
     "Pointer": "ActiveBundle",
     "Request": "UnitRequest",
     "SAMPLES": "SAMPLE_QUERIES",
