@@ -226,7 +226,7 @@ def test_an_interrupted_fit_is_one_line_and_leaves_nothing(place: Path, monkeypa
     monkeypatch.setattr("training.complexity.encoder_trainer.finetune", interrupted)
     code, _, err = _fit(place, "--no-tune", "--name", "cut", "--seed", "77")
     assert code == 130
-    assert err.splitlines() == ["interrupted; no bundle was made, and what was finished is cached"]
+    assert err.splitlines() == ["training.fit: interrupted; no bundle was made, and what was finished is cached"]
     assert not (place / "models" / "cut").exists()
     assert sorted((place / "cache").rglob("*.npz")) == before
 
