@@ -351,10 +351,10 @@ def test_judging_on_the_queries_it_learned_from_is_told(place: Path, capsys: pyt
     command = ["--bundle", str(place / "models" / "learned"), "--outcomes", str(place / "outcomes.jsonl"),
                "--resamples", "5", "--no-mlflow", "--queries"]  # fmt: skip
     assert evaluating.main([*command, str(place / "fresh.jsonl")]) == 0
-    assert "learned from 60 of the 80 queries it was judged on" in capsys.readouterr().err
+    assert "60 of the 80 queries were used to train learned@" in capsys.readouterr().err
     write_rows(place / "fresh.jsonl", [{**row, "text": f"{row['text']} anew"} for row in _rows(120)])
     assert evaluating.main([*command, str(place / "fresh.jsonl")]) == 0
-    assert "learned from" not in capsys.readouterr().err
+    assert "used to train" not in capsys.readouterr().err
 
 
 def test_outcomes_nothing_can_be_learned_from_are_told_with_what_is_needed(place: Path) -> None:
