@@ -180,6 +180,9 @@ class _Worker:
         self._end()
 
     def _end(self) -> None:
+        left = self.queue.qsize() + len(self.batch)
+        if left:
+            _LOG.warning("%d events could not be stored before the end: %s", left, self.last_error)
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -258,7 +261,7 @@ class _Worker:
     def _note_failure(self, error: StoreError) -> None:
         self.failures += 1
         if self.last_error is None:
-            _LOG.warning("events wait in memory: %s", error)
+            _LOG.warning("events wait in memory (at most %d, then they are dropped): %s", CAPACITY, error)
         self.last_error = str(error)
 
     def _prune(self) -> None:
