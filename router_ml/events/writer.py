@@ -170,7 +170,10 @@ class _Worker:
         tries = 0
         while True:
             if self.batch or self._take(_IDLE_S) or self._flushed:
-                self._hurry.wait(_RETRY_S[min(tries, len(_RETRY_S)) - 1] if tries else _GATHER_S)
+                if tries:
+                    self._hurry.wait(_RETRY_S[min(tries, len(_RETRY_S)) - 1])
+                else:
+                    time.sleep(_GATHER_S)
                 self._hurry.clear()
                 tries = 0 if self._drain() else tries + 1
             if self._pruning is not None and self._store is not None:
