@@ -24,6 +24,7 @@ from tests.ollama_double import load_recordings
 
 NAMES = ModelNames(load_catalogue())
 LLAMA = "llama3.2:3b-instruct"
+STREAMS = ("chat_stream", "chat_think_stream", "chat_tools_stream")
 HELLO = HostRequest(LLAMA, {"messages": [{"role": "user", "content": "Hello"}]})
 GOOD = {"model": LLAMA, "message": {"role": "assistant", "content": "ok"}, "done": True, "done_reason": "stop"}
 
@@ -162,7 +163,7 @@ async def test_a_login_is_sent_and_not_shown(server: Server) -> None:
     assert server.seen[-1]["Authorization"].startswith("Basic ")
 
 
-@pytest.mark.parametrize("recording", [r for r in load_recordings() if r.name.startswith("chat_stream")][:3])
+@pytest.mark.parametrize("recording", [r for r in load_recordings() if r.name in STREAMS])
 def test_a_joined_stream_is_the_answer_the_client_would_read(recording: Any) -> None:
     wires = [json.loads(line) for line in recording.body.splitlines() if line.strip()]
     parts = [Reply.from_wire(wire) for wire in wires if "message" in wire]
