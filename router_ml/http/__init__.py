@@ -1,1 +1,4 @@
-"""Endpoints in front of a gateway; needs the extra `server`."""
+"""One HTTP server that speaks Ollama's, OpenAI's and Anthropic's APIs, and routes what is asked of the model `auto`.
+
+Needs the extra `server` (`pip install "router-ml[server]"`). Nothing but `router-ml serve` and `keys` imports it.
+"""

@@ -11,7 +11,7 @@ from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
 from router_ml.errors import InputError, QueryError
 from router_ml.hosts.ollama_package import ClientRequest, ollama
-from router_ml.messages import Conversation, read_messages
+from router_ml.messages import Conversation, message_list, read_messages
 from router_ml.serve.encode import json_ready
 from router_ml.serve.wire import items, valid, wire_message, wire_tool
 from router_ml.suggestions import suggestion
@@ -95,8 +95,7 @@ def build_request(messages: Messages, tools: Sequence[Any] | None = None, **form
 
 
 def _built(messages: Messages, tools: Sequence[Any] | None, form: Mapping[str, Any]) -> ChatRequest:
-    one = isinstance(messages, str | Mapping) or hasattr(messages, "content")
-    turns = [messages] if one else items(messages, "messages")
+    turns = list(message_list(messages))
     if not turns:
         raise QueryError("messages must hold at least one message")
     messages = tuple(wire_message(turn, f"messages[{index}]") for index, turn in enumerate(turns))

@@ -74,7 +74,7 @@ def dashboard_routes(sources: PageSources, decide: Decide) -> list[Route | Mount
 async def _messages(sources: PageSources, live: jinja2.Template, request: Request) -> AsyncIterator[str]:
     """Yield the live part whenever a request was answered, and now and then anyway."""
     version, sent_s = -1, 0.0
-    while not await request.is_disconnected():
+    while not sources.stopping() and not await request.is_disconnected():
         if sources.recent.version != version or time.monotonic() - sent_s > _SILENCE_S:
             version, sent_s = sources.recent.version, time.monotonic()
             values = await asyncio.get_running_loop().run_in_executor(None, page_values, sources)

@@ -27,6 +27,7 @@ class PageSources:
     bundle: Callable[[], str]
     policy: Callable[[], str]
     clock: Callable[[], float] = time.time
+    stopping: Callable[[], bool] = lambda: False  # True once the server stops: live pages then end
 
 
 @dataclass(frozen=True, slots=True)

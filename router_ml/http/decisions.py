@@ -1,0 +1,305 @@
+"""The decision as an API: ours, and the two that other routers call to choose a model or a tier."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from router_ml.decide.selection.policy import Policy
+from router_ml.errors import StoreError
+from router_ml.events.connect import open_store
+from router_ml.events.event import as_dict, decision_event
+from router_ml.events.store import EventFilter
+from router_ml.http.access_log import note
+from router_ml.http.body import lenient_json, parse_json, read_body
+from router_ml.http.caller import caller_of
+from router_ml.http.headers import decision_headers
+from router_ml.http.openai_chat import objects
+from router_ml.http.openai_responses import messages_of
+from router_ml.http.problems import Problem
+from router_ml.http.proxy import TAGS_TTL_S
+from router_ml.http.service import Service
+from router_ml.http.streaming import json_response
+from router_ml.messages import read_messages
+from router_ml.types import ROLES, Decision, Label
+
+_MAX_STATE_BYTES = 64 * 2**10
+_LABELS: Mapping[str, Label] = {
+    "simple": "simple", "moderate": "moderate", "medium": "moderate", "complex": "complex", "reasoning": "complex",
+    "ambiguous": "ambiguous",
+}  # fmt: skip
+_QUERY_KEYS = ("query", "text", "prompt", "input", "question", "message", "user_request", "request")
+_TEMPERATURE = 0.1  # utility by which a model must lead to be e times as likely
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be decided on."""
+
+    query: str
+    context: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The probability of each option of a question, in the order of the options."""
+
+    choice: int
+    probabilities: tuple[float, ...]
+
+    @property
+    def confidence(self) -> float:
+        """0 where all options are as likely, 1 where one is certain."""
+        n = len(self.probabilities)
+        return max(0.0, (n * max(self.probabilities) - 1) / (n - 1))
+
+
+class DecisionEndpoints:
+    """`/v1/decide`, `/v1/systemone`, `/v1/decisions` and `/decisions/{id}`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def decide(self, request: Request) -> Response:
+        """A whole decision for a query or messages, without calling any model."""
+        body = parse_json(await read_body(request, self._service.options))
+        asked = _asked(body)
+        caller = caller_of(request)
+        policy = self._policy(caller.policy or body.get("policy"))
+        given = body.get("context")
+        if given is not None and not isinstance(given, Mapping):
+            raise Problem("invalid", f"context must be an object, found {type(given).__name__}")
+        tools = {"tools": body["tools"]} if body.get("tools") is not None else {}
+        decision = await self._decision(
+            asked.query, {**asked.context, **tools, **(given or {}), **caller.context}, policy
+        )
+        self._service.decided.remember(decision)
+        self._service.watch.recorder.record(decision_event(decision, unit=caller.session_id, text=asked.query))
+        note(request, model=decision.model, decision_id=decision.decision_id)
+        return json_response(decision.as_dict(), headers=decision_headers(decision, decision.model))
+
+    async def systemone(self, request: Request) -> Response:
+        """System One's questions; a model that a host has answers them there."""
+        raw = await read_body(request, self._service.options)
+        if await self._elsewhere(raw):
+            return await self._service.proxy.forward(request, raw)
+        if len(raw) > _MAX_STATE_BYTES:
+            raise Problem("too_large", "request body must not exceed 64 KiB")
+        body = parse_json(raw)
+        questions = body.get("questions")
+        if not isinstance(questions, Mapping) or not questions:
+            raise Problem("invalid", "questions must be an object of at least one question")
+        asked = _state(body.get("state"))
+        answers = {
+            name: _systemone(q, await self._shares(name, *_systemone_options(name, q), asked))
+            for name, q in questions.items()
+        }
+        usage = {"input_tokens": len(raw) // 4, "output_tokens": 0}
+        return json_response({"model": self._name(body), "answers": answers, "usage": usage})
+
+    async def openai(self, request: Request) -> Response:
+        """OpenAI's questions."""
+        raw = await read_body(request, self._service.options)
+        if await self._elsewhere(raw):
+            return await self._service.proxy.forward(request, raw)
+        body = parse_json(raw)
+        questions = objects(body, "questions")
+        if not questions:
+            raise Problem("invalid", "questions must be a list of at least one question")
+        asked = _of_messages(messages_of({"input": body.get("input")}))
+        answers = [_openai(q, await self._shares(q.get("name"), *_openai_options(q), asked)) for q in questions]
+        tokens = len(raw) // 4
+        usage = {
+            "input_tokens": tokens, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": 0, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": tokens,
+        }  # fmt: skip
+        return json_response({"model": self._name(body), "answers": answers, "usage": usage})
+
+    async def lookup(self, request: Request) -> Response:
+        """A decision by its id, with what it gave and what was said of it."""
+        decision_id = request.path_params["decision_id"]
+        decision = self._service.decided.get(decision_id)
+        events = await asyncio.to_thread(self._stored, decision_id)
+        kinds = ("outcome", "feedback", "attempt")
+        found = {kind: [row for row in events if row["event"] == kind] for kind in kinds}
+        told = decision.as_dict() if decision else next((row for row in events if row["event"] == "decision"), None)
+        if told is None and not any(found.values()):
+            raise Problem("not_found", "no such decision; it may be some seconds until it is in the event store")
+        return json_response({"decision_id": decision_id, "decision": told, "outcomes": found["outcome"],
+                              "attempts": found["attempt"], "feedback": found["feedback"]})  # fmt: skip
+
+    def _stored(self, decision_id: str) -> list[dict[str, Any]]:
+        settings = self._service.settings
+        try:
+            store = open_store(settings.events or settings.state_dir, key_dir=settings.state_dir, read_only=True)
+        except StoreError:
+            return []
+        try:
+            return [as_dict(stored.event) for stored in store.read(EventFilter(decision_id=decision_id), limit=100)]
+        finally:
+            store.close()
+
+    async def _decision(self, query: str, context: Mapping[str, Any], policy: Policy) -> Decision:
+        machine = self._service.gateway.machine()
+        return await asyncio.to_thread(self._service.decider.decide, query, context, policy, machine)
+
+    def _policy(self, name: object) -> Policy:
+        if name is None:
+            return self._service.models.default
+        if not isinstance(name, str):
+            raise Problem("invalid", f"policy must be the name of a policy, found {type(name).__name__}")
+        return self._service.models.named(name)
+
+    async def _elsewhere(self, raw: bytes) -> bool:
+        """Whether a host has the model that is to answer."""
+        model = lenient_json(raw).get("model")
+        if not isinstance(model, str) or self._service.models.policy(model) is not None:
+            return False
+        return model in {str(m.get("model") or m.get("name")) for m in await self._service.proxy.models(TAGS_TTL_S)}
+
+    def _name(self, body: Mapping[str, Any]) -> str:
+        return str(body.get("model") or getattr(self._service.decider, "name", "auto"))
+
+    async def _shares(self, name: object, kind: str, options: Sequence[str], asked: Asked) -> Shares:
+        """The probabilities of a question's options. Raises `Problem` (422) where it is none we can answer."""
+        labels = [_LABELS.get(option.strip().lower()) for option in options]
+        policy = self._policy(None)
+        if len(options) > 1 and all(labels):
+            decision = await self._decision(asked.query, asked.context, policy)
+            return _label_shares([label for label in labels if label], decision)
+        models = [self._model(option) for option in options]
+        if kind == "choice" and len(options) > 1 and all(models):
+            offered = tuple(dict.fromkeys(model for model in models if model))
+            limited = dataclasses.replace(policy, models=offered)
+            return _model_shares(models, await self._decision(asked.query, asked.context, limited))
+        raise Problem(
+            "unprocessable",
+            f"question {name!r:.60}: its options must all be models of the catalogue, tiers ({', '.join(ROLES)}) or "
+            f"complexity labels ({', '.join(_LABELS)}); this router answers no other question",
+        )
+
+    def _model(self, option: str) -> str | None:
+        catalogue = self._service.catalogue
+        entry = catalogue.find(option) or next((m for m in catalogue.models if m.role == option.strip().lower()), None)
+        return entry.name if entry else None
+
+
+def _label_shares(labels: Sequence[Label], decision: Decision) -> Shares:
+    """Two options of one label share its probability; what falls on labels that are not offered is spread."""
+    raw = [decision.complexity_probabilities[label] / labels.count(label) for label in labels]
+    return _normalised(raw)
+
+
+def _model_shares(models: Sequence[str | None], decision: Decision) -> Shares:
+    """A softmax over the utilities of the models within every limit; all of them where none is."""
+    ranked = [c for c in decision.ranked if c.model in models]
+    usable = {c.model: c.utility for c in ranked if c.admissible} or {c.model: c.utility for c in ranked}
+    best = max(usable.values(), default=0.0)
+    raw = [
+        math.exp((usable[m] - best) / _TEMPERATURE) / models.count(m) if m is not None and m in usable else 0.0
+        for m in models
+    ]
+    shares = _normalised(raw)
+    return dataclasses.replace(shares, choice=models.index(decision.model)) if decision.model in models else shares
+
+
+def _normalised(raw: Sequence[float]) -> Shares:
+    total = sum(raw)
+    probabilities = tuple(value / total for value in raw) if total > 0 else (1.0 / len(raw),) * len(raw)
+    return Shares(probabilities.index(max(probabilities)), probabilities)
+
+
+def _systemone_options(name: str, question: Any) -> tuple[str, list[str]]:
+    kind = question.get("type") if isinstance(question, Mapping) else None
+    criteria = question.get("criteria") if isinstance(question, Mapping) else None
+    if kind == "choice" and isinstance(criteria, Mapping):
+        return "choice", [str(option) for option in criteria]
+    if kind == "score" and isinstance(criteria, list):
+        return "score", [str(level) for level in criteria]
+    if kind == "noul":
+        return "noul", []
+    raise Problem("invalid", f"question {name!r:.60} must be of type choice, score or noul, with its criteria")
+
+
+def _systemone(question: Mapping[str, Any], shares: Shares) -> dict[str, Any]:
+    if question["type"] == "choice":
+        options = list(question["criteria"])
+        probabilities = dict(zip(options, shares.probabilities, strict=True))
+        return {"type": "choice", "choice": options[shares.choice], "probabilities": probabilities,
+                "confidence": shares.confidence}  # fmt: skip
+    levels = {str(i): level for i, level in enumerate(question["criteria"])}
+    probabilities = {str(i): p for i, p in enumerate(shares.probabilities)}
+    return {"type": "score", "score": _expected(shares), "legend": levels, "probabilities": probabilities,
+            "confidence": shares.confidence}  # fmt: skip
+
+
+def _openai_options(question: Mapping[str, Any]) -> tuple[str, list[str]]:
+    kind = question.get("type")
+    if kind == "choice":
+        return "choice", [str(choice.get("value")) for choice in objects(question, "choices")]
+    if kind == "score":
+        return "score", [str(level.get("label")) for level in objects(question, "levels")]
+    if kind == "predicate":
+        return "predicate", []
+    raise Problem("invalid", "a question must be of type predicate, choice or score")
+
+
+def _openai(question: Mapping[str, Any], shares: Shares) -> dict[str, Any]:
+    named = {"type": question["type"], "name": question.get("name")}
+    if question["type"] == "choice":
+        values = [choice.get("value") for choice in question["choices"]]
+        listed = [{"value": v, "probability": p} for v, p in zip(values, shares.probabilities, strict=True)]
+        return {**named, "choice": values[shares.choice], "probabilities": listed, "confidence": shares.confidence}
+    labels = [level.get("label") for level in question["levels"]]
+    levels = [
+        {"value": i, "label": label, "probability": p}
+        for i, (label, p) in enumerate(zip(labels, shares.probabilities, strict=True))
+    ]
+    return {**named, "score": _expected(shares), "probabilities": levels, "confidence": shares.confidence}
+
+
+def _expected(shares: Shares) -> float:
+    return sum(index * p for index, p in enumerate(shares.probabilities))
+
+
+def _asked(body: Mapping[str, Any]) -> Asked:
+    if isinstance(body.get("query"), str):
+        return Asked(body["query"], {})
+    if body.get("messages") is not None:
+        return _of_messages(objects(body, "messages"))
+    raise Problem("invalid", "give a query (a text) or messages (a list)")
+
+
+def _state(state: Any) -> Asked:
+    """The query in System One's state: a text, messages, or an object that holds one of them."""
+    if isinstance(state, str) and state.strip():
+        return Asked(state, {})
+    if isinstance(state, list) and state and all(isinstance(item, Mapping) and "role" in item for item in state):
+        return _of_messages(state)
+    if isinstance(state, Mapping) and state:
+        if isinstance(state.get("messages"), list) and state["messages"]:
+            return _state(state["messages"])
+        found = next(
+            (state[key] for key in _QUERY_KEYS if isinstance(state.get(key), str) and state[key].strip()), None
+        )
+        return Asked(found or json.dumps(state, ensure_ascii=False), {})
+    if isinstance(state, list) and state:
+        return Asked("\n".join(item if isinstance(item, str) else json.dumps(item) for item in state), {})
+    raise Problem("invalid", "state must not be empty")
+
+
+def _of_messages(messages: Sequence[Mapping[str, Any]]) -> Asked:
+    """The person's latest words, with the turns before them. Raises `Problem` where nobody asks."""
+    read = read_messages(messages)
+    if read.query_index >= len(read.messages):
+        raise Problem("invalid", "messages must hold at least one of role user")
+    context = {"history": [turn._asdict() for turn in read.history], "attachment": read.attachment or None}
+    return Asked(read.query, {**context, "has_images": read.has_images, "prompt_tokens": read.tokens})

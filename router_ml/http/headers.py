@@ -1,0 +1,42 @@
+"""The headers in which every answer says who gave it and why."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from router_ml.types import Candidate, Decision
+
+_MAX_REASON = 300  # characters
+
+
+def decision_headers(decision: Decision, model: str) -> dict[str, str]:
+    """`x-router-ml-*` of a decision and the model that answered ("" where the user is asked back)."""
+    candidate = next((c for c in decision.ranked if c.model == model), None)
+    think = getattr(decision, "think", None)
+    arm = model if think is None else f"{model};think={str(think).lower()}"
+    found = {
+        "model": model,
+        "decision-id": decision.decision_id,
+        "complexity": decision.complexity,
+        "arm": arm,
+        "reason": decision.reason,
+        **(_predictions(candidate) if candidate else {}),
+    }
+    return {f"x-router-ml-{name}": header_text(value) for name, value in found.items() if value}
+
+
+def _predictions(candidate: Candidate) -> dict[str, str]:
+    predicted = {"p-success": candidate.p_success, "latency-p50-s": candidate.latency_s.p50}
+    return {name: f"{value:.4g}" for name, value in predicted.items() if value == value}
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown: without user and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def header_text(value: str) -> str:
+    """A text as a header can carry it: one line of ASCII."""
+    printable = "".join(ch if " " <= ch <= "~" else "?" for ch in value[:_MAX_REASON])
+    return printable.strip()

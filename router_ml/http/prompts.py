@@ -1,0 +1,90 @@
+"""Calls that are no chat: prompts, embeddings, the management of models, and what merely passes through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from router_ml.decide.selection.policy import Policy
+from router_ml.events.event import decision_event
+from router_ml.hosts.names import ModelNames
+from router_ml.http.access_log import note
+from router_ml.http.body import lenient_json, parse_json, read_body
+from router_ml.http.caller import caller_of
+from router_ml.http.headers import decision_headers
+from router_ml.http.ollama_chat import loaded
+from router_ml.http.problems import Problem
+from router_ml.http.proxy import TAGS_TTL_S
+from router_ml.http.service import Service
+from router_ml.http.streaming import encoded, json_response
+from router_ml.types import Decision
+
+
+class PromptEndpoints:
+    """They go to a host as they are; where `auto` is asked, only the model's name is filled in."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._names = ModelNames(service.catalogue)
+
+    async def pass_on(self, request: Request) -> Response:
+        """Whatever the host says."""
+        return await self._service.proxy.forward(request, await read_body(request, self._service.options))
+
+    async def manage(self, request: Request) -> Response:
+        """Pull, push, create, copy and delete: where that is allowed. Large files stream through."""
+        if not self._service.options.manage_models:
+            raise Problem("permission", "managing models through the router is off; start it with --manage-models")
+        return await self._service.proxy.manage(request)
+
+    async def generate(self, request: Request) -> Response:
+        """`/api/generate` and `/v1/completions`: for `auto` the prompt decides on the model."""
+        raw = await read_body(request, self._service.options)
+        body = lenient_json(raw)
+        policy = self._service.models.policy(body.get("model"))
+        if policy is None:
+            return await self._service.proxy.forward(request, raw)
+        prompt = body.get("prompt")
+        if not prompt and request.url.path == "/api/generate":
+            return json_response(loaded(body, chat=False))
+        if not isinstance(prompt, str):
+            raise Problem("invalid", f"prompt must be a text, found {type(prompt).__name__}")
+        return await self._routed(request, parse_json(raw), prompt, policy)
+
+    async def embed(self, request: Request) -> Response:
+        """Embeddings: vectors of different models do not compare, so there is nothing to choose."""
+        raw = await read_body(request, self._service.options)
+        if self._service.models.policy(lenient_json(raw).get("model")) is not None:
+            raise Problem(
+                "invalid", "auto gives no embeddings: name the embedding model, vectors of two do not compare"
+            )
+        return await self._service.proxy.forward(request, raw)
+
+    async def _routed(self, request: Request, body: Mapping[str, Any], prompt: str, policy: Policy) -> Response:
+        service = self._service
+        caller = caller_of(request)
+        chosen = service.models.named(caller.policy) if caller.policy else policy
+        context = {**caller.context, **({"attachment": "image"} if body.get("images") else {})}
+        machine = service.gateway.machine()
+        decision = await asyncio.to_thread(service.decider.decide, prompt, context, chosen, machine)
+        service.decided.remember(decision)
+        service.watch.recorder.record(decision_event(decision, unit=caller.session_id, text=prompt))
+        model, own_name = await self._installed(decision)
+        note(request, model=model, decision_id=decision.decision_id)
+        return await service.proxy.forward(
+            request,
+            encoded({**body, "model": own_name}),
+            decision_id=decision.decision_id,
+            headers=decision_headers(decision, model),
+        )
+
+    async def _installed(self, decision: Decision) -> tuple[str, str]:
+        """The best model that a host has: its name in the catalogue, and the host's own name for it."""
+        listed = (str(m.get("model") or m.get("name")) for m in await self._service.proxy.models(TAGS_TTL_S))
+        own = {self._names.canonical(name): name for name in listed}
+        wanted = (decision.model, *(candidate.model for candidate in decision.ranked))
+        return next(((name, own[name]) for name in wanted if name in own), (decision.model, decision.model))

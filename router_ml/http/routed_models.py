@@ -1,0 +1,101 @@
+"""The router's own models, as clients see them: `auto`, and one for each policy."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from router_ml.catalogue import Catalogue
+from router_ml.decide.selection.policy import PRESETS, Policy, resolve_policy
+from router_ml.http.problems import Problem
+
+AUTO = "auto"
+_DEFAULT_WINDOW = 4096  # of a catalogue that says nothing
+_FAMILY = "router_ml"
+
+
+class RoutedModels:
+    """Which names are routed, and under which policy."""
+
+    def __init__(self, catalogue: Catalogue, default: Policy | str, files: Sequence[Path] = ()) -> None:
+        """Raises `PolicyError` where a policy file cannot be used."""
+        self._catalogue = catalogue
+        self.policies: Mapping[str, Policy] = {**PRESETS, **{path.stem: resolve_policy(path) for path in files}}
+        self.default = resolve_policy(default)
+        self._since = datetime.now(UTC)
+        self._started = int(time.time())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, `auto` first."""
+        return (AUTO, *(f"{AUTO}:{policy}" for policy in self.policies))
+
+    def policy(self, model: object) -> Policy | None:
+        """The policy a model's name stands for; None where it is a model of a host.
+
+        Raises `Problem` where it begins like one of ours, and is none."""
+        if not isinstance(model, str):
+            return None
+        name, _, tag = model.strip().partition(":")
+        if name != AUTO:
+            return None
+        return self.default if tag in ("", "latest") else self.named(tag)
+
+    def named(self, policy: str) -> Policy:
+        """A policy by its name. Raises `Problem` for one the server does not know; a path is none it knows."""
+        found = self.policies.get(policy)
+        if found is None:
+            raise Problem("not_found", f"model '{AUTO}:{policy}' not found; there are {', '.join(self.names)}")
+        return found
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the largest window among the catalogue's models."""
+        windows = [model.context_window_tokens for model in self._catalogue.models if model.context_window_tokens]
+        return max(windows, default=_DEFAULT_WINDOW)
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What at least one model of the catalogue can do; `vision` only where one says so."""
+        models = self._catalogue.models
+        able = [name for name in ("tools", "thinking") if any(model.can(name) for model in models)]
+        sees = any(model.capabilities is not None and "vision" in model.capabilities for model in models)
+        return ["completion", *able, *(["vision"] if sees else [])]
+
+    def tag(self, name: str) -> dict[str, Any]:
+        """The entry of `/api/tags`."""
+        return {
+            "name": name,
+            "model": name,
+            "modified_at": self._since.isoformat().replace("+00:00", "Z"),
+            "size": 0,
+            "digest": hashlib.sha256(name.encode()).hexdigest(),
+            "details": {**self._details(), "context_length": self.context_length},
+            "capabilities": self.capabilities,
+        }
+
+    def shown(self, name: str) -> dict[str, Any]:
+        """The answer of `/api/show`."""
+        return {
+            "modelfile": f"# {name} is routed: each request goes to the model that suits it\nFROM {name}\n",
+            "parameters": "",
+            "template": "{{ .Prompt }}",
+            "details": self._details(),
+            "model_info": {"general.architecture": _FAMILY, f"{_FAMILY}.context_length": self.context_length},
+            "capabilities": self.capabilities,
+            "modified_at": self._since.isoformat().replace("+00:00", "Z"),
+        }
+
+    def openai(self, name: str) -> dict[str, Any]:
+        """The entry of `/v1/models`."""
+        return {"id": name, "object": "model", "created": self._started, "owned_by": _FAMILY}
+
+    def _details(self) -> dict[str, Any]:
+        return {
+            "parent_model": "", "format": "gguf", "family": _FAMILY, "families": [_FAMILY], "parameter_size": "",
+            "quantization_level": "",
+        }  # fmt: skip

@@ -1,0 +1,119 @@
+"""What the endpoints share: gateway, router, watch, hosts and options."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.decide.router import Router
+from router_ml.events.event import Recorders
+from router_ml.hosts.options import GatewayOptions
+from router_ml.http.dashboard.recent import RecentRequests
+from router_ml.http.keys import KeyFile
+from router_ml.http.options import ServerOptions
+from router_ml.http.proxy import Proxy
+from router_ml.http.routed_models import RoutedModels
+from router_ml.monitor.watch import Watch, open_watch
+from router_ml.serve.build import build_gateway, gateway_options
+from router_ml.serve.choose import Decider
+from router_ml.serve.gateway import Gateway
+from router_ml.settings import Settings, base_url
+from router_ml.types import Decision
+
+_REMEMBERED = 10_000
+
+
+class Decided:
+    """The latest decisions by id. Lives in one event loop."""
+
+    def __init__(self, size: int = _REMEMBERED) -> None:
+        self._decisions: LRUCache[str, Decision] = LRUCache(size)
+
+    def remember(self, decision: Decision) -> None:
+        """Keep a decision."""
+        self._decisions[decision.decision_id] = decision
+
+    def get(self, decision_id: str) -> Decision | None:
+        """The decision of that id, or None."""
+        return self._decisions.get(decision_id)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything one server works with."""
+
+    gateway: Gateway
+    decider: Decider
+    catalogue: Catalogue
+    watch: Watch
+    settings: Settings
+    options: ServerOptions
+    models: RoutedModels
+    proxy: Proxy
+    keys: KeyFile
+    decided: Decided
+    recent: RecentRequests
+    stopping: threading.Event  # set once the server stops
+
+    def close(self) -> None:
+        """End what runs and write what waits."""
+        self.gateway.close()
+        self.watch.close()
+
+
+def open_service(
+    settings: Settings,
+    options: ServerOptions,
+    *,
+    decider: Decider | None = None,
+    catalogue: Catalogue | None = None,
+    gateway_limits: GatewayOptions | None = None,
+) -> Service:
+    """The service as settings and options describe it; what is given replaces what would be built.
+
+    Raises `SettingsError`, `CatalogueError` and `PolicyError`."""
+    hosts = tuple(base_url(url) for url in options.hosts) or (settings.ollama_host,)
+    settings = dataclasses.replace(settings, ollama_host=hosts[0])
+    decider = decider or Router.load_or_heuristic(settings=settings)
+    served = _hosted(catalogue or _known(decider, settings), hosts)
+    models = RoutedModels(served, settings.policy, options.policy_files)  # first: a bad policy file starts nothing
+    recent, watch = RecentRequests(), open_watch(settings)
+    watch = dataclasses.replace(watch, recorder=Recorders((watch.recorder, recent)))
+    limits = gateway_limits or gateway_options(settings)
+    return Service(
+        gateway=build_gateway(settings, decider=decider, catalogue=served, watch=watch, options=limits),
+        decider=decider,
+        catalogue=served,
+        watch=watch,
+        settings=settings,
+        options=options,
+        models=models,
+        proxy=Proxy(_every_host(served, hosts), limits, watch.recorder),
+        keys=KeyFile(options.keys_file or settings.state_dir / "keys.json"),
+        decided=Decided(),
+        recent=recent,
+        stopping=threading.Event(),
+    )
+
+
+def _known(decider: Decider, settings: Settings) -> Catalogue:
+    own = getattr(decider, "catalogue", None)
+    return own if isinstance(own, Catalogue) else load_catalogue(settings.catalogue)
+
+
+def _hosted(catalogue: Catalogue, hosts: tuple[str, ...]) -> Catalogue:
+    """The catalogue with every model that names no host of its own at all of these."""
+    if len(hosts) == 1:
+        return catalogue
+    models = (m if m.hosts else dataclasses.replace(m, hosts=hosts) for m in catalogue.models)
+    return Catalogue(tuple(models), source=catalogue.source)
+
+
+def _every_host(catalogue: Catalogue, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """The hosts that speak Ollama's API: a prefix such as `openai+` means another one."""
+    own = (base_url(url) for model in catalogue.models for url in model.hosts)
+    return tuple(dict.fromkeys(url for url in (*hosts, *own) if url.startswith(("http://", "https://"))))
