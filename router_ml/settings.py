@@ -24,6 +24,7 @@ PACKAGED_BUNDLES = Path(__file__).resolve().parent / "bundles"
 MAX_THREADS = 1024
 _OLLAMA_PORT = 11434
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+_HOST_TYPE = re.compile(r"[a-z][a-z0-9]*\+(?=https?://)")
 _SWITCH = {"": False, "0": False, "false": False, "no": False, "off": False,
            "1": True, "true": True, "yes": True, "on": True}  # fmt: skip
 
@@ -79,9 +80,12 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
 def base_url(value: str, name: str = "OLLAMA_HOST") -> str:
     """Return the base URL of a host, read as Ollama's own client reads it, with its user and password.
 
-    Without a scheme the port is 11434; a missing host is this machine, and so is 0.0.0.0. Raises `SettingsError`
-    naming the setting, never with the password."""
+    Without a scheme the port is 11434; a missing host is this machine, and so is 0.0.0.0. A prefix such as `ollama+`
+    before the scheme names the type of the host and stays. Raises `SettingsError` naming the setting, never with the
+    password."""
     given = value.strip().strip("\"'")
+    if typed := _HOST_TYPE.match(given):
+        return typed.group() + base_url(given[typed.end() :], name)
     scheme, separator, rest = given.partition("://")
     scheme, rest, default_port = (scheme.lower(), rest, None) if separator else ("http", given, _OLLAMA_PORT)
     try:
