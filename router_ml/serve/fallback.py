@@ -73,14 +73,14 @@ class FallbackRunner:
         self._clock = clock
 
     async def run(self, state: RequestState, sink: Sink | None) -> Answer:
-        """Return the first answer of the chain. After the first part went to `sink` nothing is tried again.
+        """Return the first answer of the chain. After an answer's first part went to `sink` nothing is tried again.
 
-        After an empty answer one more model is called; where it gives none either, the last empty answer is returned.
-        Raises `QueryError` for a request no model can take, and `GatewayError`."""
+        After an empty answer, thoughts alone included, one more model is called; where it gives none either, the last
+        empty answer is returned. Raises `QueryError` for a request no model can take, and `GatewayError`."""
         try:
             return await self._first_answer(state, sink)
         except (AttemptsFailed, DeadlineExceeded, NoModelAvailable, Overloaded):
-            if state.empty is None or (sink is not None and sink.started):
+            if state.empty is None:
                 raise
             return self._finished(state, *state.empty)
 
@@ -88,13 +88,12 @@ class FallbackRunner:
         untried = _Untried(self._ordered(state))
         while (backend := await self._next(state, untried)) is not None:
             reply = await self._try(state, backend, untried, sink)
-            started = sink is not None and sink.started
             if reply is not None:
-                if state.attempts[-1].ok or state.empty is not None or started:
+                if state.attempts[-1].ok or state.empty is not None:
                     return self._finished(state, backend, reply)
                 state.empty = (backend, reply)
                 untried.without(backend.model)
-            elif started:
+            elif state.attempts[-1].first_token_s is not None:
                 raise StreamInterrupted(f"the stream of {backend.model} failed: {state.attempts[-1].error}")
             self._raise_if_over(state)
         raise _nothing_left(state.attempts)

@@ -307,6 +307,8 @@ class Gateway:
             if not sink.started:  # a cached or empty answer, or a question: one part that is the whole
                 sink.opened(Opened(state.chosen, answer.model, ()))
                 sink.part(answer.reply)
+            elif not sink.finished:  # thoughts alone: they were passed on, their end was not
+                sink.part(answer.reply.end())
             sink.ended(answer)
 
     @contextlib.contextmanager
@@ -315,11 +317,13 @@ class Gateway:
             yield
         except asyncio.CancelledError:
             self._recorder.failed(state, "cancelled")
+            self._decision.interrupted(state)
             raise
         except InputError:  # the caller's own mistake is no outcome of any model
             raise
         except Exception as error:
             self._recorder.failed(state, type(error).__name__)
+            self._decision.interrupted(state)
             raise
 
     def _decide_in_shadow(self, state: RequestState) -> None:

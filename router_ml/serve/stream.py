@@ -27,20 +27,22 @@ Item = Opened | Reply | Answer | BaseException
 
 
 class Sink:
-    """Where the gateway puts the parts of a stream. `started` is true once a part was passed on: from then on nothing
-    is repeated."""
+    """Where the gateway puts the parts of a stream. `started` is true once a part was passed on, `finished` once the
+    last one was."""
 
     def __init__(self, put: Callable[[Item], None]) -> None:
         self._put = put
-        self.started = False
+        self.started = self.finished = False
 
     def opened(self, opened: Opened) -> None:
-        """Pass on which model answers."""
-        self.started = True
-        self._put(opened)
+        """Pass on which model answers; where thoughts of another came before, the answer says so in the end."""
+        if not self.started:
+            self.started = True
+            self._put(opened)
 
     def part(self, part: Reply) -> None:
         """Pass a part on."""
+        self.finished = part.done
         self._put(part)
 
     def ended(self, end: Answer | BaseException) -> None:
@@ -74,7 +76,7 @@ class _Stream:
             return response_of(item)
         self._over = True
         if isinstance(item, Answer):
-            self._answer = item
+            self._answer, self.model, self.attempts = item, item.model, item.attempts[:-1]
             return None
         assert isinstance(item, BaseException)
         raise item
