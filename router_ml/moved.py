@@ -23,7 +23,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "router_ml.backends.breaker": ("router_ml.hosts.breaker",),
     "router_ml.backends.failure": ("router_ml.hosts.failure",),
     "router_ml.backends.fallback": ("router_ml.serve.order",),
-    "router_ml.backends.fleet": ("router_ml.hosts.fleet",),
+    "router_ml.backends.fleet": ("router_ml.hosts.fleet", "router_ml.hosts.backend"),
     "router_ml.backends.fresh": ("router_ml.hosts.refresh",),
     "router_ml.backends.gate": ("router_ml.hosts.gate",),
     "router_ml.backends.names": ("router_ml.hosts.names",),

@@ -29,11 +29,11 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
 
     A host on this machine is never reached through a proxy. Raises `SettingsError` for a proxy, a certificate file or
     an address that cannot be used."""
-    local = is_loopback(url)
+    local, shown = is_loopback(url), without_credentials(url)
     try:
         login = httpx.URL(url)
         return httpx.AsyncClient(
-            base_url=without_credentials(url),  # httpx logs the address of every call
+            base_url=shown,  # httpx logs the address of every call
             auth=httpx.BasicAuth(login.username, login.password) if login.userinfo else None,
             timeout=timeout,
             headers={"accept-encoding": "identity", **(headers or {})},
@@ -45,12 +45,10 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         names = [name for name in _PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
         if not names or isinstance(error, httpx.InvalidURL):
-            raise SettingsError(
-                f"the address of a host, {without_credentials(url)}, cannot be used: {error}"
-            ) from error
+            raise SettingsError(f"the address of a host, {shown}, cannot be used: {error}") from error
         raise SettingsError(
             f"the proxy in {' or '.join(names)} cannot be used ({type(error).__name__}); give an http:// or https:// "
-            f"proxy, install httpx[socks] for socks5://, or put the host of {without_credentials(url)} in NO_PROXY"
+            f"proxy, install httpx[socks] for socks5://, or put the host of {shown} in NO_PROXY"
         ) from error
 
 

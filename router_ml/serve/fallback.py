@@ -188,7 +188,7 @@ class FallbackRunner:
     async def _attempt(
         self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None
     ) -> Reply | None:
-        timeout_s = self._timeout_s(state, backend, untried.left)
+        timeout_s = self._timeout_s(state, backend, untried)
         candidate = state.candidate(backend.model)
         service_s = backend.rates.service_s or (candidate.latency_s.p50 if candidate else 1.0)
         needed_s = _SERVICE_MARGIN * service_s
@@ -293,9 +293,9 @@ class FallbackRunner:
         except TimeoutError:
             return True
 
-    def _timeout_s(self, state: RequestState, backend: Backend, later: Sequence[Backend]) -> float:
+    def _timeout_s(self, state: RequestState, backend: Backend, untried: _Untried) -> float:
         candidate = state.candidate(backend.model)
-        able = [other for other in later if other.unavailable() is None and not other.host.down]
+        able = [other for other in untried.left if other.unavailable() is None and not other.host.down]
         return attempt_timeout_s(
             candidate.latency_s if candidate else None,
             backend.resident,
@@ -303,7 +303,7 @@ class FallbackRunner:
             state.deadline_s - self._clock(),
             [self._expected(state, other) for other in able],
             self._options,
-            probe=backend.breaker.state == "half_open",
+            probe=untried.at_once or backend.breaker.state == "half_open",
             decode_tokens_per_s=backend.rates.decode_tokens_per_s,
             service_s=backend.rates.service_s,
         )

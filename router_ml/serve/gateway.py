@@ -185,6 +185,7 @@ class Gateway:
 
     def machine(self) -> MachineState:
         """Return what is known of every model right now, by the latest looks; no host is asked."""
+        self._restart_after_fork()
         return self._fleet.state()
 
     def refresh(self) -> MachineState:
@@ -220,6 +221,7 @@ class Gateway:
 
     def status(self) -> dict[str, Any]:
         """Return a JSON-ready view: every model on every host, and the cache."""
+        self._restart_after_fork()
         stats = self.cache_stats
         cache = None if stats is None else {**dataclasses.asdict(stats), "hit_rate": stats.hit_rate}
         return {"backends": self._fleet.rows(), "cache": cache}
@@ -368,7 +370,10 @@ class Gateway:
         """Raise `NoModelAvailable` on a closed gateway; in a forked process, start it anew."""
         if self._closed:
             raise _is_closed()
-        if not self._loop.usable:
+        self._restart_after_fork()
+
+    def _restart_after_fork(self) -> None:
+        if not self._loop.usable and not self._closed:
             with self._start_lock:
                 if not self._loop.usable:
                     self._start()

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from router_ml.errors import StreamInterrupted
-from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
-from router_ml.serve.answer import Answer, Attempt, response_of
+from router_ml.serve.answer import Answer, Attempt, ChatResponse, response_of
 from router_ml.types import Decision
 
 
@@ -71,7 +70,7 @@ class _Stream:
             raise StreamInterrupted("the stream has not ended; read it to its end first")
         return self._answer
 
-    def _take(self, item: Item) -> ollama.ChatResponse | None:
+    def _take(self, item: Item) -> ChatResponse | None:
         """Return the next part, or None at the end. Raises the error the stream ended with."""
         if isinstance(item, Reply):
             return response_of(item)
@@ -102,10 +101,10 @@ class AnswerStream(_Stream):
         self._items = items
         self._patience_s = patience_s
 
-    def __iter__(self) -> Iterator[ollama.ChatResponse]:
+    def __iter__(self) -> Iterator[ChatResponse]:
         return self
 
-    def __next__(self) -> ollama.ChatResponse:
+    def __next__(self) -> ChatResponse:
         if self._over:
             raise StopIteration
         try:
@@ -141,10 +140,10 @@ class AsyncAnswerStream(_Stream):
         self._items = items
         self._patience_s = patience_s
 
-    def __aiter__(self) -> AsyncIterator[ollama.ChatResponse]:
+    def __aiter__(self) -> AsyncIterator[ChatResponse]:
         return self
 
-    async def __anext__(self) -> ollama.ChatResponse:
+    async def __anext__(self) -> ChatResponse:
         if self._over:
             raise StopAsyncIteration
         try:
