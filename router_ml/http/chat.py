@@ -14,7 +14,7 @@ from router_ml.http.body import lenient_json, parse_json, read_body
 from router_ml.http.caller import Caller, caller_of
 from router_ml.http.headers import decision_headers
 from router_ml.http.ollama_chat import loaded
-from router_ml.http.reply import ChatCall, piece_of
+from router_ml.http.reply import ChatCall, piece_of_wire
 from router_ml.http.routed_models import AUTO
 from router_ml.http.service import Service
 from router_ml.http.streaming import Dialect, json_response, told, while_connected
@@ -55,4 +55,4 @@ class ChatEndpoint:
         if isinstance(given, AsyncAnswerStream):
             events = self._dialect.events(body, model)
             return StreamingResponse(told(events, given), headers=headers, media_type=self._dialect.media_type)
-        return json_response(self._dialect.whole(body, model, piece_of(given.response)), headers=headers)
+        return json_response(self._dialect.whole(body, model, piece_of_wire(given.reply.wire)), headers=headers)

@@ -78,7 +78,7 @@ def open_service(
     Raises `SettingsError`, `CatalogueError` and `PolicyError`."""
     hosts = tuple(base_url(url) for url in options.hosts) or (settings.ollama_host,)
     settings = dataclasses.replace(settings, ollama_host=hosts[0])
-    decider = decider or Router.load_or_heuristic(settings=settings)
+    decider = decider or Router.load_or_heuristic(settings=settings, remember=settings.decision_cache_size)
     served = _hosted(catalogue or _known(decider, settings), hosts)
     models = RoutedModels(served, settings.policy, options.policy_files)  # first: a bad policy file starts nothing
     recent, watch = RecentRequests(), open_watch(settings)
