@@ -59,6 +59,13 @@ class Service:
     recent: RecentRequests
     stopping: threading.Event  # set once the server stops
 
+    def full_s(self) -> float | None:
+        """Seconds until some model may have a place, where every queue is full; else None."""
+        limits = self.gateway.options
+        rows = [row for row in self.gateway.status()["backends"] if row["available"]]
+        full = [row for row in rows if row["running"] >= limits.parallel and row["waiting"] >= limits.max_waiting]
+        return min(float(row["queue_s"]) for row in rows) if rows and len(full) == len(rows) else None
+
     def close(self) -> None:
         """End what runs and write what waits."""
         self.gateway.close()
