@@ -1,20 +1,17 @@
-"""A replay of traffic through the alert rules: how often they cry wolf, and how soon they see a real change.
+"""Replay traffic through the alert rules: how often they fire falsely, and how soon they detect a fault.
 
     python -m benchmarks.alert_replay [--requests 300000] [--trials 100]
 
 The traffic is hard on purpose: three models, prompts whose kind, length and difficulty shift every few hundred
-requests, heavy tails, and a predicted success that is only roughly calibrated. A fault is told to have been found in
-time where 95 of 100 trials find it within its target.
+requests, heavy tails, and a predicted success that is only roughly calibrated. Detection is counted in requests from
+the beginning of the fault to the alert.
 
-"30 % failures" comes in three readings. The strictest is the target's: 30 % of all answers are wrong, whatever was
-asked, where 5 to 17 % usually are (it depends on the prompts of the hour), so that part of them is nothing new. The
-others come on top of what is usual: 30 % of the answers that would have been right are wrong; 30 % of the calls bring
-no answer.
+"30 % failures" is measured in three readings: 30 % of all answers are wrong, whatever was asked, where 5 to 17 %
+usually are; 30 % of the answers that would have been right are wrong; 30 % of the calls bring no answer.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -22,23 +19,23 @@ from dataclasses import dataclass
 
 from router_ml.events.event import OutcomeEvent
 from router_ml.monitor.alerts import Alerts
+from training.command import command_parser
 
-_ENOUGH = 0.95  # of the trials must find their fault in time
 MODELS = (("small", 0.012, 0.14), ("middle", 0.018, 0.11), ("large", 0.060, 0.08))  # s per token, failure rate
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong from a request on."""
+    """What goes wrong from some request on."""
 
     latency_times: float = 1.0
-    failure_rate: float | None = None  # share of wrong answers in all, instead of what is usual
+    failure_rate: float | None = None  # share of wrong answers in all, instead of the usual one
     failures_on_top: float = 0.0  # share of the answers that would have been right
     error_rate: float = 0.0  # share of the calls that bring no answer
 
 
 def traffic(seed: int, fault: Fault | None = None, fault_at: int = 10**12) -> Iterator[OutcomeEvent]:
-    """Endless outcomes with a shifting mix; a fault from request `fault_at` on."""
+    """Yield endless outcomes with a shifting mix, and a fault from request `fault_at` on."""
     draw = random.Random(seed)
     length, hard, weights = 4.5, 0.0, [1.0, 1.0, 1.0]
     number = 0
@@ -78,7 +75,7 @@ def _outcome(
 
 
 def false_alarms(requests: int, seed: int = 0) -> int:
-    """Alarms in healthy traffic."""
+    """Count the alerts in healthy traffic."""
     alerts = Alerts(channels=())
     count = 0
     for number, event in enumerate(traffic(seed)):
@@ -91,7 +88,7 @@ def false_alarms(requests: int, seed: int = 0) -> int:
 
 
 def delay(fault: Fault, rule: str, seed: int, healthy: int = 3000, limit: int = 1000) -> float:
-    """Requests from the beginning of a fault to its alarm; infinity where there is none within `limit`."""
+    """Return the requests from the beginning of a fault to its alert; infinity where there is none within `limit`."""
     alerts = Alerts(channels=())
     for number, event in enumerate(traffic(seed, fault, healthy)):
         alerts.record(event)
@@ -103,35 +100,30 @@ def delay(fault: Fault, rule: str, seed: int, healthy: int = 3000, limit: int = 
     return math.inf
 
 
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "doubled latency": (Fault(latency_times=2.0), "latency_drift"),
+    "30 % of answers wrong in all": (Fault(failure_rate=0.3), "failure_rate"),
+    "30 % of right answers wrong": (Fault(failures_on_top=0.3), "failure_rate"),
+    "30 % of calls without answer": (Fault(error_rate=0.3), "failure_rate"),
+}  # and the rule that should fire
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.alert_replay", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--requests", type=int, default=300_000, help="of healthy traffic (default 300000)")
-    parser.add_argument("--trials", type=int, default=100, help="of each fault (default 100)")
-    parser.add_argument("--seed", type=int, default=0)
+    """Print false alerts and delays as a Markdown table."""
+    parser = command_parser("benchmarks.alert_replay", __doc__)
+    parser.add_argument("--requests", type=int, default=300_000, help="of healthy traffic (%(default)s)")
+    parser.add_argument("--trials", type=int, default=100, help="of each fault (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     options = parser.parse_args(arguments)
     alarms = false_alarms(options.requests, options.seed)
     rate = alarms / options.requests * 100_000
-    print("| what | found | target |\n|---|---|---|")
-    counted = f"{rate:.2f} ({alarms} in {options.requests:,})"
-    print(f"| false alarms per 100,000 requests as prompts shift | {counted} | <= 1 |", flush=True)
-    kept = rate <= 1
-    cases: tuple[tuple[str, Fault, str, int], ...] = (
-        ("doubled latency", Fault(latency_times=2.0), "latency_drift", 100),
-        ("30 % of answers wrong in all", Fault(failure_rate=0.3), "failure_rate", 150),
-        ("30 % of answers wrong on top", Fault(failures_on_top=0.3), "failure_rate", 150),
-        ("30 % of calls without answer", Fault(error_rate=0.3), "failure_rate", 150),
-    )
-    for name, fault, rule, target in cases:
+    print("| what | median | 95 % of trials |\n|---|---|---|")
+    print(f"| false alerts per 100,000 requests | {rate:.2f} ({alarms} in {options.requests:,}) | |", flush=True)
+    for name, (fault, rule) in FAULTS.items():
         delays = sorted(delay(fault, rule, options.seed + 1 + trial) for trial in range(options.trials))
-        within = sum(d <= target for d in delays) / len(delays)
         median, late = delays[len(delays) // 2], delays[int(len(delays) * 0.95)]
-        kept = kept and within >= _ENOUGH
-        found = f"median {median:g}, p95 {late:g}, {within:.1%} within"
-        print(f"| {name}: requests until the alarm | {found} | {_ENOUGH:.0%} within {target} |", flush=True)
-    return 0 if kept else 1
+        print(f"| {name}: requests until the alert | {median:g} | within {late:g} |", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""What the quantised encoder gives up: the same outcomes fitted on vectors of the fp32 encoder and of its int8 export.
+"""Measure what int8 costs: the same outcomes fitted on vectors of the fp32 encoder and of its int8 export.
 
     python -m benchmarks.fidelity --bench DIR [--encoder NAME] [--only bfcl-a gsm8k ...] [--repeats N]
 
 DIR is the folder `python -m benchmarks.study` reads; absent sets are skipped with a message. A bundle ships its encoder
 in int8 alone, so an encoder is exported anew: the untuned one, or any sentence-transformers folder given. Both fits of
-a pair share folds and seed, are grouped cross-validations, and see no complexity labels. The last column is how far the
-fp32 fits of different folds and seeds lie apart: smaller differences mean nothing.
+a pair share folds and seed, are grouped cross-validations, and use no complexity labels. The last column is the range
+of the fp32 fits over folds and seeds: smaller differences are noise.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,19 +28,22 @@ from router_ml.decide.features.sentence_transformer import (
     SentenceTransformerEmbedder,
     load_sentence_transformer,
 )
+from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.terminal import run_command
 from router_ml.types import LABELS
-from training.complexity.export import export_encoder
+from training.command import command_parser
+from training.complexity.encoder_export import export_encoder
 from training.evaluate import report
 
 FIGURES = ("aiq", "accuracy")
-CHECKED = 64  # texts that hold the export to its reference
+CHECKED = 64  # texts on which the export is compared with its reference
 
 
 def fidelity(
     bench: Path, encoder: str = DEFAULT_ENCODER, only: Sequence[str] = tuple(SETS), repeats: int = 3
 ) -> Iterator[dict[str, Any]]:
-    """One row for each data set and figure: fp32, int8, and how much is given up on average over the repeats."""
+    """Yield a row for each data set and figure: fp32, int8, and the mean loss over the repeats."""
     model = load_sentence_transformer(encoder, device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         for name in only:
@@ -93,22 +95,24 @@ def _figures(data: Data, seed: int) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; exit code 2 where the folder is absent."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=(__doc__ or "").split("\n")[0])
+    parser = command_parser("benchmarks.fidelity", __doc__)
     parser.add_argument("--bench", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers folder or name (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(SETS), default=list(SETS), help="some of the data sets")
     parser.add_argument("--repeats", type=int, default=3, help="cross-validations of each (%(default)s)")
-    given = parser.parse_args(arguments)
-    if not given.bench.is_dir():
-        print(f"{given.bench} is not a folder; give the one that holds the data sets", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    return run_command(
+        "benchmarks.fidelity", lambda: _print(options.bench, options.encoder, options.only, options.repeats), failure=1
+    )
+
+
+def _print(bench: Path, encoder: str, only: Sequence[str], repeats: int) -> None:
+    if not bench.is_dir():
+        raise InputError(f"{bench} is not a folder; give the one that holds the data sets")
     print(f"{'what':<36}{'fp32':>9}{'int8':>9}{'given up':>10}{'most':>9}{'by seed':>9}")
-    for row in fidelity(given.bench, given.encoder, given.only, given.repeats):
-        figures = "".join(f"{row[name]:>9.4f}" for name in ("fp32", "int8"))
-        print(
-            f"{row['what']:<36}{figures}{row['given_up']:>10.4f}{row['most']:>9.4f}{row['by_seed']:>9.4f}", flush=True
-        )
-    return 0
+    for row in fidelity(bench, encoder, only, repeats):
+        figures = f"{row['fp32']:>9.4f}{row['int8']:>9.4f}{row['given_up']:>10.4f}"
+        print(f"{row['what']:<36}{figures}{row['most']:>9.4f}{row['by_seed']:>9.4f}", flush=True)
 
 
 if __name__ == "__main__":

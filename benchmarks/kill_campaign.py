@@ -1,9 +1,9 @@
-"""What the memory of the router promises under kill -9, and what it costs, with a table.
+"""Check what the event store and a running experiment keep under kill -9, and measure what they cost.
 
     python -m benchmarks.kill_campaign [--kills 300]
 
-Each process records events under load, tells which are safely written, runs an experiment with a bad challenger, and
-tells when the rollback is latched; it is killed at a random moment, and what it left behind is examined.
+Each process records events under load, reports which are safely written, runs an experiment with a bad challenger, and
+reports when it is halted; it is killed at a random moment, and the files it left are examined.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from router_ml.monitor.alerts import Alerts
 from router_ml.monitor.metrics import LiveMetrics
 from router_ml.types import Candidate, Quantiles
 
-_LATCHED = b"L"
+_HALTED = b"H"
 _CANDIDATES = tuple(Candidate(f"m{i}", 0.9, Quantiles(1.0, 2.0, 3.0), 0.0, 1.0, ("fits",)) for i in range(3))
 
 
 @dataclass(frozen=True, slots=True)
-class Wreck:
-    """What a killed process had said, and what was found afterwards."""
+class Killed:
+    """What a killed process had reported, and what was found afterwards."""
 
     acknowledged: int
     lost: int
     whole: bool  # the database passes SQLite's own check
-    ready_s: float  # until a new process had opened store and rollout, and taken its first look
-    latch_said: bool
-    latch_kept: bool
+    ready_s: float  # until a new process had opened store and rollout, and made its first analysis
+    halt_reported: bool
+    halt_found: bool
 
 
 def _work(folder: Path, send: int, seed: int) -> None:
-    """Record, flush and say so, for ever."""
+    """Record events, flush and report it, until killed."""
     writer = EventWriter(lambda: open_store(folder))
     rollout = open_rollout(folder, recorder=writer, read_store=lambda: open_store(folder))
     rollout.start()
-    draw, number, latched = random.Random(seed), 0, False
+    draw, number, halted = random.Random(seed), 0, False
     while True:
         for _ in range(20):
             given = rollout.assign(f"s{draw.random()}")
@@ -68,12 +68,12 @@ def _work(folder: Path, send: int, seed: int) -> None:
             number += 1
         if writer.flush():
             os.write(send, number.to_bytes(8, "big"))
-        if not latched and rollout.board.latch() is not None:
-            latched = True
-            os.write(send, _LATCHED * 8)
+        if not halted and rollout.files.halt() is not None:
+            halted = True
+            os.write(send, _HALTED * 8)
 
 
-def wreck(folder: Path, after_s: float, seed: int) -> Wreck:
+def kill_one(folder: Path, after_s: float, seed: int) -> Killed:
     """Start a process, kill it after a while, and examine what it left."""
     ExperimentState(folder / FOLDER).start(
         Experiment("e1", Variant("old"), Variant("new", policy="fast"), time.time() - 1, unit="request")
@@ -89,45 +89,45 @@ def wreck(folder: Path, after_s: float, seed: int) -> Wreck:
     time.sleep(after_s)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    acknowledged, said = 0, False
+    acknowledged, reported = 0, False
     while block := os.read(receive, 8):
-        if block == _LATCHED * 8:
-            said = True
+        if block == _HALTED * 8:
+            reported = True
         else:
             acknowledged = int.from_bytes(block, "big")
     os.close(receive)
-    return _examine(folder, acknowledged, said)
+    return _examine(folder, acknowledged, reported)
 
 
-def _examine(folder: Path, acknowledged: int, said: bool) -> Wreck:
+def _examine(folder: Path, acknowledged: int, reported: bool) -> Killed:
     began = time.monotonic()
     rollout = open_rollout(folder, read_store=lambda: open_store(folder))
     served = rollout.assign("anybody")
-    rollout.look()
+    rollout.analyse()
     ready_s = time.monotonic() - began
     rollout.close()
     store = open_store(folder)
-    kept = {s.event.decision_id for s in store.read(EventFilter(("outcome",))) if isinstance(s.event, OutcomeEvent)}
+    stored = {s.event.decision_id for s in store.read(EventFilter(("outcome",))) if isinstance(s.event, OutcomeEvent)}
     store.close()
     with sqlite3.connect(folder / "events.db") as connection:
         whole = connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
-    lost = sum(f"d{i}" not in kept for i in range(acknowledged))
-    return Wreck(acknowledged, lost, whole, ready_s, said, served is None)
+    lost = sum(f"d{i}" not in stored for i in range(acknowledged))
+    return Killed(acknowledged, lost, whole, ready_s, reported, served is None)
 
 
-def campaign(kills: int, seed: int = 0) -> list[Wreck]:
-    """Kill so many processes, each after a random while."""
+def campaign(kills: int, seed: int = 0) -> list[Killed]:
+    """Kill `kills` processes, each after a random while."""
     draw = random.Random(seed)
     found = []
     for run in range(kills):
-        with tempfile.TemporaryDirectory(prefix="wreck") as folder:
-            found.append(wreck(Path(folder), draw.uniform(0.02, 0.8), run))
+        with tempfile.TemporaryDirectory(prefix="killed") as folder:
+            found.append(kill_one(Path(folder), draw.uniform(0.02, 0.8), run))
     return found
 
 
 def stored_per_s(seconds: float = 5.0) -> float:
-    """Events a second that reach the disk, decisions and outcomes in turn."""
+    """Return the events per second that reach the disk, decisions and outcomes in turn."""
     with tempfile.TemporaryDirectory(prefix="rate") as folder:
         writer = EventWriter(lambda: open_store(Path(folder)), capacity=50_000)
         began, number = time.perf_counter(), 0
@@ -148,8 +148,9 @@ def stored_per_s(seconds: float = 5.0) -> float:
 
 
 def request_cost_s(requests: int = 5000) -> tuple[float, float]:
-    """Seconds a request spends on recording a decision and an outcome to writer, metrics, alerts and rollout, and on
-    being assigned: p50 and p99."""
+    """Return the p50 and p99 of the seconds a request spends on being assigned and recorded.
+
+    A decision and an outcome go to writer, metrics, alerts and rollout."""
     with tempfile.TemporaryDirectory(prefix="cost") as name:
         folder = Path(name)
         ExperimentState(folder / FOLDER).start(
@@ -160,17 +161,17 @@ def request_cost_s(requests: int = 5000) -> tuple[float, float]:
         alerts = Alerts(recorder=writer)
         rollout.start()
         alerts.start()
-        all_of_it = Recorders((writer, LiveMetrics(), alerts, rollout))
+        recorders = Recorders((writer, LiveMetrics(), alerts, rollout))
         draw, spent = random.Random(1), []
         for number in range(requests):
             began = time.perf_counter()
             given = rollout.assign(f"s{number}")
-            all_of_it.record(DecisionEvent(f"d{number}", "m0", "simple", "p", "b", 1.0, _CANDIDATES, unit=f"s{number}"))
+            recorders.record(DecisionEvent(f"d{number}", "m0", "simple", "p", "b", 1.0, _CANDIDATES, unit=f"s{number}"))
             done = OutcomeEvent(
                 f"d{number}", "m0", 1.0, draw.uniform(1, 3), prompt_tokens=90, output_tokens=200, eval_s=1.0,
                 experiment="e1", variant=given.variant.name if given else None, unit=f"s{number}",
             )  # fmt: skip
-            all_of_it.record(done)
+            recorders.record(done)
             spent.append(time.perf_counter() - began)
             time.sleep(0.0005)  # two thousand requests a second at most
         for part in (rollout, alerts, writer):
@@ -180,28 +181,28 @@ def request_cost_s(requests: int = 5000) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_campaign", description="kill -9 and costs")
     parser.add_argument("--kills", type=int, default=300)
     options = parser.parse_args(arguments)
-    logging.disable(logging.ERROR)  # every rollback says so
-    wrecks = campaign(options.kills)
-    said = [w for w in wrecks if w.latch_said]
-    lost, torn = sum(w.lost for w in wrecks), sum(not w.whole for w in wrecks)
-    slowest = max(w.ready_s for w in wrecks)
-    forgotten = sum(not w.latch_kept for w in said)
+    logging.disable(logging.ERROR)  # every rollback is logged
+    killed = campaign(options.kills)
+    reported = [w for w in killed if w.halt_reported]
+    lost, torn = sum(w.lost for w in killed), sum(not w.whole for w in killed)
+    slowest = max(w.ready_s for w in killed)
+    forgotten = sum(not w.halt_found for w in reported)
     rate = stored_per_s()
     p50_s, p99_s = request_cost_s()
-    total = sum(w.acknowledged for w in wrecks)
-    print("| what | found | target |\n|---|---|---|")
-    print(f"| acknowledged events lost in {len(wrecks)} kills ({total:,} acknowledged) | {lost} | 0 |")
+    total = sum(w.acknowledged for w in killed)
+    print("| what | found | bound |\n|---|---|---|")
+    print(f"| acknowledged events lost in {len(killed)} kills ({total:,} acknowledged) | {lost} | 0 |")
     print(f"| databases torn | {torn} | 0 |")
     print(f"| slowest start after a kill | {slowest:.2f} s | <= 2 s |")
-    print(f"| latches forgotten of {len(said)} said | {forgotten} | 0 |")
+    print(f"| halts forgotten of {len(reported)} reported | {forgotten} | 0 |")
     print(f"| events a second into SQLite | {rate:,.0f} | >= 5,000 |")
     print(f"| cost on the request path, p50 (p99) | {p50_s * 1e6:.0f} ({p99_s * 1e6:.0f}) microseconds | <= 50 |")
-    kept = not lost and not torn and slowest <= 2 and not forgotten and rate >= 5000 and p50_s <= 50e-6
-    return 0 if kept else 1
+    holds = not lost and not torn and slowest <= 2 and not forgotten and rate >= 5000 and p50_s <= 50e-6
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

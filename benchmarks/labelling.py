@@ -1,54 +1,53 @@
-"""How far two people agree on the labels.
+"""Measure how far two labellers agree. The labellers of the shipped corpus are language models.
 
 python -m benchmarks.labelling            agreement of the shipped corpus with its second, blind labelling
+python -m benchmarks.labelling FILE       of another file of rows {"id", "first", "second"}
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix
 
 from router_ml.errors import InputError, RowError
+from router_ml.terminal import run_command
 from router_ml.types import LABELS
+from training.command import command_parser
 from training.corpus import data_dir
 
 SECOND = "second_labels.jsonl"
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """Two labellings of the same rows."""
 
-    counts: NDArray[np.int64]  # (4, 4): rows the first labelling, columns the second
+    first: tuple[str, ...]
+    second: tuple[str, ...]
 
     @property
     def rows(self) -> int:
         """Rows labelled twice."""
-        return int(self.counts.sum())
+        return len(self.first)
 
     @property
     def observed(self) -> float:
         """Share of rows with the same label."""
-        return float(np.trace(self.counts) / self.rows)
+        return float(accuracy_score(self.first, self.second))
 
     @property
     def kappa(self) -> float:
-        """Cohen's kappa: agreement beyond chance (Cohen 1960, Educational and Psychological Measurement 20:37-46)."""
-        by_chance = float((self.counts.sum(axis=0) * self.counts.sum(axis=1)).sum()) / self.rows**2
-        return (self.observed - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0
+        """Cohen's kappa: agreement beyond chance (Cohen 1960); 1 where both used the same one label."""
+        return 1.0 if len({*self.first, *self.second}) == 1 else float(cohen_kappa_score(self.first, self.second))
 
 
 def read_agreement(path: Path) -> Agreement:
-    """Agreement of the rows `{"id", "first", "second", "final"}`. Raises `RowError` naming the field."""
-    counts = np.zeros((len(LABELS), len(LABELS)), dtype=np.int64)
+    """Read rows `{"id", "first", "second"}`. Raises `RowError` naming the field, or `InputError`."""
+    pairs: list[tuple[str, str]] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -60,10 +59,11 @@ def read_agreement(path: Path) -> Agreement:
         for field in ("first", "second"):
             if row.get(field) not in LABELS:
                 raise RowError(str(path), number, field, f"must be one of {', '.join(LABELS)}")
-        counts[LABELS.index(row["first"]), LABELS.index(row["second"])] += 1
-    if not counts.any():
+        pairs.append((row["first"], row["second"]))
+    if not pairs:
         raise InputError(f"{path} holds no row; give rows with 'first' and 'second'")
-    return Agreement(counts)
+    first, second = zip(*pairs, strict=True)
+    return Agreement(first, second)
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -78,19 +78,18 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the agreement as a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.labelling", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("file", nargs="?", type=Path, default=data_dir() / SECOND)
+    parser = command_parser("benchmarks.labelling", __doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=data_dir() / SECOND, help="default: the shipped rows")
     options = parser.parse_args(argv)
-    try:
-        agreement = read_agreement(options.file)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run_command("benchmarks.labelling", lambda: _print(read_agreement(options.file)), failure=1)
+
+
+def _print(agreement: Agreement) -> None:
     print(f"{agreement.rows} rows labelled twice: {agreement.observed:.1%} alike, Cohen's kappa {agreement.kappa:.3f}")
     print(f"{'first / second':<16}" + "".join(f"{label:>11}" for label in LABELS))
-    for label, row in zip(LABELS, agreement.counts, strict=True):
+    counts = confusion_matrix(agreement.first, agreement.second, labels=list(LABELS))
+    for label, row in zip(LABELS, counts, strict=True):
         print(f"{label:<16}" + "".join(f"{count:>11}" for count in row))
-    return 0
 
 
 if __name__ == "__main__":

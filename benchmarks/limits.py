@@ -1,4 +1,4 @@
-"""How near decisions come to what this machine could do at best, and where the rest of the time goes."""
+"""Compare decisions with the least time this machine could take, and show where the rest of the time goes."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ PASSAGE = (
     "everyone the agenda with the open points from the last review and remind me the day before to print the plans "
     "and to call the supplier about the missing parts so that we can decide on the order before the end of the month"
 )
-LENGTHS = (8, 16, 32, 64)  # tokens, the marks at both ends included
+LENGTHS = (8, 16, 32, 64)  # tokens, with the marks at both ends
 SHOWN = 3  # operators beside the products
 
 
 def text_of(n_tokens: int, embedder: OnnxEmbedder) -> str:
-    """Words of the passage that make so many tokens."""
+    """Return words of the passage that make so many tokens."""
     words = PASSAGE.split() * 2
     sizes = [embedder.count_tokens(" ".join(words[:n])) for n in range(1, len(words))]
     return " ".join(words[: 1 + next(i for i, size in enumerate(sizes) if size >= n_tokens)])
 
 
 class Floor(NamedTuple):
-    """What the products of an encoder pass take at least on this machine: their operations at the highest rate seen, or
-    reading their weights once, whichever is longer (the roofline: Williams et al., CACM 2009)."""
+    """The least time of an encoder pass's products on this machine (the roofline: Williams et al., CACM 2009).
+
+    Their operations at the highest measured rate, or reading their weights once, whichever is longer."""
 
     operations_per_token: int
     weight_bytes: int
@@ -42,19 +43,21 @@ class Floor(NamedTuple):
     bytes_per_s: float
 
     def seconds(self, n_tokens: int) -> float:
+        """Return the least time of a pass over so many tokens."""
         return max(self.arithmetic_s(n_tokens), self.reading_s)
 
     def arithmetic_s(self, n_tokens: int) -> float:
+        """Return the time of the operations alone."""
         return self.operations_per_token * n_tokens / self.operations_per_s
 
     @property
     def reading_s(self) -> float:
+        """Time of reading the weights once."""
         return self.weight_bytes / self.bytes_per_s
 
 
 def limit(bundle: Path, rounds: int) -> Iterator[Row]:
-    """Each step of an encoder pass against the least it could take here: the fastest int8 product seen on this machine,
-    or reading the weights once."""
+    """Compare each step of an encoder pass with the least it could take on this machine."""
     floor = _floor(bundle, rounds)
     yield {"what": "int8 product, all in the cache", "gops": floor.operations_per_s / 1e9}
     weights = f"{floor.weight_bytes / 1e6:.1f} MB of weights"
@@ -84,16 +87,16 @@ def _floor(bundle: Path, rounds: int) -> Floor:
 
 
 def _reading_peak(n_bytes: int, rounds: int) -> float:
-    """Bytes per second at which one thread reads so many again and again, wherever the caches keep them."""
+    """Return the bytes per second at which one thread reads so many repeatedly, wherever they are cached."""
     values = np.ones(n_bytes // 4, np.float32)
     sample = Samples()
     for _ in range(max(rounds, 50)):
         sample.add(partial(values.dot, values))
-    return n_bytes / float(np.quantile(sample.cpu_s, 0.1))  # the peak, not the usual
+    return n_bytes / float(np.quantile(sample.cpu_s, 0.1))  # the peak, not the median
 
 
 def _steps(model: Path, tokens: list[int], length: int, floor_us: float, rounds: int) -> Iterator[Row]:
-    """Microseconds of one pass by kind of operator, as onnxruntime's own profile has them."""
+    """Yield microseconds of one pass by kind of operator, from onnxruntime's own profile."""
     spent = _profile(model, np.array([tokens], np.int64), max(rounds, 20))
     total, products = sum(spent.values()), spent.pop("DynamicQuantizeMatMul", 0.0)
     if products:
@@ -127,7 +130,7 @@ def _profile(model: Path, ids: NDArray[np.int64], rounds: int) -> dict[str, floa
 
 
 def operators(bundle: Path, rounds: int) -> Iterator[Row]:
-    """Why the encoder's graph is written as it is: each step of a layer by the operators that could do it."""
+    """Time the operators that could do each step of a layer: why the encoder's graph is written as it is."""
     rng = np.random.default_rng(0)
     fixed = {name: rng.normal(size=384).astype(np.float32) for name in ("gamma", "beta")}
     split = ("Split", ["qkv"], "q k v", {"axis": 2})
@@ -153,7 +156,7 @@ def operators(bundle: Path, rounds: int) -> Iterator[Row]:
 
 
 def _int8_peak(rounds: int) -> float:
-    """Operations per second of onnxruntime's int8 product on one thread, its operands in the cache."""
+    """Return operations per second of onnxruntime's int8 product on one thread, its operands in the cache."""
     rows, inner, columns = 64, 768, 768
     rng = np.random.default_rng(0)
     fixed = {
@@ -167,24 +170,24 @@ def _int8_peak(rounds: int) -> float:
     sample = Samples()
     for _ in range(max(rounds, 50)):
         sample.add(product)
-    return 2 * rows * inner * columns / float(np.quantile(sample.cpu_s, 0.1))  # the peak, not the usual
+    return 2 * rows * inner * columns / float(np.quantile(sample.cpu_s, 0.1))  # the peak, not the median
 
 
 def _graph(nodes: Sequence[tuple[str, list[str], str, dict[str, Any]]], fixed: Row, feed: Row) -> Call:
-    """A call of a small graph, as it is written; operators unknown to ONNX itself are onnxruntime's."""
+    """Return a call of a small graph without optimisation; operators unknown to ONNX are onnxruntime's."""
     import onnxruntime
     from onnx import TensorProto, defs, helper, numpy_helper
 
-    made = []
+    built = []
     for op, inputs, output, attributes in nodes:
         domain = "" if defs.has(op, 17) else "com.microsoft"
-        made.append(helper.make_node(op, inputs, output.split(), domain=domain, **attributes))
+        built.append(helper.make_node(op, inputs, output.split(), domain=domain, **attributes))
     given = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in feed.items()
     ]
     graph = helper.make_graph(
-        made,
+        built,
         "small",
         given,
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],

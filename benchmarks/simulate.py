@@ -1,11 +1,11 @@
 """Simulated experiments with a known truth: how often each verdict is wrong, and how soon it is right.
 
-    python -m benchmarks.simulate                      two experiments told look by look: one rolls back, one ships
+    python -m benchmarks.simulate                      two experiments, analysis by analysis: one rolls back, one ships
     python -m benchmarks.simulate --latency-ratio 1.2  one experiment with a truth of your choice (see --help)
-    python -m benchmarks.simulate --table              every promise of the verdicts, with --runs 10000 (the default)
-    python -m benchmarks.simulate --table --runs 500   the same in a minute or two
+    python -m benchmarks.simulate --table              every guaranteed error rate, with --runs 10000 (the default)
+    python -m benchmarks.simulate --table --runs 500   the same in a few minutes
 
-Many experiments are simulated at once in arrays; a test holds that path to what `Trial` decides on the same data.
+Many experiments are simulated at once in arrays; a test compares them with what `Trial` decides on the same data.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.experiments.evidence import BLOCK
-from router_ml.experiments.experiment import Arm, Experiment, Limits, Variant
-from router_ml.experiments.guardrails import guardrails
+from router_ml.experiments.experiment import Arm, Experiment, Limits, UnitKind, Variant
+from router_ml.experiments.guardrails import EXACT_FLOOR, guardrails
 from router_ml.experiments.statistics import (
     BETS,
     benefit_growth,
@@ -35,13 +36,13 @@ from router_ml.experiments.statistics import (
 )
 from router_ml.experiments.trial import Trial
 from router_ml.experiments.unit import UnitRequest
-from router_ml.experiments.verdict import EXACT_FLOOR, POWER, Finding, Verdict
+from router_ml.experiments.verdict import POWER, GuardrailResult, Verdict
 
 Floats: TypeAlias = NDArray[np.float64]
 Counts: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
 
-LOOK = 50  # requests between looks
+EVERY = 50  # requests between interim analyses
 _CHUNK = 50  # runs at once: the working set stays within a few hundred megabytes
 
 
@@ -78,8 +79,8 @@ class Worlds:
 
 
 @dataclass(frozen=True, slots=True)
-class Fates:
-    """For each run the requests at the first look that gave a verdict; infinity where none did."""
+class Endings:
+    """For each run the requests at the first analysis that gave a verdict; infinity where none did."""
 
     invalid: Floats
     rollback: Floats
@@ -88,7 +89,7 @@ class Fates:
 
 
 def draw(truth: Truth, runs: int, requests: int, slo_s: float, generator: np.random.Generator) -> Worlds:
-    """Draw units. The share of the experiment's time that has passed is squared under a ramp."""
+    """Draw units; the share of the experiment's time that has passed is squared under a ramp."""
     units, size = requests // truth.unit_requests, truth.unit_requests
     shape = (runs, units)
     challenger = generator.random(shape) < truth.share
@@ -115,12 +116,15 @@ def draw(truth: Truth, runs: int, requests: int, slo_s: float, generator: np.ran
     )
 
 
-def fates(worlds: Worlds, truth: Truth, limits: Limits) -> Fates:
-    """The first look at which each verdict was given, with a look every `LOOK` requests."""
+def endings(worlds: Worlds, truth: Truth, limits: Limits) -> Endings:
+    """Return the first analysis at which each verdict was given, with one every `EVERY` requests.
+
+    Every request is answered and judged here. So the guardrails of missing answers and clarifying questions are proven
+    before there are `min_units`, and are left out."""
     runs, units = worlds.challenger.shape
-    step = max(LOOK // truth.unit_requests, 1)
+    step = max(EVERY // truth.unit_requests, 1)
     ends = np.arange(step, units + 1, step)
-    sign = np.where(worlds.challenger, 1.0, -1.0)
+    partners = _partners(worlds.challenger)
     n_challenger: Counts = np.cumsum(worlds.challenger, axis=1, dtype=np.int64)[:, ends - 1]
     n_control = ends - n_challenger
     fewest = np.minimum(n_challenger, n_control)
@@ -128,7 +132,7 @@ def fates(worlds: Worlds, truth: Truth, limits: Limits) -> Fates:
     harm = np.zeros((runs, len(ends)), dtype=bool)
     better, fair = harm.copy(), ~harm
     for rail in guardrails(limits):
-        if rail.metric == "cost_usd":
+        if rail.metric in ("cost_usd", "no_answer", "clarified"):
             continue
         value: Floats = getattr(worlds, rail.metric)
         error, difference = _difference(value, worlds.challenger, ends)
@@ -137,25 +141,28 @@ def fates(worlds: Worlds, truth: Truth, limits: Limits) -> Fates:
             for alpha in (rail.alpha_harm, limits.alpha_ship, rail.alpha_better)
         ]
         if rail.exact:
-            harms, fairs, betters = _wagers(value, sign, ends, rail.tolerance, rail.margin)
+            pairs = _pair_differences(value, worlds.challenger, partners)
+            harms = _log_e_at(harm_growth(pairs, rail.tolerance), partners, ends)
+            fairs = _log_e_at(benefit_growth(pairs, rail.margin), partners, ends)
+            betters = _log_e_at(benefit_growth(pairs, 0.0), partners, ends)
             if rail.metric == "failure" and truth.unit_requests > 1:
-                first = worlds.first_failure
-                early = _log_e_at(harm_growth(first, sign, _middles(first), rail.tolerance), ends)
+                first = _pair_differences(worlds.first_failure, worlds.challenger, partners)
+                early = _log_e_at(harm_growth(first, rail.tolerance), partners, ends)
                 harms = np.logaddexp(harms, early) - math.log(2)
             harm |= (fewest >= EXACT_FLOOR) & (harms >= math.log(1 / rail.alpha_harm))
             fair &= fairs >= math.log(1 / limits.alpha_ship)
             better |= (fewest >= EXACT_FLOOR) & (betters >= math.log(1 / rail.alpha_better))
         else:
-            speaks = fewest >= limits.min_units
-            harm |= speaks & (difference - error * widths[0] > rail.tolerance)
-            fair &= speaks & (difference + error * widths[1] < rail.margin)
-            better |= speaks & (difference + error * widths[2] < 0)
-        needed = -_normal_quantile(1 - POWER)
+            enough = fewest >= limits.min_units
+            harm |= enough & (difference - error * widths[0] > rail.tolerance)
+            fair &= enough & (difference + error * widths[1] < rail.margin)
+            better |= enough & (difference + error * widths[2] < 0)
+        needed = NormalDist().inv_cdf(POWER)
         powerful = (rail.margin - error * widths[1]) >= needed * error
         fair &= powerful | (difference + error * widths[1] < 0)
     ship = fair & proven & (fewest >= limits.min_units) & ~harm & ~invalid
     scale = float(truth.unit_requests)
-    return Fates(
+    return Endings(
         _first(invalid, ends) * scale,
         _first(harm & ~invalid, ends) * scale,
         _first(ship, ends) * scale,
@@ -167,16 +174,8 @@ def _first(seen: Bools, ends: Counts) -> Floats:
     return np.where(seen.any(axis=1), ends[seen.argmax(axis=1)], np.inf)
 
 
-def _normal_quantile(p: float) -> float:
-    low, high = -10.0, 10.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if 0.5 * math.erfc(-middle / math.sqrt(2)) < p else (low, middle)
-    return low
-
-
 def _difference(value: Floats, challenger: Bools, ends: Counts) -> tuple[Floats, Floats]:
-    """Standard error and difference of the arms' means at each look."""
+    """Return the standard error and the difference of the arms' means at each analysis."""
     shifted = value - value.mean()  # the variance of sums of squares would lose digits otherwise
     parts = []
     for mask in (challenger, ~challenger):
@@ -188,40 +187,35 @@ def _difference(value: Floats, challenger: Bools, ends: Counts) -> tuple[Floats,
     return np.sqrt(parts[0][1] + parts[1][1]), parts[0][0] - parts[1][0]
 
 
-def _wagers(
-    value: Floats, sign: Floats, ends: Counts, tolerance: float, margin: float
-) -> tuple[Floats, Floats, Floats]:
-    """Log e-values of harm, fair and better at each look."""
-    middle = _middles(value)
-    found = []
-    questions: tuple[tuple[Callable[..., Floats], float], ...] = (
-        (harm_growth, tolerance),
-        (benefit_growth, margin),
-        (benefit_growth, 0.0),
-    )
-    for growth, shift in questions:
-        found.append(_log_e_at(growth(value, sign, middle, shift), ends))
-    return found[0], found[1], found[2]
+def _partners(challenger: Bools) -> Counts:
+    """Return for each unit the index of the earlier one it forms a pair with, as `Evidence` does; -1 where it waits."""
+    partners = np.full(challenger.shape, -1, dtype=np.int64)
+    for run, row in enumerate(challenger.tolist()):
+        waiting: list[int] = []  # units of one arm; the latest is the first to find a partner
+        for index, arm in enumerate(row):
+            if waiting and row[waiting[-1]] != arm:
+                partners[run, index] = waiting.pop()
+            else:
+                waiting.append(index)
+    return partners
 
 
-def _middles(value: Floats) -> Floats:
-    """For each unit the mean of all units before its block, as `Evidence` keeps it."""
-    units = value.shape[1]
-    before = np.cumsum(value, axis=1)
-    starts = (np.arange(units) // BLOCK) * BLOCK
-    known = before[:, np.maximum(starts - 1, 0)] / np.maximum(starts, 1)
-    return np.where(starts == 0, 0.25, known)
+def _pair_differences(value: Floats, challenger: Bools, partners: Counts) -> Floats:
+    """Return challenger minus control for each pair, at the place of its later unit."""
+    difference = value - np.take_along_axis(value, np.maximum(partners, 0), axis=1)
+    signed: Floats = np.where(challenger, difference, -difference)
+    return signed
 
 
-def _log_e_at(growth: Floats, ends: Counts) -> Floats:
+def _log_e_at(growth: Floats, partners: Counts, ends: Counts) -> Floats:
     step = int(ends[0])
-    used = growth[:, : int(ends[-1])]
+    used = np.where(partners[..., np.newaxis] >= 0, growth, 0.0)[:, : int(ends[-1])]
     blocks = used.reshape(used.shape[0], len(ends), step, len(BETS)).sum(axis=2)
     return log_e(np.cumsum(blocks, axis=1))
 
 
 def _splits(n_challenger: Counts, ends: Counts, limits: Limits) -> tuple[Bools, Bools]:
-    """At each look: is the split proven unfair, and is it proven fair?"""
+    """Return for each analysis whether the split is proven unfair, and whether it is proven fair."""
     unfair, fair = np.zeros(n_challenger.shape, dtype=bool), np.zeros(n_challenger.shape, dtype=bool)
     wrong, right = math.log(1 / limits.alpha_split), math.log(1 / limits.alpha_split_ship)
     for column, n in enumerate(ends.tolist()):
@@ -233,104 +227,147 @@ def _splits(n_challenger: Counts, ends: Counts, limits: Limits) -> tuple[Bools, 
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """One line of the table: a world, what is counted in it, and the target."""
+class Guarantee:
+    """One line of the table: a world, which verdict is counted in it, and how often it may or must come."""
 
     name: str
     truth: Truth
     count: str  # "false", "rollback" or "ship"
-    target: float  # share of runs
-    median_target: float | None = None  # requests
+    bound: float  # share of runs: at most where the verdict is wrong, at least where it is right
+    median_bound: float | None = None  # requests
+    requests: int = 10_000  # length of a run
+
+    @property
+    def wrong(self) -> bool:
+        """Return whether the verdict that is counted would be wrong."""
+        return self.count == "false" or self.bound < 0.5
 
 
-PROMISES: tuple[Promise, ...] = (
-    Promise("A/A", Truth(), "false", 0.05),
-    Promise("A/A, rare failures (0.2 %)", Truth(failure=0.002), "false", 0.05),
-    Promise(
+_SESSIONS = Truth(unit_requests=10, unit_log_sd=0.8, unit_failure_spread=0.3)
+
+GUARANTEES: tuple[Guarantee, ...] = (
+    Guarantee("A/A", Truth(), "false", 0.05),
+    Guarantee("A/A, rare failures (0.2 %)", Truth(failure=0.002), "false", 0.05),
+    Guarantee(
         "A/A, ramp with drifting baseline",
         Truth(failure=0.04, failure_end=0.20, latency_drift_log=0.7, ramped=True),
         "false",
         0.05,
     ),
-    Promise(
-        "A/A, clustered sessions",
-        Truth(unit_requests=10, unit_log_sd=0.8, unit_failure_spread=0.3),
-        "false",
-        0.05,
+    Guarantee("A/A, clustered sessions", _SESSIONS, "false", 0.05),
+    Guarantee("5-point drop, 90 to 85 %", Truth(failure_difference=0.05), "rollback", 0.99, 2000),
+    Guarantee("5-point drop, 95 to 90 %", Truth(failure=0.05, failure_difference=0.05), "rollback", 0.99, 2000),
+    Guarantee(
+        "5-point drop, 90 to 85 %, clustered sessions of 10",
+        replace(_SESSIONS, failure_difference=0.05),
+        "rollback",
+        0.99,
+        9000,
+        40_000,
     ),
-    Promise("5-point drop, 90 to 85 %", Truth(failure_difference=0.05), "rollback", 0.99, 2000),
-    Promise("5-point drop, 95 to 90 %", Truth(failure=0.05, failure_difference=0.05), "rollback", 0.99, 2000),
-    Promise("latency +10 %, log sd 0.8", Truth(latency_ratio=1.10), "rollback", 0.99, 3000),
-    Promise("drop exactly at the margin", Truth(failure_difference=0.05), "ship", 0.025),
-    Promise("latency exactly at the margin", Truth(latency_ratio=1.10), "ship", 0.025),
-    Promise("48/52 split", Truth(share=0.52), "ship", 0.02),
-    Promise("30 % faster, as good", Truth(latency_ratio=0.7), "ship", 0.70),
+    Guarantee("latency +10 %, log sd 0.8", Truth(latency_ratio=1.10), "rollback", 0.99, 3000),
+    Guarantee("drop exactly at the margin", Truth(failure_difference=0.05), "ship", 0.025),
+    Guarantee("latency exactly at the margin", Truth(latency_ratio=1.10), "ship", 0.025),
+    Guarantee("48/52 split", Truth(share=0.52), "ship", 0.02),
+    Guarantee("30 % faster, as good", Truth(latency_ratio=0.7), "ship", 0.70),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a promise."""
+    """What was counted for a guarantee."""
 
-    promise: Promise
+    guarantee: Guarantee
     runs: int
     share: float
     median_requests: float | None
-    kept: bool
+    holds: bool
 
 
-def keep(promise: Promise, runs: int, requests: int = 10_000, seed: int = 0, limits: Limits | None = None) -> Result:
-    """Simulate one promise."""
+def check(guarantee: Guarantee, runs: int, seed: int = 0, limits: Limits | None = None) -> Result:
+    """Simulate one guarantee."""
     limits = limits or Limits()
-    generator = np.random.default_rng([seed, len(promise.name), runs])
+    generator = np.random.default_rng([seed, len(guarantee.name), runs])
     parts = []
     for start in range(0, runs, _CHUNK):
-        worlds = draw(promise.truth, min(_CHUNK, runs - start), requests, limits.slo_s or 5.0, generator)
-        parts.append(fates(worlds, promise.truth, limits))
+        size = min(_CHUNK, runs - start)
+        worlds = draw(guarantee.truth, size, guarantee.requests, limits.slo_s or 5.0, generator)
+        parts.append(endings(worlds, guarantee.truth, limits))
     rollback = np.concatenate([part.rollback for part in parts])
     ship = np.concatenate([part.ship for part in parts])
     better = np.concatenate([part.ship_better for part in parts])
     ended = np.minimum(rollback, np.concatenate([part.invalid for part in parts]))
-    if promise.count == "false":
+    if guarantee.count == "false":
         hit = np.isfinite(rollback) | np.isfinite(better)
-    elif promise.count == "rollback":
+    elif guarantee.count == "rollback":
         hit = np.isfinite(rollback)
     else:
         hit = np.isfinite(ship) & (ship < ended)
     share = float(hit.mean())
-    median = float(np.median(rollback if promise.count == "rollback" else ship))
-    low_is_good = promise.count == "false" or promise.target < 0.5
-    kept = share <= promise.target if low_is_good else share >= promise.target
-    if promise.median_target is not None:
-        kept = kept and median <= promise.median_target
-    return Result(promise, runs, share, median if math.isfinite(median) else None, kept)
+    median = float(np.median(rollback if guarantee.count == "rollback" else ship))
+    holds = share <= guarantee.bound if guarantee.wrong else share >= guarantee.bound
+    if guarantee.median_bound is not None:
+        holds = holds and median <= guarantee.median_bound
+    return Result(guarantee, runs, share, median if math.isfinite(median) else None, holds)
+
+
+_COUNTED = {"false": "rolled back or shipped as better", "rollback": "rolled back", "ship": "shipped"}
 
 
 def table(runs: int, seed: int) -> list[Result]:
-    """Every promise, printed as it comes."""
-    print(
-        f"| world ({runs} runs of 10,000 requests, a look every {LOOK}) | counted | share | target | median | target |"
-    )
-    print("|---|---|---|---|---|---|")
+    """Check every guarantee and print each result as it comes."""
+    print(f"| world ({runs} runs, an analysis every {EVERY} requests) | counted | share | bound | median requests |")
+    print("|---|---|---|---|---|")
     results = []
-    for promise in PROMISES:
-        result = keep(promise, runs, seed=seed)
+    for guarantee in GUARANTEES:
+        result = check(guarantee, runs, seed=seed)
         results.append(result)
-        sign = "<=" if promise.count == "false" or promise.target < 0.5 else ">="
-        counted = {"false": "rolled back or shipped as better", "rollback": "rolled back", "ship": "shipped"}
-        median = "" if promise.count == "false" or result.median_requests is None else f"{result.median_requests:,.0f}"
-        median_target = "" if promise.median_target is None else f"<= {promise.median_target:,.0f}"
-        flag = "" if result.kept else " MISSED"
+        sign = "<=" if guarantee.wrong else ">="
+        unknown = guarantee.count == "false" or result.median_requests is None
+        median = "" if unknown else f"{result.median_requests:,.0f}"
+        if guarantee.median_bound is not None:
+            median += f" (<= {guarantee.median_bound:,.0f})"
+        flag = "" if result.holds else " OUTSIDE"
         print(
-            f"| {promise.name} | {counted[promise.count]} | {result.share:.2%}{flag} | {sign} {promise.target:.1%} "
-            f"| {median} | {median_target} |",
+            f"| {guarantee.name} | {_COUNTED[guarantee.count]} | {result.share:.2%}{flag} | {sign} "
+            f"{guarantee.bound:.1%} | {median} |",
             flush=True,
         )
     return results
 
 
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """How answers of a simulated experiment are judged by later feedback. Pairs are of control and challenger."""
+
+    wrong: tuple[float, float] = (0.07, 0.33)  # shares of wrong answers
+    judged: tuple[float, float] = (1.0, 1.0)  # shares of answers that get feedback
+    delay_s: float = 60.0
+
+
+def judged_later(feedback: Feedback, requests: int, seed: int, *, unit: UnitKind = "request") -> Verdict:
+    """Run one experiment whose answers are judged by feedback alone; a request every 5 seconds, sessions of five.
+
+    Return the first verdict that ends or ships it, else the last."""
+    generator = random.Random(seed)
+    trial = Trial(Experiment("simulated", Variant("old"), Variant("new", policy="new"), 0.0, unit=unit))
+    arm: Arm = "control"
+    for index in range(requests):
+        if unit == "request" or index % 5 == 0:
+            arm = "challenger" if generator.random() < 0.5 else "control"
+        name, side, at_s = f"d{index}", int(arm == "challenger"), 5.0 * index
+        session = name if unit == "request" else f"s{index // 5}"
+        trial.add(UnitRequest(name, session, arm, at_s, None, generator.lognormvariate(0.9, 0.5), 0.02, 0.0))
+        if generator.random() < feedback.judged[side]:
+            failure = float(generator.random() < feedback.wrong[side])
+            trial.judge_request(name, failure, at_s=at_s + feedback.delay_s, event_id=name)
+        if index % EVERY == EVERY - 1 and (verdict := trial.analyse(at_s)).kind != "HOLD":
+            return verdict
+    return trial.analyse(5.0 * requests + trial.experiment.judgement_s)
+
+
 def requests_of(worlds: Worlds, run: int, started_s: float = 0.0, every_s: float = 1.0) -> list[UnitRequest]:
-    """One run of a world with single-request units as the requests `Trial` takes."""
+    """Return one run of a world with single-request units as the requests `Trial` takes."""
     rows = []
     for index in range(worlds.challenger.shape[1]):
         arm: Arm = "challenger" if worlds.challenger[run, index] else "control"
@@ -349,42 +386,42 @@ def requests_of(worlds: Worlds, run: int, started_s: float = 0.0, every_s: float
     return rows
 
 
-def tell(truth: Truth, requests: int, seed: int, limits: Limits | None = None) -> Verdict:
-    """Run one experiment through `Trial` and print its looks until a verdict stands."""
+def run_one(truth: Truth, requests: int, seed: int, limits: Limits | None = None) -> Verdict:
+    """Run one experiment through `Trial` and print its interim analyses until a verdict stands."""
     limits = limits or Limits()
-    print(f"The truth, which the experiment is not told: {_told(truth)}")
+    print(f"The truth, which the experiment does not know: {_described(truth)}")
     experiment = Experiment(
-        "simulated", Variant("old"), Variant("new", policy="new"), 0.0, limits=limits, unit="request"
+        "simulated", Variant("old"), Variant("new", policy="new"), 0.0, limits=limits, unit="request", judgement_s=0.0
     )
     worlds = draw(replace(truth, unit_requests=1), 1, requests, limits.slo_s or 5.0, np.random.default_rng(seed))
     trial = Trial(experiment)
-    verdict = trial.look(0.0)
+    verdict = trial.analyse(0.0)
     rows = requests_of(worlds, 0)
-    for start in range(0, len(rows), LOOK):
-        trial.add_all(rows[start : start + LOOK])
-        verdict = trial.look(float(start + LOOK))
+    for start in range(0, len(rows), EVERY):
+        trial.add_all(rows[start : start + EVERY])
+        verdict = trial.analyse(float(start + EVERY))
         if verdict.kind != "HOLD":
             break
-        if (start // LOOK) % 20 == 19:
-            print(f"{sum(verdict.requests.values()):6,} requests  HOLD: {_held(verdict)}")
+        if (start // EVERY) % 20 == 19:
+            print(f"{sum(verdict.requests.values()):6,} requests  HOLD: {_progress(verdict)}")
     print(f"{sum(verdict.requests.values()):6,} requests  {verdict.summary}")
-    said = verdict.summary if verdict.kind == "ROLLBACK" else ""
+    printed = verdict.summary if verdict.kind == "ROLLBACK" else ""
     for finding in _shown(verdict) if verdict.kind != "INVALID" else ():
-        if finding.words not in said:
+        if finding.words not in printed:
             print(f"                 {finding.words}")
     print(_MEANINGS[verdict.kind])
     return verdict
 
 
 _MEANINGS = {
-    "ROLLBACK": "So everybody is served the old variant from this look on, until a person clears the experiment.",
-    "INVALID": "So everybody is served the old variant: the arms cannot be compared until their split is mended.",
+    "ROLLBACK": "So everybody is served the old variant from now on, until a person clears the experiment.",
+    "INVALID": "So everybody is served the old variant: the arms cannot be compared until their split is repaired.",
     "SHIP": "So the new variant can be recommended; a person makes it everybody's.",
     "HOLD": "So nothing is decided: both variants stay, and the experiment goes on.",
 }
 
 
-def _told(truth: Truth) -> str:
+def _described(truth: Truth) -> str:
     failure = f"{truth.failure:.1%} of the old variant's answers fail"
     if truth.failure_difference:
         failure += f", {truth.failure + truth.failure_difference:.1%} of the new one's"
@@ -401,13 +438,14 @@ def _told(truth: Truth) -> str:
     return f"{failure}; {latency}{split}."
 
 
-def _shown(verdict: Verdict) -> list[Finding]:
-    """What is known of each guardrail; these models cost nothing, so cost is left out."""
-    return [finding for finding in verdict.findings if finding.control is not None and finding.metric != "cost_usd"]
+def _shown(verdict: Verdict) -> list[GuardrailResult]:
+    """Return what is known of each guardrail that the simulation varies."""
+    constant = ("cost_usd", "no_answer", "clarified")
+    return [finding for finding in verdict.findings if finding.control is not None and finding.metric not in constant]
 
 
-def _held(verdict: Verdict) -> str:
-    """What is known before a verdict, and what is missing."""
+def _progress(verdict: Verdict) -> str:
+    """Return what is known before a verdict, and what is missing."""
     known = _shown(verdict)
     fair = sum(finding.fair for finding in known)
     first = known[0].words.partition(";")[0] + "; " if known else ""
@@ -415,32 +453,32 @@ def _held(verdict: Verdict) -> str:
     return f"{first}{fair} of {len(known)} guardrails proven so far{split}"
 
 
-_STORIES = (
+_EXAMPLES = (
     ("A challenger that is worse", Truth(failure_difference=0.05)),
     ("A challenger that is as good, and faster", Truth(latency_ratio=0.8, service_ratio=0.8)),
 )
 
 
-def tell_stories(requests: int, seed: int) -> None:
-    """One experiment that has to be rolled back, and one that may ship."""
+def run_examples(requests: int, seed: int) -> None:
+    """Run an experiment that has to be rolled back, and one that may ship."""
     print(
-        f"Half of the requests go to a new variant. After every {LOOK} requests the experiment looks at both arms and\n"
-        "says ROLLBACK (worse), SHIP (proven not worse in everything), INVALID (unfair split) or HOLD (not known yet)."
+        f"Half of the requests go to a new variant. After every {EVERY} requests the experiment compares both arms\n"
+        "and says ROLLBACK (worse), SHIP (proven not worse in everything), INVALID (unfair split) or HOLD (not known)."
     )
-    for title, truth in _STORIES:
+    for title, truth in _EXAMPLES:
         print(f"\n{title}")
-        tell(truth, requests, seed)
+        run_one(truth, requests, seed)
     print(
         "\nOne run may be luck: 'python -m benchmarks.simulate --table --runs 500' counts how often verdicts are wrong."
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__.splitlines()[0])
-    parser.add_argument("--table", action="store_true", help="check every promise")
+    parser.add_argument("--table", action="store_true", help="check every guaranteed error rate")
     parser.add_argument("--one", action="store_true", help="one experiment, also where both variants are equal")
-    parser.add_argument("--runs", type=int, default=10_000, help="runs a promise (default 10000)")
+    parser.add_argument("--runs", type=int, default=10_000, help="runs per line of the table (default 10000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--requests", type=int, default=10_000, help="length of the one experiment")
     parser.add_argument("--failure", type=float, default=0.10, help="control's failure rate")
@@ -457,20 +495,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             share=options.share,
         )
         if truth == Truth() and not options.one:
-            tell_stories(options.requests, options.seed)
+            run_examples(options.requests, options.seed)
         else:
-            tell(truth, options.requests, options.seed)
+            run_one(truth, options.requests, options.seed)
         return 0
     began = time.perf_counter()
     results = table(options.runs, options.seed)
-    print(f"\n{sum(r.kept for r in results)} of {len(results)} kept, {time.perf_counter() - began:.0f} s")
+    print(f"\n{sum(r.holds for r in results)} of {len(results)} hold, {time.perf_counter() - began:.0f} s")
     if options.json:
         rows = [
-            {"name": r.promise.name, "share": r.share, "median": r.median_requests, "kept": r.kept} for r in results
+            {"name": r.guarantee.name, "share": r.share, "median": r.median_requests, "holds": r.holds} for r in results
         ]
         with open(options.json, "w", encoding="utf-8") as handle:
             json.dump({"runs": options.runs, "results": rows}, handle, indent=2)
-    return 0 if all(result.kept for result in results) else 1
+    return 0 if all(result.holds for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Measures how fast decisions are, beside what they are usually made with. Ratios, because machines differ.
+"""Measure how fast decisions are, beside what they are usually made with. Compare ratios, since machines differ.
 
     python -m benchmarks.speed [--bundle D] [--only cold latency ...] [--rounds N] [--bench DIR] [--json]
 
-Contenders take turns in one process, so that a busy neighbour slows them alike; figures are medians. Each is also
-measured in processor time (`cpu`), which waiting for a neighbour does not touch. One thread unless said otherwise.
+Contenders take turns in one process, so that other load slows them alike; figures are medians. Each is also measured
+in processor time (`cpu`), which does not include waiting. One thread unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch and numpy when they are imported
 
-import argparse
 import asyncio
 import json
 import subprocess
@@ -30,10 +29,10 @@ import numpy as np
 
 from benchmarks.limits import LENGTHS, PASSAGE, limit, operators, text_of
 from benchmarks.stopwatch import Call, Row, Samples, alone, interleaved
-from router_ml import default
 from router_ml.bundles.format import load_bundle
 from router_ml.bundles.registry import active_bundle
 from router_ml.catalogue import Catalogue, Model, load_catalogue
+from router_ml.decide import api
 from router_ml.decide.features.extractor import TABLE_NAMES
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import encoder_source, load_sentence_transformer
@@ -43,6 +42,7 @@ from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.decide.router import Router
 from router_ml.settings import load_settings
 from router_ml.types import EMPTY_CONTEXT, LABELS
+from training.command import command_parser
 
 N_BATCH = 256
 CALLERS = (1, 2, 8, 32)
@@ -56,7 +56,7 @@ BASIS, CENTROIDS, NEIGHBOUR_DIMENSIONS = 32, 64, 48
 
 
 def cold(bundle: Path, rounds: int) -> Iterator[Row]:
-    """A fresh process up to its first answer: seconds and peak memory."""
+    """Start a process up to its first answer: seconds and peak memory."""
     ours = "from router_ml import select_model; select_model('check email')"
     theirs = (
         f"from sentence_transformers import SentenceTransformer as S; S({encoder_source()!r}).encode(['check email'])"
@@ -84,7 +84,7 @@ def cold(bundle: Path, rounds: int) -> Iterator[Row]:
 
 
 def latency(bundle: Path, rounds: int) -> Iterator[Row]:
-    """One warm decision at several lengths, each contender doing the whole of its work."""
+    """Decide once, warm, at several lengths, each contender doing all of its work."""
     router = Router.load(bundle)
     embedder = OnnxEmbedder(bundle / "encoder.onnx", bundle / "tokenizer.json")
     contenders = {"router_ml": router.decide, **_baselines()}
@@ -99,25 +99,28 @@ def latency(bundle: Path, rounds: int) -> Iterator[Row]:
                 "ratio": row["p50_us"] / rows["router_ml"]["p50_us"],
                 "cpu_ratio": row["cpu_p50_us"] / rows["router_ml"]["cpu_p50_us"],
             }
-        for what, kept in (("outside the session", False), ("the same, caches kept", True)):
-            yield {"what": f"{length} tokens, {what}", "cpu_p50_us": _outside(router, text, rounds, kept)}
+        for what, cached in (("outside the encoder", False), ("the same, processor caches warm", True)):
+            yield {"what": f"{length} tokens, {what}", "cpu_p50_us": _outside(router, text, rounds, cached)}
 
 
 def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
-    """Everything but the encoder, by the number of models; what is kept; neighbours by the number of stored rows."""
+    """Time all but the encoder: by the number of models; a cached decision; neighbours by the number of stored rows."""
     for n_models, novel in (*((n, False) for n in MODELS), (MODELS[0], True)):
         predictor = OutcomePredictor.from_arrays(*_heads(n_models, novel=novel), Catalogue(tuple(_models(n_models))))
         router = _without_encoder(bundle, predictor)
-        what = f"heads and selection, {n_models} models{', a query unlike any' if novel else ''}"
+        what = f"heads and selection, {n_models} models{', a novel query' if novel else ''}"
         yield {"what": what, **alone(partial(router.decide, "x"), rounds * 20)}
         if n_models == MODELS[0] and not novel:
-            yield {"what": "of which products and tests alone", **alone(partial(_bare, predictor._heads), rounds * 20)}
+            yield {
+                "what": "of which products and forest tests",
+                **alone(partial(_bare, predictor._heads), rounds * 20),
+            }
     head, vector = _sklearn_head(), np.ones((1, 384), np.float32)
     yield {"what": "one head of scikit-learn (predict_proba)", **alone(partial(head.predict_proba, vector), rounds * 5)}
     os.environ["ROUTER_ML_BUNDLE"] = str(bundle)
-    default.DEFAULT.reset()
-    default.select_model("check email")
-    yield {"what": "kept decision", **alone(lambda: default.select_model("check email"), rounds * 20)}
+    api.DEFAULT.reset()
+    api.select_model("check email")
+    yield {"what": "cached decision", **alone(lambda: api.select_model("check email"), rounds * 20)}
     rng = np.random.default_rng(0)
     for n_rows in STORED:
         keys = _clustered(rng, n_rows)
@@ -127,10 +130,10 @@ def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
 
 
 def throughput(bundle: Path, rounds: int) -> Iterator[Row]:
-    """Many queries of mixed length on all cores, and concurrent callers that each wait for their answer."""
+    """Decide many queries of mixed length on all cores, and for concurrent callers that each wait for their answer."""
     router = Router.load(bundle)
     texts = _mixed(N_BATCH)
-    many = partial(default.select_models, texts, router=router)
+    many = partial(api.select_models, texts, router=router)
     encoder, head = _sentence_encoder(), _sklearn_head()
     walls = {
         name: Samples() for name in ("router_ml", *(f"sentence-transformers, {n} threads" for n in _thread_counts()))
@@ -157,7 +160,7 @@ def throughput(bundle: Path, rounds: int) -> Iterator[Row]:
 
 
 def quality(bundle: Path, rounds: int, bench: Path | None = None) -> Iterator[Row]:
-    """What is given up for speed: int8 against fp32, the bundle's own encoder on labels, an untuned one on outcomes."""
+    """Compare int8 with fp32: the bundle's own encoder on labels, an untuned one on outcomes."""
     lost = load_bundle(bundle).manifest.get("metrics", {}).get("encoder/accuracy_lost_to_int8")
     if lost is not None:
         yield {"what": "label accuracy, when this bundle was fitted", "given_up": lost}
@@ -202,7 +205,7 @@ def _sentence_encoder() -> Any:
 
 
 def _sklearn_head() -> Any:
-    """A head as large as a real one; what it says does not matter."""
+    """Return a head of the usual size, fitted on noise."""
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(0)
@@ -210,7 +213,7 @@ def _sklearn_head() -> Any:
 
 
 def _semantic_router(encoder: Any) -> Callable[[str], Any] | None:
-    """semantic-router over the same encoder, four routes of twenty utterances; None where it is not installed."""
+    """Return semantic-router over the same encoder, four routes of twenty utterances; None where not installed."""
     if find_spec("semantic_router") is None:
         print("semantic-router is not installed and is left out: pip install semantic-router", file=sys.stderr)
         return None
@@ -238,7 +241,7 @@ def _semantic_router(encoder: Any) -> Callable[[str], Any] | None:
 
 
 def _xlm_roberta() -> Callable[[str], Any]:
-    """A classifier of the size of the published BERT routers, with random weights: only its work counts."""
+    """Return a classifier of the size of the published BERT routers, with random weights: only its time counts."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
@@ -255,11 +258,11 @@ def _xlm_roberta() -> Callable[[str], Any]:
     return classify
 
 
-# helpers of the sections --------------------------------------------------------------------------------------------
+# parts of the sections --------------------------------------------------------------------------------------------
 
 
 def _mixed(n: int) -> list[str]:
-    """Texts as long as real queries are: two to sixty words, most of them short."""
+    """Return texts of the usual lengths of queries: two to sixty words, most of them short."""
     rng = np.random.default_rng(0)
     words = PASSAGE.split()
     lengths = np.clip(np.exp(rng.normal(2.3, 0.7, n)), 2, 60).astype(int)
@@ -267,8 +270,9 @@ def _mixed(n: int) -> list[str]:
 
 
 def _outside(router: Router, text: str, rounds: int, caches_kept: bool) -> float:
-    """Microseconds of a decision that are not spent in the encoder's session. A pass pushes everything else out of the
-    processor's caches; with `caches_kept` its answer comes at once instead."""
+    """Return the microseconds of a decision outside the encoder's session.
+
+    A pass evicts everything else from the processor's caches; with `caches_kept` its answer is there at once."""
     embedder: Any = router._features.embedder  # type: ignore[union-attr]
     session, inside = embedder._session, [0.0]
     answer = [embedder.embed([text])]
@@ -315,20 +319,20 @@ def _run_crowd(router: Router, texts: Sequence[str], n_callers: int, waits: list
 
 
 async def _crowd(router: Router, texts: Sequence[str], n_callers: int, waits: list[float]) -> None:
-    """So many callers work through the texts, each asking again as soon as it is answered."""
+    """Let so many callers work through the texts, each asking again as soon as it is answered."""
     todo = iter(texts)
 
     async def caller() -> None:
         for text in todo:
             start = time.perf_counter()
-            await default.aselect_model(text, router=router)
+            await api.aselect_model(text, router=router)
             waits.append(time.perf_counter() - start)
 
     await asyncio.gather(*(caller() for _ in range(n_callers)))
 
 
 class _Vectors:
-    """An encoder that knows the answer beforehand."""
+    """An encoder that returns a fixed vector."""
 
     name = "none"
 
@@ -357,7 +361,7 @@ def _without_encoder(bundle: Path, predictor: OutcomePredictor) -> Router:
 
 
 def _bare(heads: Any) -> None:
-    """The arithmetic of the outcome heads that nothing can spare: their matrix product and the forest's tests."""
+    """Do the least work of the outcome heads: their matrix product and the forest's tests."""
     slate, forest = heads._slates.own, heads._forest
     heads._matrix.dot(slate.inputs, slate.product)
     slate.whole.take(forest._feature, mode="wrap") > forest._threshold  # noqa: B015
@@ -371,9 +375,9 @@ def _models(n: int) -> list[Model]:
 
 
 def _heads(n_models: int, dim: int = 1152, *, novel: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outcome heads of the shape a fit exports, with random numbers: success, latency and tokens of each model.
+    """Return outcome heads of the shape a fit exports, with random numbers: success, latency and tokens of each model.
 
-    `novel` makes every query unlike the training queries, which calls for the transfer head."""
+    `novel` makes every query unlike the training queries, so that the transfer head is used."""
     rng = np.random.default_rng(0)
     width, outputs = len(TABLE_NAMES), 3 * n_models
     inputs = dim + width + len(LABELS)
@@ -413,7 +417,7 @@ def _heads(n_models: int, dim: int = 1152, *, novel: bool = False) -> tuple[dict
 
 
 def _clustered(rng: np.random.Generator, n: int) -> Any:
-    """Keys that lie in groups, as queries do."""
+    """Return keys in clusters, as those of queries are."""
     centres = rng.normal(size=(64, NEIGHBOUR_DIMENSIONS))
     return (centres[rng.integers(0, 64, n)] + rng.normal(0, 0.3, (n, NEIGHBOUR_DIMENSIONS))).astype(np.float32)
 
@@ -436,10 +440,10 @@ def _short(value: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--bundle", type=Path, help="the bundle to measure (the active one)")
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--rounds", type=int, default=100)
+    parser = command_parser("benchmarks.speed", __doc__)
+    parser.add_argument("--bundle", type=Path, help="the bundle to measure (default: the active one)")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="some sections")
+    parser.add_argument("--rounds", type=int, default=100, help="repetitions (%(default)s)")
     parser.add_argument("--bench", type=Path, help="folder of queries and outcomes, for the section `quality`")
     parser.add_argument("--json", action="store_true", help="one object on the last line of standard output")
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Times contenders in turn, so that a busy neighbour slows them alike, in wall and in processor time."""
+"""Time contenders in turn, in wall and in processor time, so that other load slows them alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 Row: TypeAlias = dict[str, Any]
 Call: TypeAlias = Callable[[], Any]
-IN_A_ROW = 5  # calls of one contender before the next has its turn
+IN_A_ROW = 5  # calls of one contender before the next one
 
 
 class Samples:
@@ -21,22 +21,22 @@ class Samples:
         self.cpu_s: list[float] = []
 
     def add(self, call: Call) -> None:
-        """Run once, on the clock."""
+        """Time one call."""
         cpu = time.process_time()
-        wall = time.perf_counter()  # innermost: the other clock takes most of a microsecond to read
+        wall = time.perf_counter()  # innermost: reading the other clock takes most of a microsecond
         call()
         self.wall_s.append(time.perf_counter() - wall)
         self.cpu_s.append(time.process_time() - cpu)
 
     def row(self) -> Row:
-        """Quantiles in microseconds."""
+        """Return quantiles in microseconds."""
         p50, p95, p99 = (float(x) * 1e6 for x in np.quantile(self.wall_s, (0.5, 0.95, 0.99)))
         cpu50, cpu99 = (float(x) * 1e6 for x in np.quantile(self.cpu_s, (0.5, 0.99)))
         return {"p50_us": p50, "p95_us": p95, "p99_us": p99, "cpu_p50_us": cpu50, "cpu_p99_us": cpu99}
 
 
 def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, Row]:
-    """Every contender in turn, a few calls in a row; the first, its caches full of its rivals, does not count."""
+    """Time every contender in turn, a few calls in a row, after one that is not counted and fills the caches."""
     samples = {name: Samples() for name in calls}
     for _ in range(max(1, rounds // IN_A_ROW)):
         for name, call in calls.items():
@@ -47,5 +47,5 @@ def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, Row]:
 
 
 def alone(call: Call, rounds: int) -> Row:
-    """One contender by itself."""
+    """Time one contender by itself."""
     return interleaved({"": call}, rounds)[""]

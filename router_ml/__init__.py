@@ -15,58 +15,77 @@ from typing import TYPE_CHECKING, Any
 from router_ml import moved
 
 if TYPE_CHECKING:
-    from router_ml.catalogue import Catalogue, load_catalogue
-    from router_ml.decide.api import aselect_model, select_model, select_models
-    from router_ml.decide.router import Router
-    from router_ml.decide.selection.policy import Policy
-    from router_ml.errors import RouterError
-    from router_ml.monitor.watch import open_watch
-    from router_ml.serve import Gateway
-    from router_ml.serve.build import build_gateway
-    from router_ml.serve.node import CoordinatorNode
-    from router_ml.types import Candidate, Context, Decision, MachineState, ModelState
+    from router_ml.catalogue import Catalogue as Catalogue
+    from router_ml.catalogue import load_catalogue as load_catalogue
+    from router_ml.decide.api import aselect_model as aselect_model
+    from router_ml.decide.api import select_model as select_model
+    from router_ml.decide.api import select_models as select_models
+    from router_ml.decide.router import Router as Router
+    from router_ml.decide.selection.policy import Policy as Policy
+    from router_ml.errors import AttemptsFailed as AttemptsFailed
+    from router_ml.errors import BundleCorrupt as BundleCorrupt
+    from router_ml.errors import BundleError as BundleError
+    from router_ml.errors import BundleFormatError as BundleFormatError
+    from router_ml.errors import BundleMissing as BundleMissing
+    from router_ml.errors import CatalogueError as CatalogueError
+    from router_ml.errors import ContextError as ContextError
+    from router_ml.errors import DeadlineExceeded as DeadlineExceeded
+    from router_ml.errors import EncoderError as EncoderError
+    from router_ml.errors import ExperimentError as ExperimentError
+    from router_ml.errors import GatewayError as GatewayError
+    from router_ml.errors import InputError as InputError
+    from router_ml.errors import NoModelAvailable as NoModelAvailable
+    from router_ml.errors import Overloaded as Overloaded
+    from router_ml.errors import PolicyError as PolicyError
+    from router_ml.errors import QueryError as QueryError
+    from router_ml.errors import RouterError as RouterError
+    from router_ml.errors import RowError as RowError
+    from router_ml.errors import SettingsError as SettingsError
+    from router_ml.errors import StoreError as StoreError
+    from router_ml.errors import StreamInterrupted as StreamInterrupted
+    from router_ml.events.event import FeedbackEvent as FeedbackEvent
+    from router_ml.events.event import Recorder as Recorder
+    from router_ml.hosts.options import BreakerOptions as BreakerOptions
+    from router_ml.hosts.options import GatewayOptions as GatewayOptions
+    from router_ml.monitor.watch import open_watch as open_watch
+    from router_ml.serve.answer import Answer as Answer
+    from router_ml.serve.build import build_gateway as build_gateway
+    from router_ml.serve.build import build_node as build_node
+    from router_ml.serve.gateway import Gateway as Gateway
+    from router_ml.serve.node import CoordinatorNode as CoordinatorNode
+    from router_ml.settings import Settings as Settings
+    from router_ml.settings import load_settings as load_settings
+    from router_ml.types import Candidate as Candidate
+    from router_ml.types import Context as Context
+    from router_ml.types import Decision as Decision
+    from router_ml.types import MachineState as MachineState
+    from router_ml.types import ModelState as ModelState
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "catalogue": "Catalogue load_catalogue",
+    "decide.api": "aselect_model select_model select_models",
+    "decide.router": "Router",
+    "decide.selection.policy": "Policy",
+    "errors": "AttemptsFailed BundleCorrupt BundleError BundleFormatError BundleMissing CatalogueError ContextError "
+    "DeadlineExceeded EncoderError ExperimentError GatewayError InputError NoModelAvailable Overloaded PolicyError "
+    "QueryError RouterError RowError SettingsError StoreError StreamInterrupted",
+    "events.event": "FeedbackEvent Recorder",
+    "hosts.options": "BreakerOptions GatewayOptions",
+    "monitor.watch": "open_watch",
+    "serve.answer": "Answer",
+    "serve.build": "build_gateway build_node",
+    "serve.gateway": "Gateway",
+    "serve.node": "CoordinatorNode",
+    "settings": "Settings load_settings",
+    "types": "Candidate Context Decision MachineState ModelState",
+}
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+
+__all__ = sorted(["__version__", *_HOMES])
 
 moved.install()
-
-_HOMES = {
-    "Candidate": "types",
-    "Catalogue": "catalogue",
-    "Context": "types",
-    "CoordinatorNode": "serve.node",
-    "Decision": "types",
-    "Gateway": "serve.gateway",
-    "MachineState": "types",
-    "ModelState": "types",
-    "Policy": "decide.selection.policy",
-    "Router": "decide.router",
-    "RouterError": "errors",
-    "aselect_model": "decide.api",
-    "build_gateway": "serve.build",
-    "load_catalogue": "catalogue",
-    "open_watch": "monitor.watch",
-    "select_model": "decide.api",
-    "select_models": "decide.api",
-}
-
-__all__ = [
-    "Candidate",
-    "Catalogue",
-    "Context",
-    "CoordinatorNode",
-    "Decision",
-    "Gateway",
-    "MachineState",
-    "ModelState",
-    "Policy",
-    "Router",
-    "RouterError",
-    "aselect_model",
-    "build_gateway",
-    "load_catalogue",
-    "open_watch",
-    "select_model",
-    "select_models",
-]
 
 
 def __getattr__(name: str) -> Any:
@@ -76,4 +95,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -1,4 +1,4 @@
-"""The catalogue: which models there are, what they can do, and what we expect of them before any outcome."""
+"""The catalogue: which models there are, what they can do, and what is expected of them before any outcome."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PRIOR_KEYS = frozenset({"latency_s", "success", "output_tokens", "latency_log_s
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What we expect of a model for each complexity label before it has outcomes."""
+    """What is expected of a model for each complexity label before it has outcomes."""
 
     latency_s: Mapping[Label, float]  # mean seconds of one answer
     success: Mapping[Label, float]  # share of right answers
@@ -57,7 +57,7 @@ class Model:
     price_input_usd_per_mtok: float = 0.0
     price_output_usd_per_mtok: float = 0.0
     aliases: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()  # base URLs that serve it; empty: the default host
+    hosts: tuple[str, ...] = field(default=(), repr=False)  # base URLs that serve it; empty: the default host
 
     def can(self, capability: str) -> bool:
         """Whether the model has a capability; an unknown set counts as able."""
@@ -91,31 +91,32 @@ class Catalogue:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Return the names of all models, in order."""
         return tuple(model.name for model in self.models)
 
     def find(self, name: str) -> Model | None:
-        """The model of that name, alias, or name with the tag `:latest` added or left out; else None."""
+        """Return the model of that name, alias, or name with the tag `:latest` added or left out; else None."""
         bare = name.removesuffix(":latest")
         return next((self._by_name[n] for n in (name, bare, f"{name}:latest") if n in self._by_name), None)
 
     def __getitem__(self, name: str) -> Model:
         model = self.find(name)
         if model is None:
-            raise CatalogueError(f"unknown model {name!r}; the catalogue has {', '.join(self.names) or 'none'}")
+            raise CatalogueError(f"unknown model {shown(name)}; the catalogue has {', '.join(self.names) or 'none'}")
         return model
 
     def by_role(self, role: Role) -> Model | None:
-        """The first model with a role, or None."""
+        """Return the first model with a role, or None."""
         return next((model for model in self.models if model.role == role), None)
 
     def extended(self, models: Iterable[Model]) -> Catalogue:
-        """A catalogue with further models; those whose name is known already are left out."""
+        """Return a catalogue with further models; those of a known name are left out."""
         new = tuple(model for model in models if model.name not in self)
         return Catalogue((*self.models, *new), source=self.source) if new else self
 
 
 def load_catalogue(path: Path | str | None = None) -> Catalogue:
-    """The catalogue in a TOML file, or the packaged default.
+    """Return the catalogue in a TOML file, or the packaged default.
 
     Raises `CatalogueError`, naming file and field, where it cannot be read."""
     if path is None:

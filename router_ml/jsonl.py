@@ -102,7 +102,7 @@ def _decode(file: str, number: int, raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RowError(file, number, None, f"is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except _RepeatedKey as error:
-        raise RowError(file, number, error.key, "stands twice in one object; keep one of them") from None
+        raise RowError(file, number, error.key, "is given twice in one object; remove one of them") from None
     except (ValueError, RecursionError) as error:
         problem = f"is not JSON ({reason(error)}); write one object a line"
         raise RowError(file, number, None, problem) from error
@@ -120,7 +120,7 @@ class _RepeatedKey(ValueError):
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of some pairs; Python would keep the last value of a repeated key and say nothing."""
+    """Return the object of some pairs; Python itself takes the last value of a repeated key."""
     data = dict(pairs)
     if len(data) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -193,7 +193,7 @@ def _unique(
         value = build(row)
         first = seen.setdefault(key(value), row.line)
         if first != row.line:
-            raise row.fail(names, f"repeats line {first}; keep one of them")
+            raise row.fail(names, f"repeats line {first}; remove one of them")
         values.append(value)
     return values
 
@@ -213,14 +213,14 @@ def read_outcomes(path: Path | str) -> list[Outcome]:
 
 
 def query_row(query: Query) -> dict[str, Any]:
-    """The file form of a query."""
+    """Return the file form of a query."""
     row: dict[str, Any] = {"id": query.id, "text": query.text, "context": query.raw_context, "label": query.label}
     row |= {k: v for k, v in (("group", query.group), ("slice", query.slice)) if v is not None}
     return row | dict(query.extra)
 
 
 def outcome_row(outcome: Outcome) -> dict[str, Any]:
-    """The file form of an outcome; absent optional values are left out."""
+    """Return the file form of an outcome; absent optional values are left out."""
     required = {"query_id", "model", "success", "latency_s"}
     values = {k: getattr(outcome, k) for k in sorted(_OUTCOME_KEYS, key=_ORDER.__getitem__)}
     return {k: v for k, v in values.items() if v is not None or k in required} | dict(outcome.extra)

@@ -100,7 +100,7 @@ def read_messages(messages: Any) -> Conversation:
     """Return the conversation in `messages`: a string, one message, a list of them, or an object that holds them.
 
     Raises `QueryError` for what is no message."""
-    read = [_read(item, place) for place, item in enumerate(_listed(messages))]
+    read = [_read(item, place) for place, item in enumerate(message_list(messages))]
     if read and not read[-1].role:
         read[-1] = read[-1]._replace(role="user")
     whole = tuple(_with_roles(read))
@@ -195,7 +195,8 @@ def shown(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else type(value).__name__
 
 
-def _listed(messages: Any) -> Iterable[Any]:
+def message_list(messages: Any) -> Iterable[Any]:
+    """Return the messages in a list of them, one message alone, or an object that holds them; none for None."""
     if messages is None:
         return ()
     if hasattr(messages, "to_messages"):  # LangChain's prompt values

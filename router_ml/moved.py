@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any
@@ -31,7 +31,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "router_ml.backends.options": ("router_ml.hosts.options",),
     "router_ml.backends.preload": ("router_ml.serve.demand",),
     "router_ml.backends.rates": ("router_ml.hosts.rates",),
-    "router_ml.backends.request": ("router_ml.serve.request",),
+    "router_ml.backends.request": ("router_ml.serve.request", "router_ml.serve.wire"),
     "router_ml.backends.stream": ("router_ml.serve.stream",),
     "router_ml.cache.decisions": ("router_ml.decide.decision_cache",),
     "router_ml.cache.exact": ("router_ml.serve.answer_cache.exact",),
@@ -118,19 +118,19 @@ MODULES: dict[str, tuple[str, ...]] = {
     "training.alert_replay": ("benchmarks.alert_replay",),
     "training.baselines": ("training.measuring.baselines",),
     "training.bert_graph": ("training.complexity.bert_graph",),
-    "training.complexity_fit": ("training.complexity.learning",),
+    "training.complexity_fit": ("training.complexity.complexity_fit",),
     "training.complexity_report": ("benchmarks.complexity_report",),
-    "training.encoders": ("training.complexity.encoders",),
+    "training.encoders": ("training.complexity.encoder_trainer",),
     "training.evaluation_plots": ("training.measuring.plots",),
-    "training.export": ("training.complexity.export",),
+    "training.export": ("training.complexity.encoder_export",),
     "training.fidelity": ("benchmarks.fidelity",),
     "training.finetune": ("training.complexity.finetune",),
     "training.labelling": ("benchmarks.labelling",),
     "training.limits": ("benchmarks.limits",),
     "training.metrics": ("training.measuring.metrics",),
     "training.mlflow_model": ("training.tracking.mlflow_model",),
-    "training.plots": ("training.tracking.plots",),
-    "training.scores": ("training.complexity.scores",),
+    "training.plots": ("training.measuring.plots",),
+    "training.scores": ("training.measuring.classification",),
     "training.simulate": ("benchmarks.simulate",),
     "training.speed": ("benchmarks.speed",),
     "training.stopwatch": ("benchmarks.stopwatch",),
@@ -142,6 +142,7 @@ NAMES = {
     "Journal": "EventRecorder",
     "KeptAnswers": "CachedAnswers",
     "Latch": "Halt",
+    "Look": "Analysis",
     "NameBook": "ModelNames",
     "Pointer": "ActiveBundle",
     "Request": "UnitRequest",
@@ -149,11 +150,25 @@ NAMES = {
     "Rule": "AlertRule",
     "Selection": "EventFilter",
     "Walker": "FallbackRunner",
+    "asked_back": "clarifying_answer",
+    "asks_back": "asks_clarifying_question",
     "forget_pointer": "clear_active",
+    "looks_of": "analyses_of",
     "read_pointer": "read_active",
     "warn_of_slips": "warn_of_typos",
     "write_pointer": "write_active",
 }
+
+
+def renamed(old: str, new: str) -> Callable[..., Any]:
+    """Return a method that calls method `new`, for its name in earlier versions; warns that `old` is deprecated."""
+
+    def method(self: Any, *args: Any, **values: Any) -> Any:
+        warnings.warn(f"{type(self).__name__}.{old} is now {new}", DeprecationWarning, stacklevel=2)
+        found = getattr(self, new)
+        return found(*args, **values) if callable(found) else found
+
+    return method
 
 
 class _MovedModule(ModuleType):

@@ -141,7 +141,7 @@ def _home_folder(default: Path) -> Path:
 
 @functools.cache
 def _temporary_state() -> Path:
-    """Return a private state folder for a user without a home: one per user id and machine, kept until it is rebooted.
+    """Return a private state folder for a user without a home: one per user id and machine.
 
     A folder of that name which others could have made or can write is not used; a fresh one takes its place."""
     folder = Path(tempfile.gettempdir()) / f"router_ml-{getattr(os, 'getuid', lambda: 0)()}"
@@ -152,7 +152,7 @@ def _temporary_state() -> Path:
             folder = Path(tempfile.mkdtemp(prefix="router_ml-"))
     except OSError:
         folder = Path(tempfile.gettempdir()) / "router_ml-unavailable"  # the store reports that it cannot be opened
-    log.warning("no home folder is known; state is kept in %s: set ROUTER_ML_STATE_DIR to keep it elsewhere", folder)
+    log.warning("no home folder is known; state goes to %s; set ROUTER_ML_STATE_DIR to a folder that lasts", folder)
     return folder
 
 

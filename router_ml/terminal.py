@@ -9,6 +9,8 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 from router_ml.errors import InputError, RouterError
@@ -33,7 +35,7 @@ def run_command(name: str, command: Callable[[], int | None], *, failure: int = 
     """Run a command and return its exit status, whatever happens; what goes wrong is one line on standard error.
 
     An `InputError` gives 2, another error of this project or of the system (a full disk) `failure`, Ctrl-C 130. A
-    reader that closes the pipe, such as `head`, has seen enough: 0. `interrupted` is said after Ctrl-C."""
+    reader that closes the pipe, such as `head`, has seen enough: 0. `interrupted` is the message after Ctrl-C."""
     logging.raiseExceptions = False  # a log line that cannot be written ends nothing
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -59,6 +61,19 @@ def run_command(name: str, command: Callable[[], int | None], *, failure: int = 
             name, f"{f'cannot use {error.filename}' if error.filename else 'cannot write the output'}: {reason(error)}"
         )
         return failure
+
+
+def report_interrupts() -> None:
+    """Let Ctrl-C before `run_command`, while modules are imported, end the program in one line, too."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            _report(Path(sys.argv[0]).stem, "interrupted")  # the interpreter itself ends by the signal
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _report(name: str, message: str) -> None:
@@ -159,13 +174,13 @@ def savings(decisions: Sequence[Decision], reference: str | None = None, learned
     known = [(a, b) for a, b in pairs if b is not None and a.latency_s.p50 > 0]
     if not known:
         return ""
-    ours = sum(a.latency_s.p50 for a, _ in known) / len(known)
-    theirs = sum(b.latency_s.p50 for _, b in known) / len(known)
+    routed_s = sum(a.latency_s.p50 for a, _ in known) / len(known)
+    reference_s = sum(b.latency_s.p50 for _, b in known) / len(known)
     success = sum(a.p_success - b.p_success for a, b in known) / len(known)
     sources = sorted({source_of(a, learned) for a, _ in known})
     return (
-        f"expected: {ours:.1f} s a query instead of {theirs:.1f} s with {reference} for all "
-        f"({theirs / ours:.1f} times faster, {success * 100:+.1f} points of success; "
+        f"expected: {routed_s:.1f} s a query instead of {reference_s:.1f} s with {reference} for all "
+        f"({reference_s / routed_s:.1f} times faster, {success * 100:+.1f} points of success; "
         f"{'learned from outcomes' if sources == ['learned'] else 'by priors, not measured'})"
     )
 

@@ -18,6 +18,7 @@ from router_ml.numbers import count
 from router_ml.types import Parameter, Tool
 
 MAX_TOOLS = 10_000
+MAX_SCHEMA_VALUES = 20_000  # of one tool; of all tools together `MAX_VALUES`
 MAX_PARAMETERS, MAX_DEPTH = 128, 4  # of one tool; what is beyond still counts in the length of its schema
 _NUMBERS = ("n_parameters", "n_required", "schema_chars")
 _PARAMETER_KEYS = ("parameters", "input_schema", "inputSchema")
@@ -29,7 +30,7 @@ _JSON_TYPES = {
 
 def read_tools(items: Sequence[Any]) -> tuple[Tool, ...]:
     """Return the tools, read. Raises `ContextError` (field `tools`) for what is no tool and for what is too large: more
-    than `MAX_TOOLS` tools, or schemas of more than 200,000 values or 64 levels."""
+    than `MAX_TOOLS` tools, or a schema of more than 20,000 values or 64 levels."""
     if len(items) > MAX_TOOLS:
         raise ContextError(
             f"{len(items):,} tools are more than the {MAX_TOOLS:,} that can be read; offer fewer", "tools"
@@ -57,7 +58,7 @@ def _tool(item: Any, max_values: int) -> tuple[Tool, int]:
     if not isinstance(name, str):
         raise ContextError("a tool schema must have a name", "tools")
     try:
-        n_values = check_bounded(schema, max_values)
+        n_values = check_bounded(schema, min(max_values, MAX_SCHEMA_VALUES))
         chars = len(json.dumps(function, default=shown, skipkeys=True))
     except (ValueError, RecursionError) as error:
         raise ContextError(f"the schema of tool {name!r:.60} cannot be read: {error}", "tools") from error

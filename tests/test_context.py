@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
 import math
+import multiprocessing.reduction
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import langchain_core.tools as langchain_tools
+import numpy as np
 import ollama
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_ml.context import context_row, parse_context, shows_image
+from router_ml.context import context_row, conversation_context, parse_context, shows_image
 from router_ml.errors import ContextError
+from router_ml.messages import read_messages
 from router_ml.types import EMPTY_CONTEXT, Context, Tool, Turn
 
 WEATHER = {
@@ -310,3 +318,134 @@ def test_a_slip_of_the_pen_in_a_key_is_told_once(caplog: pytest.LogCaptureFixtur
     assert [record.message for record in caplog.records] == [
         "context: the unknown key 'toolz' is ignored; did you mean 'tools'?"
     ]
+
+
+def find_slot(person: str, minutes: int = 30, *, exact: bool = False) -> str:
+    """Find a free slot in somebody's calendar."""
+    return person * minutes * exact
+
+
+class FindSlot(pydantic.BaseModel):
+    """Find a free slot in somebody's calendar."""
+
+    person: str
+    minutes: int = 30
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "n_parameters", "n_required"),
+    [
+        (find_slot, "find_slot", 3, 1),
+        (functools.partial(find_slot, minutes=5), "find_slot", 3, 1),
+        (FindSlot, "FindSlot", 2, 1),
+        (langchain_tools.tool(find_slot), "find_slot", 3, 1),
+        (langchain_tools.StructuredTool.from_function(find_slot, args_schema=FindSlot), "find_slot", 2, 1),
+        (ollama.Tool(**WEATHER), "get_weather", 2, 1),
+        ({"name": "f", "input_schema": WEATHER["function"]["parameters"]}, "f", 2, 1),  # type: ignore[index]
+        ({"name": "f", "inputSchema": WEATHER["function"]["parameters"]}, "f", 2, 1),  # type: ignore[index]
+        ({"type": "web_search"}, "web_search", 0, 0),
+        (len, "len", 1, 1),
+    ],
+)
+def test_tools_of_every_library(tool: Any, name: str, n_parameters: int, n_required: int) -> None:
+    (read,) = parse_context({"tools": [tool]}).tools
+    assert (read.name, read.n_parameters, read.n_required) == (name, n_parameters, n_required)
+    if "slot" in name.lower():
+        assert read.description.startswith("Find a free slot")
+        assert [(p.name, p.type, p.required) for p in read.parameters[:2]] == [
+            ("person", "string", True),
+            ("minutes", "integer", False),
+        ]
+
+
+def _endless() -> Any:
+    tree: dict[str, Any] = {"type": "object", "properties": {}}
+    tree["properties"] = {"left": tree, "right": tree}
+    return tree
+
+
+def _shared(depth: int) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ({"tools": [{"name": "insert", "parameters": _endless()}]}, "'insert'.*20,000 values, or itself"),
+        ({"tools": [{"name": "f", "parameters": {"properties": {"a": {"enum": _shared(40)}}}}]}, "20,000 values"),
+        ({"tools": [{"name": "f", "x": [[]] * 30_000}]}, "20,000 values"),
+        ({"tools": ["t"] * 10_001}, "10,001 tools are more than the 10,000"),
+        ({"attachment": [_shared(40)]}, "list of these"),
+        ({"history": [{"role": "assistant", "tool_calls": [{"function": {"arguments": _endless()}}]}]}, "history"),
+        ({"history": ["x"] * 100_001}, "100,001 turns"),
+        ({"session_id": _shared(40)}, "session_id must be a string"),
+        ({"prompt_tokens": _shared(40)}, "prompt_tokens must be a number"),
+    ],
+)
+def test_what_is_too_large_is_refused_at_once_and_told(raw: dict[str, Any], told: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ContextError, match=told) as caught:
+        parse_context(raw)
+    assert time.process_time() - began < 0.2
+    assert caught.value.field in raw
+    assert len(str(caught.value)) < 250
+
+
+def test_unknown_keys_may_hold_anything() -> None:
+    node: dict[str, Any] = {"children": []}
+    node["children"] = [{"parent": node}, {"parent": node}]
+    began = time.process_time()
+    parse_context({"node": node, "shared": _shared(40), **{f"key{i}": 1 for i in range(20_000)}})
+    assert time.process_time() - began < 0.2
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"prompt_tokens": np.int64(100), "n_tools": np.int32(3), "latency_budget_s": np.float32(4.0)}
+    context = parse_context(given)
+    assert context == parse_context({"prompt_tokens": 100, "n_tools": 3, "latency_budget_s": 4.0})
+    assert type(context.prompt_tokens) is int
+    with pytest.raises(ContextError):
+        parse_context({"n_tools": np.bool_(True)})
+
+
+def test_a_context_can_be_copied_hashed_and_sent() -> None:
+    context = parse_context({"tools": [WEATHER], "history": ["hi"], "user_id": "u"})
+    for whole in (context, EMPTY_CONTEXT, Context()):
+        assert copy.copy(whole) == copy.deepcopy(whole) == whole
+        assert len({whole, copy.deepcopy(whole)}) == 1
+        assert multiprocessing.reduction.ForkingPickler.dumps(whole)
+
+
+def test_turns_without_roles_alternate_in_dictionaries_and_contexts_alike() -> None:
+    history = ["find Dana", "found her", "mail her", "which address?"]
+    roles = ["user", "assistant", "user", "assistant"]
+    assert [turn.role for turn in parse_context({"history": history}).history] == roles
+    built = Context(history=tuple(Turn("", text) for text in history))
+    assert [turn.role for turn in parse_context(built).history] == roles
+
+
+def test_unpaired_surrogates_are_cleaned_everywhere() -> None:
+    odd = "a\ud83db"
+    context = parse_context({"tools": [odd, {"name": odd, "description": odd, "parameters": {"properties": {odd: {}}}}],
+                             "history": [odd, {"role": odd, "content": odd}], "attachment": [odd, {"name": odd}],
+                             "session_id": odd})  # fmt: skip
+    json.dumps(context_row(context), ensure_ascii=False).encode()
+    assert context.session_id == "a?b"
+
+
+def test_what_the_caller_gives_wins_over_the_conversation() -> None:
+    image = {"role": "user", "content": "look", "images": ["a.png"]}
+    conversation = read_messages([("user", "hi"), ("assistant", "hello"), image, ("tool", "x" * 4000)])
+    context = conversation_context(conversation, {"user_id": "u"}, tools=[find_slot])
+    assert (context.attachment, context.attachment_kind, context.has_images) == ("image", "image", True)
+    assert context.history == (Turn("user", "hi"), Turn("assistant", "hello"))
+    assert ([tool.name for tool in context.tools], context.n_tools) == (["find_slot"], 1)
+    assert 1000 <= context.unread_tokens <= 1050
+    given = {"history": ["user: other"], "attachment": "b.pdf", "tools": ["mail"]}
+    context = conversation_context(conversation, given, tools=[find_slot])
+    assert (context.attachment, context.attachment_kind) == ("b.pdf", "document")
+    assert context.history == (Turn("user", "other"),)
+    assert [tool.name for tool in context.tools] == ["mail"]

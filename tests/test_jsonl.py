@@ -201,8 +201,8 @@ def test_any_text_survives_a_round_trip(tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize(
     ("row", "field", "problem"),
     [
-        ('{"id": "a", "text": "one", "text": "two"}', "text", "stands twice"),
-        ('{"id": "a", "text": "x", "context": {"n_tools": 1, "n_tools": 2}}', "n_tools", "stands twice"),
+        ('{"id": "a", "text": "one", "text": "two"}', "text", "given twice"),
+        ('{"id": "a", "text": "x", "context": {"n_tools": 1, "n_tools": 2}}', "n_tools", "given twice"),
         ('{"id": "a", "text": "x", "note": NaN}', "note", "must be finite"),
         ('{"id": "a", "text": "x", "note": [1e999]}', "note", "must be finite"),
         ('{"id": "a", "text": "x", "note": "\\ud83d"}', "note", "unpaired surrogate"),

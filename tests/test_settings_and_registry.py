@@ -148,17 +148,17 @@ def test_no_bundle_anywhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         active_bundle(Settings(models_dir=tmp_path))
 
 
-def test_pointers_survive_a_round_trip(tmp_path: Path) -> None:
+def test_the_active_bundle_survives_a_round_trip(tmp_path: Path) -> None:
     assert read_active(tmp_path) is None
-    pointer = ActiveBundle("b", "a", "c", ("x", "y"))
-    write_active(tmp_path / "new", pointer)
-    assert read_active(tmp_path / "new") == pointer
+    active = ActiveBundle("b", "a", "c", ("x", "y"))
+    write_active(tmp_path / "new", active)
+    assert read_active(tmp_path / "new") == active
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["active.json"]
 
 
 @pytest.mark.parametrize("value", ["", "{", "[]", "5", "{}", '{"active": 5}', '{"active": "../x"}', '{"active": ""}',
                                    '{"active": "a", "previous": 7}', '{"active": "a", "older": "bc/"}'])  # fmt: skip
-def test_an_unreadable_pointer_is_corrupt(tmp_path: Path, value: str) -> None:
+def test_an_unreadable_active_file_is_corrupt(tmp_path: Path, value: str) -> None:
     (tmp_path / "active.json").write_text(value)
     with pytest.raises(BundleCorrupt, match=r"active\.json"):
         read_active(tmp_path)

@@ -1,13 +1,13 @@
-"""Measures models of an Ollama host on queries of yours: how often each succeeds, and how long it takes.
+"""Measure models of an Ollama host on your queries: how often each succeeds, and how long it takes.
 
     python -m training.benchmark --models A B --suite --out out.jsonl              the shipped tool-calling cases
     python -m training.benchmark --models A B --queries Q.jsonl --out out.jsonl    your own queries
-    python -m training.benchmark ... --resume                                      go on after a kill
-    python -m training.benchmark ... --rescore                                     score the kept answers again
+    python -m training.benchmark ... --resume                                      continue after an interruption
+    python -m training.benchmark ... --rescore                                     score the stored answers again
 
 Each row of --out is an outcome that `python -m training.fit --queries Q.jsonl --outcomes out.jsonl` learns from. Beside
-it lie out.answers.jsonl (every answer, so that rows can be scored again without asking again) and out.run.json (how
-the figures were measured; a run never goes on in another way than it began).
+it are out.answers.jsonl (every answer, so that rows can be scored again without asking again) and out.run.json (how
+the figures were measured; a run is continued with the same settings only).
 
 What a query row may say about a good answer, besides `text`, `context` and `label`; without any of it a row is timed
 and its success stays null:
@@ -18,17 +18,17 @@ and its success stays null:
                       arguments that may be left out; one without a value in `arguments` may be anything. A value may be
                       {"$any": [values]}, {"$contains": text or [texts]}, {"$regex": expression}, {"$present": true}.
                       Any other argument that is given and not empty is wrong.
-    "allowed_calls"   ["name"]: tools that may be called besides, such as a look-up that not every model needs.
-    "tool_results"    [{"name", "arguments"?: {...}, "result"}]: what the tools give back. With it the conversation goes
-                      on until the model calls nothing more, and the calls of all turns count; a call that no entry
-                      fits gets {"status": "ok"}. Without it there is one turn.
+    "allowed_calls"   ["name"]: further tools that may be called, such as a look-up that not every model needs.
+    "tool_results"    [{"name", "arguments"?: {...}, "result"}]: what the tools return. With it the conversation
+                      continues until the model calls nothing more, and the calls of all turns count; a call that
+                      matches no entry gets {"status": "ok"}. Without it there is one turn.
     "expected"        checks of the final text, all of which must pass: "exact", "contains" (a text or a list, all),
-                      "contains_any", "regex", "json_schema", "asks" (true: it asks the user back), "judge" (a criterion
-                      in words, decided by --judge MODEL once all models are measured).
-    "context"         besides its usual keys: "now", the user's date and time, told to the model.
+                      "contains_any", "regex", "json_schema", "asks" (true: it asks a clarifying question), "judge" (a
+                      criterion in words, decided by --judge MODEL once all models are measured).
+    "context"         besides its usual keys: "now", the user's date and time, given to the model.
 
-Success is 1 where everything expected was met, else 0. A model's failure (an error, no answer in time) counts as 0
-and its reason stands in `error`; a host that cannot be reached ends the run, which --resume continues.
+Success is 1 where everything expected was met, else 0. A model's failure (an error, no answer in time) counts as 0,
+with the reason in `error`; a host that cannot be reached ends the run, which --resume continues.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ from router_ml.jsonl import query_row, read_outcomes, read_queries, write_rows
 from router_ml.settings import load_settings
 from router_ml.terminal import run_command
 from router_ml.types import Query
+from training.command import command_parser
 from training.corpus import data_dir, data_sha256
+from training.measuring.benchmark_run import Benchmark, BenchmarkPlan
+from training.measuring.benchmark_tracking import record
 from training.measuring.comparison import Comparison, compare, comparison_table
-from training.measuring.conversation import SYSTEM, Manner
-from training.measuring.expectation import expectation
-from training.measuring.record import record
-from training.measuring.run import Benchmark, Plan
+from training.measuring.conversation import SYSTEM, ChatSettings
+from training.measuring.expected_answer import expected_answer
+from training.tracking.tracker import BENCHMARKS
 
 log = logging.getLogger(__name__)
 
@@ -63,37 +65,37 @@ SUITE = "tool_calling.jsonl"
 
 
 def suite_path() -> Path:
-    """The shipped tool-calling cases."""
+    """Return the path of the shipped tool-calling cases."""
     return data_dir() / SUITE
 
 
-def prepare(options: argparse.Namespace) -> tuple[Plan, Path]:
-    """The plan of a run and the file its queries can be read from. Raises `InputError`."""
+def prepare(options: argparse.Namespace) -> tuple[BenchmarkPlan, Path]:
+    """Return the plan of a run and the file of its queries. Raises `InputError`."""
     paths = [path for path in (options.queries, suite_path() if options.suite else None) if path is not None]
     if not paths:
-        raise InputError("nothing to ask: give --queries FILE, or --suite for the shipped tool-calling cases")
+        raise InputError("no queries: give --queries FILE, or --suite for the shipped tool-calling cases")
     queries = [query for path in paths for query in read_queries(path)]
     repeated = len(queries) - len({query.id for query in queries})
     if repeated:
-        raise InputError(f"{repeated} ids stand in both --queries and the suite; rename those in {options.queries}")
+        raise InputError(f"{repeated} ids are in both --queries and the suite; rename those in {options.queries}")
     queries = queries[: options.limit]
     if not queries:
-        raise InputError(f"{paths[0]} has no rows")
+        raise InputError(f"{paths[0]} has no rows; give a file of queries")
     _check_expectations(queries, options.judge)
     source = paths[0]
     continues = options.resume or options.rescore or options.retry_errors
     if not continues and options.out.exists() and options.out.stat().st_size:
-        raise InputError(f"{options.out} has rows already; --resume goes on with them, or choose another --out")
+        raise InputError(f"{options.out} has rows already; continue with --resume, or choose another --out")
     if len(paths) > 1:
         source = options.out.with_suffix(".queries.jsonl")
         write_rows(source, map(query_row, queries))
     models = {normal(name): name for name in reversed(options.models)}
-    plan = Plan(
+    plan = BenchmarkPlan(
         models=tuple(name for name in options.models if models.get(normal(name)) == name),
         queries=tuple(queries),
         out=options.out,
         host=options.host or load_settings().ollama_host,
-        manner=_manner(options),
+        settings=_settings(options),
         catalogue=load_catalogue(options.catalogue),
         judge=options.judge,
         warm_up=not options.no_warm_up,
@@ -101,28 +103,28 @@ def prepare(options: argparse.Namespace) -> tuple[Plan, Path]:
         rescore=options.rescore,
     )
     if options.judge and normal(options.judge) in models:
-        log.warning("%s judges itself too; models are known to favour their own answers", options.judge)
+        log.warning("%s judges its own answers, too, which models tend to favour", options.judge)
     return plan, source
 
 
 def _check_expectations(queries: Sequence[Query], judge: str | None) -> None:
-    expected = [expectation(query) for query in queries]
+    expected = [expected_answer(query) for query in queries]
     unscored = sum(not e.scored for e in expected)
     judged = sum(e.judged is not None for e in expected)
     if unscored:
-        log.warning("%d of %d queries say nothing of a good answer: they are timed, not scored", unscored, len(queries))
+        log.warning("%d of %d queries expect nothing of an answer: they are timed, not scored", unscored, len(queries))
     if judged and judge is None:
         log.warning("%d queries need a judge and stay unscored; --rescore --judge MODEL can score them later", judged)
 
 
-def _manner(options: argparse.Namespace) -> Manner:
+def _settings(options: argparse.Namespace) -> ChatSettings:
     values = {
         "temperature": options.temperature,
         "seed": options.seed,
         "num_predict": options.max_tokens,
         "num_ctx": options.num_ctx,
     }
-    return Manner(
+    return ChatSettings(
         system=_system(options.system),
         options={key: value for key, value in values.items() if value is not None},
         think=None if options.think is None else options.think == "on",
@@ -138,16 +140,16 @@ def _system(path: Path | None) -> str:
         raise InputError(f"cannot read the system prompt {path}: {error}") from error
 
 
-def run(plan: Plan, *, timeout_s: float, quiet: bool = False) -> Comparison:
-    """Measure what is missing and compare all of it."""
+def run(plan: BenchmarkPlan, *, timeout_s: float, quiet: bool = False) -> Comparison:
+    """Measure what is missing and compare everything."""
     client = ollama.Client(host=plan.host, timeout=timeout_s)
     benchmark = Benchmark(plan, client, quiet=quiet)
     benchmark.run()
     return compare(plan.queries, plan.models, read_outcomes(plan.out), benchmark.warm_up_s)
 
 
-def report(options: argparse.Namespace, plan: Plan, source: Path, comparison: Comparison) -> None:
-    """Print the comparison and log it."""
+def report(options: argparse.Namespace, plan: BenchmarkPlan, source: Path, comparison: Comparison) -> None:
+    """Print the comparison and log it to MLflow."""
     print(comparison_table(comparison))
     print(f"\noutcomes: {plan.out}\nlearn:    python -m training.fit --queries {source} --outcomes {plan.out}")
     if not options.no_mlflow:
@@ -155,9 +157,9 @@ def report(options: argparse.Namespace, plan: Plan, source: Path, comparison: Co
             "host": plan.host,
             "queries": len(plan.queries),
             "data_sha256": data_sha256(plan.queries),
-            "think": plan.manner.think,
+            "think": plan.settings.think,
             "judge": plan.judge,
-            **plan.manner.options,
+            **plan.settings.options,
         }
         record(options.experiment, comparison, read_outcomes(plan.out), params)
     if options.json:
@@ -165,14 +167,8 @@ def report(options: argparse.Namespace, plan: Plan, source: Path, comparison: Co
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    text = (__doc__ or "").split("\n", 1)
-    cli = argparse.ArgumentParser(
-        prog="python -m training.benchmark",
-        description=text[0],
-        epilog=text[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Return the command line."""
+    cli = command_parser("training.benchmark", __doc__)
     what = cli.add_argument_group("what")
     what.add_argument("--models", nargs="+", required=True, metavar="MODEL", help="as Ollama calls them")
     what.add_argument("--queries", type=Path, metavar="F", help="queries, JSON Lines")
@@ -182,23 +178,23 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--host", metavar="URL", help="the Ollama host (OLLAMA_HOST, or http://127.0.0.1:11434)")
     what.add_argument("--judge", metavar="MODEL", help="the model that decides on `expected.judge`")
     what.add_argument("--catalogue", type=Path, metavar="F", help="models with prices, TOML (the packaged ones)")
-    again = cli.add_argument_group("going on")
-    again.add_argument("--resume", action="store_true", help="go on with the rows of --out")
+    again = cli.add_argument_group("continuing a run")
+    again.add_argument("--resume", action="store_true", help="continue with the rows of --out")
     again.add_argument("--retry-errors", action="store_true", help="ask again where a row has an error")
-    again.add_argument("--rescore", action="store_true", help="score all kept answers again, then go on")
+    again.add_argument("--rescore", action="store_true", help="score all stored answers again, then continue")
     how = cli.add_argument_group("how models are asked")
     how.add_argument("--system", type=Path, metavar="F", help="a file with the system prompt (a built-in one)")
-    how.add_argument("--think", choices=("on", "off"), help="thinking, where a model can (as it does by itself)")
+    how.add_argument("--think", choices=("on", "off"), help="thinking, where a model can (default: the model's own)")
     how.add_argument("--temperature", type=float, default=0.0, help="(%(default)s)")
     how.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    how.add_argument("--max-tokens", type=_at_least(1), default=2048, help="the longest answer (%(default)s)")
-    how.add_argument("--num-ctx", type=_at_least(1), help="context length (the host's own)")
+    how.add_argument("--max-tokens", type=_at_least(1), default=2048, help="maximum tokens of an answer (%(default)s)")
+    how.add_argument("--num-ctx", type=_at_least(1), help="context length (default: the host's)")
     how.add_argument("--max-turns", type=_at_least(1), default=8, help="turns with tool results (%(default)s)")
     how.add_argument("--keep-alive", default="10m", help="how long a model stays in memory (%(default)s)")
     how.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds for one turn (%(default)s)")
-    how.add_argument("--no-warm-up", action="store_true", help="let the first row of a model pay for its loading")
+    how.add_argument("--no-warm-up", action="store_true", help="include loading in the first row of each model")
     out = cli.add_argument_group("reporting")
-    out.add_argument("--experiment", default="router_ml benchmarks", help="MLflow experiment (%(default)s)")
+    out.add_argument("--experiment", default=BENCHMARKS, help="MLflow experiment (%(default)s)")
     out.add_argument("--no-mlflow", action="store_true", help="do not log to MLflow")
     out.add_argument("--json", action="store_true", help="last line of standard output: the comparison as JSON")
     out.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -221,14 +217,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    stopped = f"stopped; what was measured is in {options.out}, and --resume goes on with it"
-    return run_command("training.benchmark", lambda: _run(options), failure=1, interrupted=stopped)
+    interrupted = f"interrupted; what was measured is in {options.out}, and --resume continues with it"
+    return run_command("training.benchmark", lambda: _run(options), failure=1, interrupted=interrupted)
 
 
 def _run(options: argparse.Namespace) -> None:
     plan, source = prepare(options)
-    comparison = run(plan, timeout_s=options.timeout, quiet=options.quiet)
-    report(options, plan, source, comparison)
+    report(options, plan, source, run(plan, timeout_s=options.timeout, quiet=options.quiet))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turns public routing data on your disk into queries.jsonl and outcomes.jsonl.
+"""Convert public routing data on your disk into queries.jsonl and outcomes.jsonl.
 
     python -m training.datasets routellm FILE.csv [FILE.csv ...] --out DIR
     python -m training.datasets bfcl --questions DIR --scores DIR --results DIR [--models A B] --out DIR
@@ -29,6 +29,7 @@ from typing import Any
 from router_ml.errors import InputError
 from router_ml.jsonl import write_rows
 from router_ml.terminal import run_command
+from training.command import command_parser
 
 Row = Mapping[str, Any]
 Converted = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # query rows, outcome rows
@@ -47,7 +48,7 @@ _TRUE = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 
 
 def routellm(paths: Sequence[Path]) -> Converted:
-    """RouteLLM's CSVs: every column of true/false (or 0..1) beside the prompt is a model.
+    """Convert RouteLLM's CSVs: every column of true/false (or 0..1) beside the prompt is a model.
 
     Raises `InputError` where a file has no prompt or no such column."""
     queries: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ def routellm(paths: Sequence[Path]) -> Converted:
 
 
 def table(paths: Sequence[Path]) -> Converted:
-    """A wide table (RouterBench) or a long one (LLMRouterBench, LLMRouter), told apart by their columns.
+    """Convert a wide table (RouterBench) or a long one (LLMRouterBench, LLMRouter), recognised by their columns.
 
     Raises `InputError` for columns that are neither."""
     queries: dict[str, dict[str, Any]] = {}
@@ -127,12 +128,16 @@ def _long(rows: list[Row], prompt: str, path: Path) -> tuple[dict[str, dict[str,
             output_tokens=_number(row[output_tokens], path, i) if output_tokens else None,
         )
         if outcomes.setdefault((name, str(row[model])), outcome) is not outcome:
-            raise InputError(f"{path}: row {i + 1} repeats model {row[model]!r} for query {name!r}; keep one")
+            raise InputError(
+                f"{path}: row {i + 1} repeats model {row[model]!r} for query {name!r}; delete one of the rows"
+            )
     return queries, list(outcomes.values())
 
 
 def bfcl(questions: Path, scores: Path, results: Path | None, models: Sequence[str] = ()) -> Converted:
-    """Berkeley Function Calling Leaderboard folders. A question is right unless the score file lists its id as failed.
+    """Convert folders of the Berkeley Function Calling Leaderboard.
+
+    A question counts as right unless the score file lists its id as failed.
 
     Raises `InputError` where a folder holds nothing of the kind, or a model lacks files."""
     asked = _bfcl_questions(questions)
@@ -143,7 +148,9 @@ def bfcl(questions: Path, scores: Path, results: Path | None, models: Sequence[s
     for model in found:
         judged = list(_bfcl_scores(scores / model, asked))
         if not judged:
-            raise InputError(f"{scores / model}: no score file names a category of the questions")
+            raise InputError(
+                f"{scores / model}: no score file is of a category of --questions; give files of one version"
+            )
         measured = _bfcl_results(results / model) if results is not None else {}
         outcomes += [_outcome(name, model, right, **measured.get(name, {})) for name, right in judged]
     used = {outcome["query_id"] for outcome in outcomes}
@@ -169,7 +176,7 @@ def _bfcl_questions(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _bfcl_text(question: Any) -> str:
-    """A question is a text, or turns of messages; the user's words are kept."""
+    """Return the user's words of a question, which is a text or turns of messages."""
     if isinstance(question, str):
         return question
     if isinstance(question, Mapping):
@@ -195,7 +202,9 @@ def _bfcl_scores(folder: Path, asked: Mapping[str, Any]) -> Iterator[tuple[str, 
         failed = {str(row["id"]) if not str(row["id"]).isdigit() else f"{category}_{row['id']}" for row in failures}
         expected = int(header.get("total_count", len(of_category)))
         if expected != len(of_category):
-            raise InputError(f"{path} judges {expected} questions, {len(of_category)} of {category!r} are here")
+            raise InputError(
+                f"{path} judges {expected} questions, but --questions has {len(of_category)} of {category!r}"
+            )
         yield from ((name, 0.0 if name in failed else 1.0) for name in of_category)
 
 
@@ -214,7 +223,7 @@ def _bfcl_results(folder: Path) -> dict[str, dict[str, float | None]]:
 
 
 def _total(value: Any) -> float | None:
-    """A number, or the sum of (nested) lists of them as multi-turn results have; anything else is unknown."""
+    """Return a number, or the sum of nested lists of numbers as multi-turn results have; None for anything else."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return None
     if isinstance(value, int | float):
@@ -239,7 +248,7 @@ def _read(path: Path) -> Iterable[Row]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not rows:
-        raise InputError(f"{path} holds no row")
+        raise InputError(f"{path} holds no row; give a file with rows")
     return rows
 
 
@@ -247,20 +256,20 @@ def _parquet(path: Path) -> list[Row]:
     try:
         from pyarrow import parquet  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
-        raise InputError(f"{path}: reading Parquet needs pyarrow (it comes with the train extra)") from error
+        raise InputError(f"{path}: reading Parquet needs pyarrow; run \"pip install 'router-ml[train]'\"") from error
     rows: list[Row] = parquet.read_table(path).to_pylist()
     return rows
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    """Objects one a line, or one list of them."""
+    """Yield the objects of JSON Lines, or of one JSON list."""
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} as JSON or JSON Lines: {error}") from error
     if not all(isinstance(value, dict) for value in values):
-        raise InputError(f"{path} must hold objects, one a row")
+        raise InputError(f"{path} holds values that are not objects; give JSON Lines with one object a line")
     yield from values
 
 
@@ -302,7 +311,7 @@ def _parsed(value: Any) -> float | None:
 def _score(value: Any, path: Path, row: int) -> float:
     score = _parsed(value)
     if score is None or not 0 <= score <= 1:
-        raise InputError(f"{path}: row {row + 1}: a score must be true, false or between 0 and 1, found {value!r}")
+        raise InputError(f"{path}: row {row + 1}: a score must be true, false or between 0 and 1, got {value!r}")
     return score
 
 
@@ -311,12 +320,12 @@ def _number(value: Any, path: Path, row: int) -> float | None:
         return None
     number = _parsed(value)
     if number is None or number < 0:
-        raise InputError(f"{path}: row {row + 1}: must be a number, 0 or more, found {value!r}")
+        raise InputError(f"{path}: row {row + 1}: must be a number, 0 or more, got {value!r}")
     return number
 
 
 def _unlisted(text: Any) -> str:
-    """RouterBench writes a prompt as the Python list of its messages; anything else stays as it is."""
+    """Join the Python list of messages that RouterBench writes as a prompt; return anything else as it is."""
     if isinstance(text, str) and text.startswith("["):
         try:
             parts = ast.literal_eval(text)
@@ -333,7 +342,7 @@ def _query(identity: str, text: str, slice_name: str | None) -> dict[str, Any]:
         "text": text,
         "context": None,
         "label": None,
-        "group": _digest("", " ".join(text.lower().split())),  # the same words never straddle a split
+        "group": _digest("", " ".join(text.lower().split())),  # the same words are never on both sides of a split
         "slice": slice_name,
     }
 
@@ -348,7 +357,7 @@ def _outcome(identity: str, model: str, success: float, **measured: float | None
 
 
 def write(converted: Converted, out: Path) -> str:
-    """Write both files; returns one line that sums them up. Repeated query ids are an `InputError`."""
+    """Write both files and return a summary in one line. Raises `InputError` for repeated query ids."""
     queries, outcomes = converted
     repeated = [name for name, count in Counter(query["id"] for query in queries).items() if count > 1]
     if repeated:
@@ -360,30 +369,24 @@ def write(converted: Converted, out: Path) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    text = (__doc__ or "").split("\n", 1)
-    cli = argparse.ArgumentParser(
-        prog="python -m training.datasets",
-        description=text[0],
-        epilog=text[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Return the command line."""
+    cli = command_parser("training.datasets", __doc__)
     kinds = cli.add_subparsers(dest="kind", required=True)
     for name in ("routellm", "table"):
         kind = kinds.add_parser(name)
-        kind.add_argument("files", type=Path, nargs="+")
-        kind.add_argument("--out", type=Path, required=True)
+        kind.add_argument("files", type=Path, nargs="+", help="files to convert")
+        kind.add_argument("--out", type=Path, required=True, help="folder of queries.jsonl and outcomes.jsonl")
     kind = kinds.add_parser("bfcl")
-    kind.add_argument("--questions", type=Path, required=True)
-    kind.add_argument("--scores", type=Path, required=True)
-    kind.add_argument("--results", type=Path)
-    kind.add_argument("--models", nargs="*", default=[])
-    kind.add_argument("--out", type=Path, required=True)
+    kind.add_argument("--questions", type=Path, required=True, help="folder of the question files")
+    kind.add_argument("--scores", type=Path, required=True, help="folder of score files, one folder per model")
+    kind.add_argument("--results", type=Path, help="folder of result files, for latency and tokens")
+    kind.add_argument("--models", nargs="*", default=[], help="some of the models (default: all)")
+    kind.add_argument("--out", type=Path, required=True, help="folder of queries.jsonl and outcomes.jsonl")
     return cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert; exit status 2 for what it does not know."""
+    """Convert; exit code 2 for input of an unknown form."""
     options = parser().parse_args(argv)
     convert: dict[str, Callable[[], Converted]] = {
         "routellm": lambda: routellm(options.files),

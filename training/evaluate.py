@@ -1,15 +1,23 @@
-"""Judges a bundle on queries with measured outcomes, through the serving code.
+"""Judge a bundle on queries with measured outcomes, through the serving code.
 
     python -m training.evaluate --bundle models/default --queries Q --outcomes O [--json OUT] [--plots DIR]
 
-Every figure stands beside what needs no learning, with 95 % intervals from a bootstrap over groups of queries. Rows
-the bundle was fitted on flatter it: judge on others.
+The router is compared with every single model, a random choice, prompt length alone, nearest neighbours and an oracle,
+with 95 % intervals from a bootstrap over groups of queries. Give queries that the bundle was not fitted on: on the
+others its figures are optimistic, and the report says so.
+
+    accuracy                     mean success of the model most likely to succeed
+    aiq, aiq_normalised          quality over the range of cost; normalised: 0 as the cheapest and the most expensive
+                                 model mixed, 1 as an oracle
+    cost_share_within_1_point    cost at which quality is within a point of the best model, over that model's cost
+    apgr, cpt_50, cpt_80         gap between the cheapest and the best model recovered; share of calls of the best
+                                 model that recover 50 % and 80 % of it
+    ece, brier, auc              calibration and ranking of the predicted success
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router_ml.bundles.format import load_bundle
 from router_ml.decide.features.extractor import Extractor, Features
@@ -26,12 +33,13 @@ from router_ml.decide.predictors.outcomes import Predictions
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
-from router_ml.terminal import run_command
+from router_ml.terminal import format_table, run_command
+from training.arrays import Floats, Index
+from training.command import command_parser, write_json
 from training.measuring import baselines
 from training.measuring.metrics import (
     Aiq,
     Curve,
-    Floats,
     Sweep,
     aiq_of,
     apgr,
@@ -48,7 +56,7 @@ from training.measuring.metrics import (
 )
 from training.measuring.plots import draw_all
 from training.outcomes.table import LEARNED_FROM, OutcomeTable, outcome_table, query_keys
-from training.tracking.tracker import tracked
+from training.tracking.tracker import EVALUATIONS, tracked
 
 RESAMPLES = 200
 WITHIN = 0.01  # of the best single model's success
@@ -66,20 +74,20 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Judged:
-    """Outcomes, and what a router said of them, in the same order of models."""
+    """Outcomes and a router's predictions of them, in the same order of models."""
 
     table: OutcomeTable
     p_success: Floats
     latency_s: Floats  # (n, M, 3)
     cost_usd: Floats
     novelty: Floats
-    policy_choices: dict[str, NDArray[np.intp]]
+    policy_choices: dict[str, Index]
     features: Features | None = None
     bundle: str = ""
 
     @property
     def expected(self) -> tuple[str, Floats, Floats]:
-        """Name, prediction and truth of what choosing costs: median seconds, else dollars."""
+        """Name, prediction and truth of cost: median seconds, else dollars."""
         name, truth = self.table.cost_axis
         predicted = self.latency_s[:, :, 0] if name == "latency_s" else self.cost_usd
         if name == "none" or np.isnan(predicted).any():
@@ -88,14 +96,14 @@ class Judged:
 
 
 def _filled(truth: Floats) -> Floats:
-    """An unknown cost of a measured model is the model's mean."""
+    """Replace an unknown cost of a measured model by the model's mean."""
     known = ~np.isnan(truth)
     means = np.where(known, truth, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return np.where(known, truth, means)
 
 
 def judge(router: Router, table: OutcomeTable, features: Features | None = None) -> Judged:
-    """Ask a router about every query of a table. Models it does not know are an `InputError`."""
+    """Let a router decide every query of a table. Raises `InputError` for models it does not know."""
     texts, contexts = [q.text for q in table.queries], [q.context for q in table.queries]
     parts = [router.predict_many(texts[i : i + BATCH], contexts[i : i + BATCH])[1] for i in range(0, len(texts), BATCH)]
     columns = _columns(parts[0], router, table)
@@ -117,20 +125,20 @@ def judge(router: Router, table: OutcomeTable, features: Features | None = None)
 
 
 def _columns(predictions: Predictions, router: Router, table: OutcomeTable) -> dict[str, int]:
-    """For each model of the table, under the router's name for it, its column among the predictions."""
+    """Return, for each model of the table under the router's name for it, its column among the predictions."""
     found: dict[str, int] = {}
     for model in table.models:
         known = router.catalogue.find(model)
         if known is None or known.name not in predictions.models:
             raise InputError(
-                f"the bundle knows no model {model!r}; fit it on outcomes of it, or add it to the catalogue"
+                f"the bundle has no model {model!r}; fit one on outcomes of that model, or add it to the catalogue"
             )
         found[known.name] = predictions.models.index(known.name)
     return found
 
 
 def _first(ranked: Sequence[Any], columns: dict[str, int], row: int, table: OutcomeTable) -> int:
-    """The first of a decision's models that was measured on the query."""
+    """Return the first of a decision's models that was measured on the query."""
     position = {name: j for j, name in enumerate(columns)}
     for candidate in ranked:
         j = position.get(candidate.model)
@@ -142,14 +150,14 @@ def _first(ranked: Sequence[Any], columns: dict[str, int], row: int, table: Outc
 class _Weights:
     """Bootstrap weights of the queries: whole groups are drawn (Davison and Hinkley 1997, section 3.8)."""
 
-    def __init__(self, groups: NDArray[np.intp], resamples: int, seed: int = 0) -> None:
+    def __init__(self, groups: Index, resamples: int, seed: int = 0) -> None:
         n_groups = int(groups.max()) + 1
         rng = np.random.default_rng(seed)
         counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples)
-        self.rows = np.vstack((np.ones(len(groups)), counts[:, groups].astype(np.float64)))  # the first: as it is
+        self.rows = np.vstack((np.ones(len(groups)), counts[:, groups].astype(np.float64)))  # the first: all
 
     def estimate(self, figure: Any) -> Estimate:
-        """A figure of the weights, with its percentile interval."""
+        """Return a figure of the weights, with its percentile interval."""
         values = [float(figure(weights)) for weights in self.rows]
         known = [value for value in values[1:] if np.isfinite(value)]
         low, high = np.quantile(known, (0.025, 0.975)) if known else (np.nan, np.nan)
@@ -157,7 +165,7 @@ class _Weights:
 
 
 def report(judged: Judged, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Every figure of a judged router, JSON-ready."""
+    """Return every figure of a judged router, JSON-ready."""
     table = judged.table
     name, predicted, cost = judged.expected
     success, measured = table.success, ~np.isnan(table.success)
@@ -223,7 +231,7 @@ def _weighted_means(success: Floats, cost: Floats) -> Any:
 
 
 def _pair_figures(judged: Judged, weights: _Weights) -> dict[str, Estimate]:
-    """APGR and CPT between the best single model (strong) and the cheapest (weak), on rows where both were measured."""
+    """Return APGR and CPT between the best model (strong) and the cheapest (weak), on rows where both were measured."""
     success = judged.table.success
     cost_means, success_means = baselines.model_means(judged.table)
     strong = int(success_means.argmax())
@@ -268,8 +276,8 @@ def _latency(judged: Judged) -> dict[str, Any]:
     return reports
 
 
-def _choice_row(table: OutcomeTable, cost: Floats, chosen: NDArray[np.intp]) -> dict[str, Any]:
-    """What comes of a choice, as a mean over the queries on which the chosen model was measured."""
+def _choice_row(table: OutcomeTable, cost: Floats, chosen: Index) -> dict[str, Any]:
+    """Return what a choice gives and costs, on average over the queries where the chosen model was measured."""
     rows = np.flatnonzero(~np.isnan(table.success[np.arange(len(chosen)), chosen]))
     chosen = chosen[rows]
     shares = np.bincount(chosen, minlength=len(table.models)) / len(chosen)
@@ -299,7 +307,8 @@ def _baselines(judged: Judged, cost: Floats, predicted: Floats, oracle: Sweep, s
     rows["random"] = _choice_row(table, cost, choose(baselines.random_scores(table, 0), measured))
     swept: dict[str, Floats] = {"prompt length": baselines.length_scores(table)}
     if judged.features is not None:
-        heuristic = baselines.heuristic_choice(table, judged.features)
+        role = baselines.roles(*baselines.model_means(table))
+        heuristic = baselines.heuristic_choice(role, judged.features.table)
         rules = np.eye(len(table.models))[heuristic]
         rows["heuristic rules"] = _choice_row(table, cost, choose(rules, measured))
         swept["knn, cross-fitted on these rows"] = baselines.knn_scores(table, judged.features)
@@ -313,7 +322,7 @@ def _baselines(judged: Judged, cost: Floats, predicted: Floats, oracle: Sweep, s
     return rows
 
 
-def _slices(judged: Judged, chosen: NDArray[np.intp], cost: Floats) -> dict[str, Any]:
+def _slices(judged: Judged, chosen: Index, cost: Floats) -> dict[str, Any]:
     names = np.array([query.slice or "" for query in judged.table.queries])
     found = {}
     for name in sorted(set(names.tolist())):
@@ -335,13 +344,13 @@ def _points(curve: Curve) -> list[tuple[float, float]]:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """The report as a person reads it."""
+    """Return the report as text."""
     lines = [
         f"{found['bundle']}: {found['queries']} queries, {found['outcomes']} outcomes; cost is {found['cost_axis']}"
     ]
     if found.get("learned_from"):
         lines.append(
-            f"  FLATTERED: the bundle learned from {found['learned_from']} of these queries; judge it on others"
+            f"  WARNING: {found['learned_from']} of these queries were used in training; the figures are optimistic"
         )
     lines += [
         f"  {key:<28} {value['value']:8.4f}   [{value['low']:.4f}, {value['high']:.4f}]"
@@ -355,18 +364,17 @@ def summary(found: dict[str, Any]) -> str:
             f"  latency {model:<34} MAE/median {entry['mae_ratio']:.3f}  R2 log {entry['r2_log']:.3f}  "
             f"under p50 {entry['bias_p50']:.3f}  p95 {entry['coverage_p95']:.3f}"
         )
-    lines.append(f"  {'':<42} accuracy   mean cost   normalised AIQ")
+    rows = [("", "accuracy", "mean cost", "normalised AIQ", "queries")]
     for name, row in {**found["baselines"], **{f"policy {k}": v for k, v in found["policies"].items()}}.items():
-        area = f"{row['aiq_normalised']:.3f}" if row.get("aiq_normalised") is not None else ""
-        part = f"   on {row['queries']} queries" if row["queries"] < found["queries"] else ""
-        lines.append(f"  {name:<42} {row['accuracy']:8.4f} {row['mean_cost']:11.5g}   {area}{part}")
-    return "\n".join(lines)
+        area = "" if row.get("aiq_normalised") is None else f"{row['aiq_normalised']:.3f}"
+        rows.append((name, f"{row['accuracy']:.4f}", f"{row['mean_cost']:.5g}", area, str(row["queries"])))
+    return "\n".join([*lines, format_table(rows)])
 
 
 def evaluate(
     bundle: Path, queries: Path, outcomes: Path, *, resamples: int = RESAMPLES
 ) -> tuple[dict[str, Any], Judged]:
-    """Judge the bundle in a folder on files of queries and outcomes."""
+    """Judge the bundle in a folder on files of queries and outcomes. Raises `InputError` for files that do not fit."""
     table = outcome_table(read_queries(queries), read_outcomes(outcomes))
     table = table.rows(np.flatnonzero((~np.isnan(table.success)).any(axis=1)))
     if not len(table):
@@ -392,21 +400,21 @@ def _logged(found: dict[str, Any]) -> dict[str, float]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    cli = argparse.ArgumentParser(prog="python -m training.evaluate", description=(__doc__ or "").split("\n", 1)[0])
+    """Return the command line."""
+    cli = command_parser("training.evaluate", __doc__)
     cli.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     cli.add_argument("--queries", type=Path, required=True, help="queries, JSON Lines")
-    cli.add_argument("--outcomes", type=Path, required=True, help="measured outcomes, JSON Lines")
-    cli.add_argument("--json", type=Path, help="write the whole report here")
-    cli.add_argument("--plots", type=Path, help="draw plots into this folder")
-    cli.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap (%(default)s)")
-    cli.add_argument("--experiment", default="router_ml evaluations", help="MLflow experiment (%(default)s)")
-    cli.add_argument("--no-mlflow", action="store_true", help="log no run")
+    cli.add_argument("--outcomes", type=Path, required=True, help="measured outcomes on them, JSON Lines")
+    cli.add_argument("--json", type=Path, metavar="F", help="write the whole report to this file")
+    cli.add_argument("--plots", type=Path, metavar="D", help="draw plots into this folder")
+    cli.add_argument("--resamples", type=int, default=RESAMPLES, help="bootstrap resamples (%(default)s)")
+    cli.add_argument("--experiment", default=EVALUATIONS, help="MLflow experiment (%(default)s)")
+    cli.add_argument("--no-mlflow", action="store_true", help="do not log to MLflow")
     return cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run an evaluation; exit status 2 for bad input, 1 where the bundle cannot be used."""
+    """Run an evaluation; exit code 2 for bad input, 1 where the bundle cannot be used."""
     options = parser().parse_args(argv)
     return run_command("training.evaluate", lambda: _run(options), failure=1)
 
@@ -416,17 +424,15 @@ def _run(options: argparse.Namespace) -> None:
     print(summary(found))
     if found["learned_from"]:
         print(
-            f"warning: {found['bundle']} learned from {found['learned_from']} of the {found['queries']} queries it was "
-            "judged on; the figures flatter it",
+            f"warning: {found['learned_from']} of the {found['queries']} queries were used in training "
+            f"{found['bundle']}; the figures are optimistic, so judge it on other queries",
             file=sys.stderr,
         )
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+    write_json(options.json, found)
     if options.plots:
         draw_all(found, judged.latency_s, judged.table, options.plots)
     if not options.no_mlflow:
-        name = f"evaluate {found['bundle']} on {options.outcomes.parent.name}/{options.outcomes.stem}"
+        name = f"{found['bundle']} on {options.outcomes.parent.name}/{options.outcomes.stem}"
         with tracked(options.experiment, name, summary(found).split("\n", 1)[0]) as tracker:
             tracker.params({"bundle": found["bundle"], "queries": found["queries"], "models": len(found["models"])})
             tracker.metrics(_logged(found))

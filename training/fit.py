@@ -1,12 +1,19 @@
-"""Learns a bundle from labelled queries and measured outcomes.
+"""Learn a bundle from labelled queries and measured outcomes.
 
     python -m training.fit                                  the shipped corpus, with tuning (minutes)
-    python -m training.fit --no-tune                        the same with a fixed recipe, in a minute and a half
+    python -m training.fit --no-tune                        the same in one short training run, without a search
     python -m training.fit --queries Q --outcomes O         your own queries and what your models did with them
 
-Queries without labels lend the encoder and the complexity head from the active bundle; a few labels of your own are
-learned together with the shipped corpus. Every fit is a run in MLflow; the new bundle is a candidate until
-`python -m training.promote` makes it the active one.
+Queries with labels (simple, moderate, complex, ambiguous) teach the router to read complexity; outcomes teach it how
+often and how fast each model succeeds. Without labels, the encoder and the complexity head of the active bundle are
+taken over; fewer than 2,000 labels are learned together with the shipped corpus.
+
+The length of a fit is a number of examples, so a busy machine makes it slower, not worse. On two free cores a fit on
+the shipped corpus takes 6 to 7 minutes, with --no-tune 1.3. Tuned encoders and vectors are cached in
+ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache keeps nothing.
+
+Every fit is a run in MLflow and a challenger in its registry. The new bundle serves nobody until
+`router-ml promote BUNDLE` makes it the active one.
 """
 
 from __future__ import annotations
@@ -34,6 +41,7 @@ from router_ml.bundles.format import (
     HEADS,
     SELF_CHECK_TEXTS,
     TOKENIZER,
+    file_sha256,
     load_bundle,
     write_manifest,
 )
@@ -49,15 +57,17 @@ from router_ml.jsonl import read_outcomes, read_queries
 from router_ml.settings import load_settings
 from router_ml.terminal import SAMPLE_QUERIES, decision_table, run_command, savings
 from router_ml.types import LABELS, Outcome, Query
-from training.complexity.export import self_check_vectors
-from training.complexity.learning import ComplexityBundle, borrow_complexity, learn_complexity, refuse_few_labels
+from training.command import command_parser
+from training.complexity.complexity_fit import ComplexityPart, borrow_complexity, check_label_count, learn_complexity
+from training.complexity.encoder_export import self_check_vectors
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
-from training.outcomes.table import LEARNED_FROM, not_learned, outcome_table, query_keys, refuse_strangers
-from training.tracking.tracker import FITS, Tracker, tracked
+from training.outcomes.table import LEARNED_FROM, check_query_ids, not_learned, outcome_table, query_keys
+from training.tracking.tracker import FITS, DataFile, Tracker, tracked
 
 log = logging.getLogger(__name__)
 
+_INTERRUPTED = "interrupted; no bundle was made, and what was finished is cached"
 FEW_LABELS = 2000  # below this the shipped corpus is learned together with the given labels
 NOTICE = """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2), Apache License 2.0, itself derived from
@@ -79,15 +89,33 @@ class FitJob:
     experiment: str = FITS
     seed: int = 0
     tune: bool = True
+    quick: bool = False
     cache: bool = True
     progress: bool = True
     encoder: str = DEFAULT_ENCODER
     corpus: tuple[Query, ...] = ()  # the shipped rows learned beside few labels
-    given: dict[str, Any] = field(default_factory=dict)  # for the record
+    given: dict[str, Any] = field(default_factory=dict)  # for the manifest
+    files: tuple[DataFile, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What the fit is made of, in one line: data, rows, encoder, recipe."""
+        labels, parts = self.given.get("labels", 0), [file.name for file in self.files]
+        rows = [f"{labels} labels"] if labels else []
+        rows += [f"{len(self.outcomes)} outcomes"] if self.outcomes else []
+        encoder = Path(self.encoder).name if labels else "encoder of the active bundle"
+        return ", ".join([" + ".join(parts), *rows, encoder, self.recipe])
+
+    @property
+    def recipe(self) -> str:
+        """The recipe in words."""
+        return ("tuned" if self.tune else "untuned") + (" (quick)" if self.quick else "")
 
 
 def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
-    """Learn a bundle, check it through the serving code, and put it on the shelf; returns its folder and metrics."""
+    """Learn a bundle, check it through the serving code, and put it into the models folder.
+
+    Return its folder and metrics. Raises `InputError` for data that cannot be learned from."""
     started = time.monotonic()
     make_private_folder(job.models_dir)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=job.models_dir) as scratch:
@@ -102,19 +130,24 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
             metrics |= _outcomes(job, folder, complexity, config, arrays, models, tracker)
         _write_heads(folder, config, arrays, models)
         metrics["fit/seconds"] = time.monotonic() - started
-        _write_manifest(job, folder, metrics, complexity)
+        learner = str(config.get("outcomes", {}).get("learner", ""))
+        title = f"{job.title}, learner {learner}" if learner else job.title
+        _write_manifest(job, folder, metrics, complexity, title)
         router = Router.load(folder)
+        headline = _headline(job, metrics)
+        chosen = {"recipe": complexity.config.get("recipe", {}).get("name"), "learner": learner}
+        tracker.params({key: value for key, value in chosen.items() if value})
         tracker.metrics(metrics)
-        tracker.note(_headline(job, metrics))
+        tracker.describe(title, f"{headline}\n\nbundle: {job.name}")
         tracker.files(plots, "plots")
-        target = _shelve(folder, job)
+        target = _publish(folder, job)
     tracker.files(target, "bundle")
-    tracker.register(target, champion=job.name == "default")
+    tracker.register(target, f"{title}. {headline}", metrics)
     _show(router)
     return target, metrics
 
 
-def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> ComplexityBundle:
+def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> ComplexityPart:
     labelled = [query for query in (*job.corpus, *job.queries) if query.label is not None]
     if not labelled:
         return borrow_complexity(load_bundle(active_bundle(load_settings())), folder)
@@ -126,6 +159,7 @@ def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> Com
         source=job.encoder,
         seed=job.seed,
         tune=job.tune,
+        quick=job.quick,
         cache=job.cache,
         progress=job.progress,
     )
@@ -134,14 +168,14 @@ def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> Com
 def _outcomes(
     job: FitJob,
     folder: Path,
-    complexity: ComplexityBundle,
+    complexity: ComplexityPart,
     config: dict[str, Any],
     arrays: dict[str, Any],
     models: list[Model],
     tracker: Tracker,
 ) -> dict[str, float]:
-    """Learn success and latency per model into `config`, `arrays` and `models`; returns the metrics."""
-    from training.outcomes.learning import fit_outcomes
+    """Learn outcomes of all models into `config`, `arrays` and `models`, and return the metrics."""
+    from training.outcomes.outcome_fit import fit_outcomes
 
     measured = {outcome.query_id for outcome in job.outcomes}
     queries = [query for query in job.queries if query.id in measured]
@@ -157,15 +191,18 @@ def _outcomes(
         log=lambda name, values: tracker.tried(name, {"part": "outcomes", "learner": name}, values),
     )
     if fitted.report.get("learner") == "prior" and "reason" not in fitted.report:
-        _note("what the outcomes say of single queries did not beat each model's mean success in cross-validation; "
-              "the models are told apart by their means until there are more outcomes")  # fmt: skip
+        _note("no learner beat each model's mean success in cross-validation, so models are compared by their means; "
+              "more outcomes are needed to choose by query")  # fmt: skip
     arrays[LEARNED_FROM] = np.sort(query_keys(queries))
     config["outcomes"] = fitted.config
     arrays |= {f"outcomes/{name}": value for name, value in fitted.arrays.items()}
     models += [model for model in fitted.profiles if model.name not in job.catalogue]
     (folder / "outcomes_report.json").write_text(json.dumps(fitted.report, indent=2, default=str), encoding="utf-8")
-    numbers = {key: value for key, value in fitted.report.items() if isinstance(value, int | float)}
-    return {key if "/" in key else f"outcomes/{key}": float(value) for key, value in numbers.items()}
+    numbers = {f"outcomes/{key}": value for key, value in fitted.report.items() if isinstance(value, int | float)}
+    chosen = fitted.report.get("cross_validated", {}).get(fitted.report["learner"], {})
+    return {key: float(value) for key, value in numbers.items()} | {
+        f"val/outcomes_{key}": value for key, value in chosen.items()
+    }
 
 
 def _note(text: str) -> None:
@@ -188,11 +225,14 @@ def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], m
     (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
 
 
-def _write_manifest(job: FitJob, folder: Path, metrics: dict[str, float], complexity: ComplexityBundle) -> None:
+def _write_manifest(
+    job: FitJob, folder: Path, metrics: dict[str, float], complexity: ComplexityPart, title: str
+) -> None:
     write_manifest(
         folder,
         {
             "name": job.name,
+            "run_name": title,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "data_sha256": job.data_sha256,
             "labels": list(LABELS),
@@ -203,22 +243,24 @@ def _write_manifest(job: FitJob, folder: Path, metrics: dict[str, float], comple
     )
 
 
-def _shelve(folder: Path, job: FitJob) -> Path:
-    """Move a finished bundle to its place in one step; one of the same name steps aside first."""
+def _publish(folder: Path, job: FitJob) -> Path:
     target = job.models_dir / job.name
     replace_bundle(folder, target)
     return target
 
 
 def _headline(job: FitJob, metrics: dict[str, float]) -> str:
-    """The one plain line that lists of runs show."""
+    """Return the result in one line, which lists of runs show."""
     parts = []
     if "test/macro_f1" in metrics:
         rules = metrics.get("test/heuristic_macro_f1", float("nan"))
         parts.append(f"complexity macro-F1 {metrics['test/macro_f1']:.3f} on unseen groups (rules {rules:.3f})")
-    if job.outcomes:
-        parts.append(f"{len(job.outcomes)} outcomes learned")
-    return "; ".join([*parts, "tuned" if job.tune else "fixed recipe"])
+    if "val/outcomes_utility_gain" in metrics:
+        gain = metrics["val/outcomes_utility_gain"]
+        parts.append(f"{len(job.outcomes)} outcomes learned, cross-validated utility {gain:+.3f} over the best model")
+    elif job.outcomes:
+        parts.append(f"{len(job.outcomes)} outcomes, too few to learn from")
+    return "; ".join([*parts, job.recipe])
 
 
 def _show(router: Router) -> None:
@@ -230,57 +272,66 @@ def _show(router: Router) -> None:
 def prepare(options: argparse.Namespace) -> FitJob:
     """Read and check everything a fit needs. Raises `InputError` for anything that is wrong with it."""
     shipped = corpus_path()
-    queries = read_queries(options.queries or shipped)
+    queries_path: Path = options.queries or shipped
+    queries = read_queries(queries_path)
     outcomes = read_outcomes(options.outcomes) if options.outcomes else []
     n_labels = sum(query.label is not None for query in queries)
     for path, rows in ((options.queries, queries), (options.outcomes, outcomes)):
         if path is not None and not rows:
-            raise InputError(f"{path} holds no rows; there is nothing to learn from it")
+            raise InputError(f"{path} holds no rows, so there is nothing to learn; give a file with rows")
     if not n_labels and not outcomes:
         raise InputError(
-            f"{options.queries}: no row has a label and no --outcomes are given; there is nothing to learn"
+            f"{queries_path}: no row has a label, so there is nothing to learn; add labels, or give --outcomes"
         )
-    refuse_strangers(queries, outcomes)  # now, not after minutes of tuning
+    check_query_ids(queries, outcomes)  # now, not after minutes of tuning
     together = options.queries is not None and 0 < n_labels < FEW_LABELS and not options.alone
-    corpus = read_queries(shipped) if together and Path(options.queries).resolve() != shipped.resolve() else []
+    corpus = read_queries(shipped) if together and queries_path.resolve() != shipped.resolve() else []
     if n_labels:
-        refuse_few_labels([*corpus, *queries])
+        check_label_count([*corpus, *queries])
     catalogue = _catalogue(options.catalogue, outcomes)
     digest = data_sha256([*corpus, *queries], options.outcomes, options.catalogue)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = options.name or f"{stamp}-{digest[:6]}-{os.getpid()}"
-    if Path(name).name != name or name.startswith("."):
-        raise InputError(f"--name {name!r} must be the plain name of a folder; --models-dir says where it stands")
-    models_dir = options.models_dir or registry_folder(load_settings())
-    if (models_dir / name).exists() and not options.force:
-        raise InputError(f"{models_dir / name} exists; choose another --name, or --force to replace it")
+    given = {"queries": len(queries), "labels": n_labels + len(corpus), "outcomes": len(outcomes)}
+    quick = {"quick": True} if options.quick else {}
     return FitJob(
         queries=tuple(queries),
         outcomes=tuple(outcomes),
         catalogue=catalogue,
-        models_dir=models_dir,
+        models_dir=_models_dir(options, name),
         name=name,
         data_sha256=digest,
         experiment=options.experiment,
         seed=options.seed,
         tune=not options.no_tune,
+        quick=options.quick,
         cache=not options.no_cache,
         progress=not options.quiet and sys.stderr.isatty(),
         encoder=options.encoder,
         corpus=tuple(corpus),
-        given={
-            "queries": len(queries),
-            "labels": n_labels + len(corpus),
-            "outcomes": len(outcomes),
-            "seed": options.seed,
-            "tune": not options.no_tune,
-        },
+        given={**given, "seed": options.seed, "tune": not options.no_tune, **quick},
+        files=_data_files([(queries_path, queries), (options.outcomes, outcomes), (shipped, corpus)]),
     )
 
 
+def _models_dir(options: argparse.Namespace, name: str) -> Path:
+    """Return the models folder. Raises `InputError` where a bundle of that name cannot be made in it."""
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name {name!r} is not a plain folder name; --models-dir chooses the folder it is made in")
+    models_dir: Path = options.models_dir or registry_folder(load_settings())
+    if (models_dir / name).exists() and not options.force:
+        raise InputError(f"{models_dir / name} exists; choose another --name, or --force to replace it")
+    return models_dir
+
+
+def _data_files(read: Sequence[tuple[Path | None, Sequence[object]]]) -> tuple[DataFile, ...]:
+    return tuple(DataFile(path.stem, path, file_sha256(path), len(rows)) for path, rows in read if path and rows)
+
+
 def _catalogue(path: Path | None, outcomes: Sequence[Outcome]) -> Catalogue:
-    """The catalogue that was given; else the packaged one, unless the outcomes are of quite other models: then those
-    models alone, with profiles derived from what they did."""
+    """Return the given catalogue, else the packaged one.
+
+    Where no outcome is of a packaged model, return none of them: profiles are then derived from the outcomes."""
     catalogue = load_catalogue(path)
     if path is None and outcomes and not any(outcome.model in catalogue for outcome in outcomes):
         return Catalogue((), source="outcomes")
@@ -288,45 +339,46 @@ def _catalogue(path: Path | None, outcomes: Sequence[Outcome]) -> Catalogue:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    text = (__doc__ or "").split("\n", 1)
-    cli = argparse.ArgumentParser(
-        prog="python -m training.fit",
-        description=text[0],
-        epilog=text[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    cli.add_argument("--queries", type=Path, help="labelled or unlabelled queries, JSON Lines (the shipped corpus)")
-    cli.add_argument("--outcomes", type=Path, help="measured outcomes of models on those queries, JSON Lines")
-    cli.add_argument("--catalogue", type=Path, help="models and their priors, TOML (the packaged three models)")
-    cli.add_argument("--models-dir", type=Path, help="where bundles live (models/)")
-    cli.add_argument("--name", help="folder of the new bundle (date, time and data hash)")
-    cli.add_argument("--force", action="store_true", help="replace a bundle of that name")
-    cli.add_argument("--experiment", default=FITS, help="MLflow experiment (%(default)s)")
-    cli.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence encoder: hub name or folder (%(default)s)")
-    cli.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-    cli.add_argument("--no-tune", action="store_true", help="one fixed recipe and no search: under 90 seconds")
-    cli.add_argument("--alone", action="store_true", help="few labels of your own: do not add the shipped corpus")
-    cli.add_argument("--no-cache", action="store_true", help="neither read nor write cached encoders and vectors")
-    cli.add_argument("--json", action="store_true", help="last line of standard output: bundle and metrics as JSON")
-    cli.add_argument("--quiet", action="store_true", help="no progress bars")
+    """Return the command line."""
+    cli = command_parser("training.fit", __doc__)
+    data = cli.add_argument_group("what to learn from")
+    data.add_argument("--queries", type=Path, metavar="F", help="queries, JSON Lines (default: the shipped corpus)")
+    data.add_argument("--outcomes", type=Path, metavar="F", help="measured outcomes on those queries, JSON Lines")
+    data.add_argument("--catalogue", type=Path, metavar="F", help="models and priors, TOML (the packaged ones)")
+    data.add_argument("--alone", action="store_true", help="do not add the shipped corpus to few labels")
+    how = cli.add_argument_group("how to learn")
+    how.add_argument("--encoder", default=DEFAULT_ENCODER, help="hub name or folder of the encoder (%(default)s)")
+    how.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
+    how.add_argument("--no-tune", action="store_true", help="one short training run and no search: under 90 seconds")
+    how.add_argument("--quick", action="store_true", help="a tenth of the examples: to try a fit out, not to serve")
+    how.add_argument("--no-cache", action="store_true", help="neither read nor write cached encoders and vectors")
+    out = cli.add_argument_group("where the bundle goes")
+    out.add_argument("--models-dir", type=Path, metavar="D", help="folder of bundles (default: ROUTER_ML_MODELS_DIR)")
+    out.add_argument("--name", help="folder of the new bundle (default: date, time and hash of the data)")
+    out.add_argument("--force", action="store_true", help="replace a bundle of that name")
+    out.add_argument("--experiment", default=FITS, help="MLflow experiment (%(default)s)")
+    out.add_argument("--json", action="store_true", help="last line of standard output: bundle and metrics as JSON")
+    out.add_argument("--quiet", action="store_true", help="no progress")
     return cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a fit; exit status 2 for bad input, 1 where something else went wrong."""
+    """Run a fit; exit code 2 for bad input, 1 where something else went wrong."""
     options = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    return run_command("training.fit", lambda: _run(options), failure=1)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("training.complexity").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    return run_command("training.fit", lambda: _run(options), failure=1, interrupted=_INTERRUPTED)
 
 
 def _run(options: argparse.Namespace) -> None:
     job = prepare(options)
     if job.outcomes and (why := not_learned(outcome_table(job.queries, job.outcomes))):
         _note(why)
-    note = f"{len(job.queries)} queries, {len(job.outcomes)} outcomes, {'tuned' if job.tune else 'fixed recipe'}"
-    with tracked(job.experiment, job.name, note) as tracker:
+    if job.quick:
+        _note("--quick trains on a tenth of the examples: try this bundle, but do not promote it")
+    with tracked(job.experiment, job.title, f"{job.title}: not finished") as tracker:
         tracker.params({**job.given, "data_sha256": job.data_sha256, "encoder": job.encoder, "bundle": job.name})
+        tracker.data(job.files)
         target, metrics = fit(job, tracker)
     print(f"bundle: {target}")
     print(f"to serve it: router-ml promote {shlex.quote(str(target))}")

@@ -1,1 +1,1 @@
-"""What was learned, as verified files, and the registry that says which bundle is active."""
+"""Bundles (what was learned, as verified files) and the registry that names the active one."""

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_ml.bundles.arrays import read_arrays
-from router_ml.bundles.native import check_graph, check_tokenizer
 from router_ml.errors import BundleCorrupt, BundleFormatError, BundleMissing, RouterError
 from router_ml.files import atomic_write, mode_within, read_regular, reason
 
@@ -70,10 +69,12 @@ class Bundle:
 
     @property
     def encoder(self) -> Path:
+        """Return the path of the encoder's ONNX model."""
         return self.path / ENCODER
 
     @property
     def tokenizer(self) -> Path:
+        """Return the path of the tokenizer's JSON file."""
         return self.path / TOKENIZER
 
     def section(self, name: str) -> dict[str, NDArray[Any]]:
@@ -85,9 +86,8 @@ class Bundle:
 def load_bundle(path: Path | str) -> Bundle:
     """Verify and read a bundle.
 
-    Raises `BundleMissing` where there is none, `BundleFormatError` where a newer version wrote it, `BundleCorrupt`
-    where a file is missing, truncated, not the one the manifest names or of the wrong content, and `EncoderError`
-    where the encoder's files could keep native code busy without end."""
+    Raises `BundleMissing` where there is none, `BundleFormatError` where a newer version wrote it, and `BundleCorrupt`
+    where a file is missing, truncated, not the one the manifest names or of the wrong content."""
     path = Path(path)
     with corrupt_bundle(path):
         manifest = read_manifest(path)
@@ -101,8 +101,6 @@ def load_bundle(path: Path | str) -> Bundle:
         models = _json_object(path / CATALOGUE, files[CATALOGUE]).get("models", []) if CATALOGUE in files else []
         if not isinstance(models, list):
             raise _corrupt(path / CATALOGUE, "does not list models")
-        check_tokenizer(files[TOKENIZER], path / TOKENIZER)
-        check_graph(files[ENCODER], path / ENCODER)
         return Bundle(path, manifest, _without_hosts(config), arrays, tuple(map(_without_hosts, models)))
 
 
@@ -131,9 +129,11 @@ def _without_hosts(entry: Any) -> Any:
 
 
 def _check_finite(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse NaN and infinity where they have no meaning."""
+    """Refuse NaN and infinity where they have no meaning; thresholds of a forest may be infinite."""
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and name not in _MAY_BE_UNKNOWN and not np.isfinite(array).all():
+        if array.dtype.kind != "f" or name in _MAY_BE_UNKNOWN:
+            continue
+        if np.isnan(array).any() or not (name.startswith("outcomes/") or np.isfinite(array).all()):
             raise _corrupt(path, f"holds NaN or infinity in {name!r:.60}")
 
 

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from router_ml.errors import EncoderError, shown
@@ -20,7 +21,8 @@ T = TypeVar("T")
 MAX_NODES = 50_000
 MAX_ELEMENTS = 1 << 28  # of one tensor that a graph makes from a constant shape
 MAX_DEPTH = 8  # of graphs within graphs
-MAX_GROWTH = 64  # how many times longer a normaliser may make a text
+MAX_GROWTH = 64  # how many times longer a normalizer may make a text
+MAX_STEPS = 10  # of a normalizer or pre-tokenizer, sequences of them included
 MAX_WORD_CHARS = 10_000  # WordPiece takes quadratic time in the length of a word
 MAX_ADDED_TOKENS = 100_000
 _UNBOUNDED_OPERATORS = frozenset(
@@ -40,20 +42,18 @@ _TOKENIZER_PARTS = {
 _Message: TypeAlias = Mapping[int, list[Any]]  # values by field number, as protobuf has them
 
 
-def check_graph(data: bytes, source: object) -> None:
-    """Raise `EncoderError` where an ONNX model is no model, or holds loops, functions or files outside itself."""
+def check_graph(path: Path) -> None:
+    """Raise `EncoderError` where an ONNX model is no model, or has loops, functions or files outside itself."""
     try:
-        model = _message(memoryview(data))
+        model = _message(memoryview(path.read_bytes()))
         graphs = model.get(7, [])
         if not graphs or 25 in model:  # functions nest, and double at each level
             raise ValueError("it holds no graph" if not graphs else "it holds functions of its own")
         left = MAX_NODES
         for graph in graphs:
             left = _check_nodes(_message(graph), left, MAX_DEPTH)
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise EncoderError(
-            f"cannot load the encoder {source}: {reason(error)}; fit or copy the bundle again"
-        ) from error
+    except (OSError, ValueError, IndexError, TypeError, AttributeError) as error:
+        raise EncoderError(f"cannot load the encoder {path}: {reason(error)}; fit or copy the bundle again") from error
 
 
 def _check_nodes(graph: _Message, left: int, depth: int) -> int:
@@ -159,26 +159,29 @@ def within_cpu_time(work: Callable[[], T], limit_s: float) -> T:
     return results[0]
 
 
-def check_tokenizer(data: bytes, source: object) -> None:
+def check_tokenizer(path: Path) -> None:
     """Raise `EncoderError` where a tokenizer is no JSON, or has parts whose work on a text is not bounded."""
     try:
-        tokenizer = json.loads(data)
+        tokenizer = json.loads(path.read_bytes())
         for part, known in _TOKENIZER_PARTS.items():
             _check_part(tokenizer.get(part), part, known)
         if _growth(tokenizer.get("normalizer")) > MAX_GROWTH:
-            raise ValueError("its normaliser makes texts many times longer")
+            raise ValueError("its normalizer makes texts many times longer")
         if tokenizer["model"].get("max_input_chars_per_word", 0) > MAX_WORD_CHARS:
             raise ValueError(f"its words may be longer than {MAX_WORD_CHARS:,} characters")
         if len(tokenizer.get("added_tokens") or ()) > MAX_ADDED_TOKENS:
             raise ValueError(f"it adds more than {MAX_ADDED_TOKENS:,} tokens")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise EncoderError(
-            f"cannot load the tokenizer {source}: {reason(error)}; fit or copy the bundle again"
+            f"cannot load the tokenizer {path}: {reason(error)}; fit or copy the bundle again"
         ) from error
 
 
 def _check_part(part: Any, name: str, known: set[str]) -> None:
-    for step in _steps(part):
+    steps = list(_steps(part))
+    if len(steps) > MAX_STEPS:  # some double the length of every text
+        raise ValueError(f"its {name} has {len(steps)} steps, and could make texts many times longer")
+    for step in steps:
         if step.get("type", "WordPiece" if name == "model" else None) not in known:
             raise ValueError(f"its {name} has the unknown type {shown(step.get('type'))}")
         pattern = (step.get("pattern") or {}).get("Regex", "") if isinstance(step.get("pattern"), Mapping) else ""
@@ -186,10 +189,10 @@ def _check_part(part: Any, name: str, known: set[str]) -> None:
             raise ValueError(f"its {name} has the pattern {shown(pattern)}, whose search may never end")
 
 
-def _growth(normaliser: Any) -> int:
-    """Return how many times longer a normaliser makes a text at most."""
+def _growth(normalizer: Any) -> int:
+    """Return how many times longer a normalizer makes a text at most."""
     growth = 1
-    for step in _steps(normaliser):
+    for step in _steps(normalizer):
         if step.get("type") == "Replace":
             replaced = step["pattern"].get("String", "")
             growth *= max(1, math.ceil(len(step["content"]) / len(replaced)) if replaced else len(step["content"]) + 1)

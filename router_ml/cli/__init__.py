@@ -6,8 +6,8 @@ import argparse
 import importlib
 import logging
 from collections.abc import Sequence
-from importlib import metadata
 
+from router_ml import __version__
 from router_ml.terminal import run_command
 
 DECIDING = ("route", "explain", "demo", "models", "status")
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cli.add_argument("--version", action="version", version=f"router-ml {_version()}")
+    cli.add_argument("--version", action="version", version=f"router-ml {__version__}")
     cli.add_argument("-v", "--verbose", action="store_true", help="log what is done")
     subparsers = cli.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in (*DECIDING, *OPERATING):
@@ -73,10 +73,3 @@ def _run(argv: Sequence[str] | None) -> int:
     options = parsed(argv)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     return int(options.func(options) or 0)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("router-ml")
-    except metadata.PackageNotFoundError:
-        return "(checkout)"

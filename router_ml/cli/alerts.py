@@ -1,4 +1,4 @@
-"""router-ml alerts: what fires now, and what has fired."""
+"""router-ml alerts: which alerts fire now, and which have fired."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ def _alerts(options: argparse.Namespace) -> int:
     store = event_store(load_settings())
     try:
         selection = EventFilter(("alert",), since_s=now_s - options.window)
-        told = [s.event for s in store.read(selection) if isinstance(s.event, AlertEvent)]
+        alerts = [s.event for s in store.read(selection) if isinstance(s.event, AlertEvent)]
     finally:
         store.close()
-    changes, last, heard_s = _changes(told)
+    changes, last, last_seen_s = _changes(alerts)
     firing = [alert for alert in last.values() if alert.state == "firing"]
-    unheard = [alert for alert in firing if now_s - heard_s[_key(alert)] > UNHEARD_S]
-    firing = [alert for alert in firing if alert not in unheard]
+    stale = [alert for alert in firing if now_s - last_seen_s[_key(alert)] > UNHEARD_S]
+    firing = [alert for alert in firing if alert not in stale]
     for alert in changes if options.all else firing:
-        print(json_line(as_dict(alert)) if options.json else _told(alert))
+        print(json_line(as_dict(alert)) if options.json else _line(alert))
     if not options.json:
-        for alert in unheard:
-            print(f"{_stamp(heard_s[_key(alert)])}  unheard   {alert.rule} ({alert.subject}): its process is gone")
+        for alert in stale:
+            at = _stamp(last_seen_s[_key(alert)])
+            print(f"{at}  stale     {alert.rule} ({alert.subject}): its process no longer reports")
         if not firing:
             print("Nothing fires.")
     return 1 if firing else 0
@@ -50,24 +51,25 @@ def _key(alert: AlertEvent) -> tuple[str, str]:
 
 
 def _changes(
-    told: Sequence[AlertEvent],
+    alerts: Sequence[AlertEvent],
 ) -> tuple[list[AlertEvent], dict[tuple[str, str], AlertEvent], dict[tuple[str, str], float]]:
-    """All changes; the last one of each alert; and when each was last spoken of. While an alert fires, its process
-    says so again and again: that is no change."""
+    """Return all changes, the last event of each alert, and when each was last reported.
+
+    A firing alert is reported again and again by its process: that is no change."""
     changes: list[AlertEvent] = []
     last: dict[tuple[str, str], AlertEvent] = {}
-    heard_s: dict[tuple[str, str], float] = {}
-    for alert in told:
+    last_seen_s: dict[tuple[str, str], float] = {}
+    for alert in alerts:
         key = _key(alert)
-        reminds = key in last and last[key].state == alert.state and alert.at_s - heard_s[key] <= UNHEARD_S
-        heard_s[key] = alert.at_s
+        reminds = key in last and last[key].state == alert.state and alert.at_s - last_seen_s[key] <= UNHEARD_S
+        last_seen_s[key] = alert.at_s
         if not reminds:
             last[key] = alert
             changes.append(alert)
-    return changes, last, heard_s
+    return changes, last, last_seen_s
 
 
-def _told(alert: AlertEvent) -> str:
+def _line(alert: AlertEvent) -> str:
     line = f"{_stamp(alert.at_s)}  {alert_line(alert)}"
     return f"{line}\n    {alert.advice}" if alert.state == "firing" else line
 

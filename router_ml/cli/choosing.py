@@ -64,13 +64,14 @@ def chosen_context(options: argparse.Namespace) -> Mapping[str, Any] | None:
 Asked: TypeAlias = tuple[str, ContextLike]
 
 
-def given_queries(words: list[str]) -> Iterator[Asked | RowError]:
-    """Yield (query, context) pairs from the command line, else from standard input as it comes: a query a line, or
-    JSON rows with `text` and `context`; for a row that cannot be read, what is wrong with it.
+def given_queries(arguments: list[str]) -> Iterator[Asked | RowError]:
+    """Yield (query, context) pairs from the command line, else from standard input as it comes.
+
+    A line is a query, or a JSON row with `text` and `context`; for a row that cannot be read its error is yielded.
 
     Raises `InputError` where there is no query at all, or a line without end."""
-    if words:
-        yield from ((word, None) for word in words)
+    if arguments:
+        yield from ((query, None) for query in arguments)
         return
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError('no query; write: router-ml route "check email", or pipe one query a line')

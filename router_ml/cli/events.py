@@ -45,7 +45,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export.set_defaults(func=_export)
     prune = verbs.add_parser("prune", help="delete traffic events that are older than the retention")
     prune.add_argument(
-        "--days", type=float, default=Retention().traffic_days, help="keep so many (default %(default)s)"
+        "--days", type=float, default=Retention().traffic_days, help="days to keep (default %(default)s)"
     )
     prune.set_defaults(func=_prune)
 

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from router_ml.errors import ExperimentError, StoreError
 from router_ml.events.event import ChangeKind, ExperimentEvent
 from router_ml.events.store import EventFilter
 from router_ml.experiments.experiment import Experiment, Limits, RampStep, Variant, experiment_from, experiment_row
-from router_ml.experiments.report import looks_of, report_html
+from router_ml.experiments.guardrails import units_to_see
+from router_ml.experiments.report import analyses_of, report_html
 from router_ml.experiments.rollout import FOLDER, Rollout
 from router_ml.experiments.shadow import Choices, shadow_of
-from router_ml.experiments.state import ExperimentState, Halt
-from router_ml.experiments.verdict import Verdict, recompute
+from router_ml.experiments.state import ExperimentState
+from router_ml.experiments.verdict import RECORD_FORMAT, Verdict, recompute
 from router_ml.settings import Settings, load_settings
 from router_ml.suggestions import suggestion
 
@@ -41,10 +42,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     stop.add_argument("--reason", default="", help="why, for the record")
     stop.set_defaults(func=_stop)
     report = verbs.add_parser("report", help="write the report as one HTML page, and check the verdict's record")
-    report.add_argument("id", nargs="?", help="an experiment (default: the one that runs or is latched)")
+    report.add_argument("id", nargs="?", help="an experiment (default: the one that runs or is halted)")
     report.add_argument("--out", type=Path, help="the page to write (default ID.html)")
     report.set_defaults(func=_report)
-    clear = verbs.add_parser("clear", help="take off the latch of an ended experiment, once you have looked at it")
+    clear = verbs.add_parser("clear", help="acknowledge a halted experiment, once you have read its report")
     clear.add_argument("--reason", default="", help="what you found, for the record")
     clear.set_defaults(func=_clear)
 
@@ -61,7 +62,12 @@ def _register_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ramp", metavar="AGE:SHARE,...", help="growing coverage, such as 0:0.05,1h:0.25,1d:1")
     parser.add_argument("--holdout", type=float, default=0.0, help="share of units that never takes part")
     parser.add_argument("--shadow", action="store_true", help="the challenger decides and serves nobody")
-    parser.add_argument("--unit", choices=("session", "request"), default="session")
+    parser.add_argument(
+        "--unit",
+        choices=("session", "request"),
+        default="session",
+        help="what is assigned and counted once (default session; small harm takes several times the requests then)",
+    )
     parser.add_argument("--hypothesis", default="", help="what you expect, in a sentence")
     parser.add_argument("--owner", default="")
     names = ", ".join(field.name for field in fields(Limits))
@@ -75,14 +81,30 @@ def _start(options: argparse.Namespace) -> int:
     for variant in (experiment.control, experiment.challenger):
         _check_variant(variant, settings)
     ExperimentState(settings.state_dir / FOLDER).start(experiment)
-    _tell(settings, experiment.id, "started", {"experiment": experiment_row(experiment)})
+    _record(settings, experiment.id, "started", {"experiment": experiment_row(experiment)})
     print(
         f"{experiment.id} runs: {experiment.challenger.name} ({experiment.challenger.describe()}) against "
         f"{experiment.control.name} ({experiment.control.describe()}), "
         f"{experiment.coverage(time.time()):.0%} of {experiment.unit}s take part."
     )
     print("It rolls back by itself if it does harm. See 'router-ml experiment status'.")
+    if experiment.mode == "live":
+        print(_power(experiment))
     return 0
+
+
+def _power(experiment: Experiment) -> str:
+    """Return how much traffic it takes to see harm, for answers of which a tenth are wrong."""
+    margin, size = experiment.limits.failure_margin, experiment.unit_requests
+    rise = f"Wrong answers that rise from 10% to {0.10 + margin:.0%} are seen after about"
+    requests = units_to_see(margin, experiment.limits)
+    if experiment.unit == "request":
+        return f"{rise} {requests:,} judged requests."
+    sessions = units_to_see(margin, experiment.limits, size)
+    return (
+        f"{rise} {sessions:,} judged sessions of {size} requests ({sessions * size:,} requests; "
+        f"{requests:,} with --unit request, as requests of one session are alike)."
+    )
 
 
 def _from_file(path: Path) -> Experiment:
@@ -128,6 +150,9 @@ def _ramp(text: str) -> tuple[RampStep, ...]:
         raise ExperimentError(f"--ramp {text!r} must look like 0:0.05,1h:0.25,1d:1") from error
 
 
+_INTEGERS = ("min_units", "min_judged", "planned_units")
+
+
 def _limits(pairs: list[str]) -> Limits:
     known = {field.name for field in fields(Limits)}
     values: dict[str, Any] = {}
@@ -136,7 +161,7 @@ def _limits(pairs: list[str]) -> Limits:
         if name not in known:
             raise ExperimentError(f"--limit {name!r} is unknown; use one of {', '.join(sorted(known))}")
         try:
-            values[name] = None if value == "none" else int(value) if name.endswith("_units") else float(value)
+            values[name] = None if value == "none" else int(value) if name in _INTEGERS else float(value)
         except ValueError as error:
             raise ExperimentError(f"--limit {pair!r} must be a name, '=' and a number") from error
     return Limits(**values)
@@ -158,8 +183,8 @@ def _check_variant(variant: Variant, settings: Settings) -> None:
             )
 
 
-def _tell(settings: Settings, experiment: str, change: ChangeKind, detail: Mapping[str, Any]) -> None:
-    """Write the change into the event store; the board's files are what counts, so a store that is away is no error."""
+def _record(settings: Settings, experiment: str, change: ChangeKind, detail: Mapping[str, Any]) -> None:
+    """Write the change into the event store; the state files are what counts, so a store that is down is no error."""
     try:
         store = event_store(settings, read_only=False)
         try:
@@ -171,31 +196,33 @@ def _tell(settings: Settings, experiment: str, change: ChangeKind, detail: Mappi
 
 
 def _watch(settings: Settings) -> Rollout:
-    """A rollout that only looks."""
+    """Return a rollout that only reads."""
     return Rollout(ExperimentState(settings.state_dir / FOLDER), read_store=functools.partial(event_store, settings))
 
 
 def _status(options: argparse.Namespace) -> int:
     settings = load_settings()
     rollout = _watch(settings)
-    verdict = rollout.look(act=False)
+    verdict = rollout.analyse(act=False)
     state = rollout.state()
     rollout.close()
     if options.json:
+        halt = asdict(state.halt) if state.halt else None
         row = {
             "experiment": experiment_row(state.experiment) if state.experiment else None,
-            "latch": {name: getattr(state.latch, name) for name in Halt.__dataclass_fields__} if state.latch else None,
+            "halt": halt,
+            "latch": halt,  # its name in earlier versions
             "coverage": state.coverage,
             "verdict": verdict.as_dict() if verdict else None,
             "trouble": state.trouble,
         }
         print(json.dumps(row))
         return 0
-    if state.experiment is None and state.latch is None:
+    if state.experiment is None and state.halt is None:
         print("No experiment runs.")
         return 0
-    if state.latch is not None:
-        print(f"LATCHED: {state.latch.reason}")
+    if state.halt is not None:
+        print(f"HALTED: {state.halt.reason}")
         print(
             "Everybody gets what ran before. Look at 'router-ml experiment report', then 'router-ml experiment clear'."
         )
@@ -203,27 +230,32 @@ def _status(options: argparse.Namespace) -> int:
         if state.experiment.mode == "shadow":
             _print_shadow(settings, state.experiment)
         else:
-            _print_state(state.experiment, state.coverage, verdict, latched=state.latch is not None)
+            _print_state(state.experiment, state.coverage, verdict, halted=state.halt is not None)
     if state.trouble:
         print(f"warning: {state.trouble}", file=sys.stderr)
     return 0
 
 
-def _print_state(experiment: Experiment, coverage: float, verdict: Verdict | None, *, latched: bool) -> None:
+def _print_state(experiment: Experiment, coverage: float, verdict: Verdict | None, *, halted: bool) -> None:
     age_h = (time.time() - experiment.started_s) / 3600
     print(f"{experiment.id}: {experiment.mode}, for {age_h:.1f} hours, {coverage:.0%} of {experiment.unit}s take part")
     if verdict is None:
         return
     rows: list[tuple[str, ...]] = [("", "control", "challenger")]
-    for name, table in (("units", verdict.units), ("requests", verdict.requests)):
-        rows.append((name, f"{table['control']:,}", f"{table['challenger']:,}"))
+    counts = (
+        ("units begun", verdict.begun),
+        ("units complete", verdict.units),
+        ("units with a judged answer", verdict.judged),
+        ("requests of complete units", verdict.requests),
+    )
+    rows += [(name, f"{count['control']:,}", f"{count['challenger']:,}") for name, count in counts]
     print_table(rows)
-    if not latched:
+    if not halted:
         print(verdict.summary)
     for finding in verdict.findings:
         print(f"  {finding.words}")
     if verdict.kind == "HOLD":
-        print("Still needed before it can be shipped:")
+        print("Before it can be shipped:")
         for reason in verdict.reasons:
             print(f"  {reason}")
 
@@ -246,7 +278,7 @@ def _print_shadow(settings: Settings, experiment: Experiment) -> None:
 
 
 def _shadow_rows(served: Choices, shadowed: Choices) -> list[tuple[str, ...]]:
-    def told(value: float | None, form: str) -> str:
+    def formatted(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
     both = (served, shadowed)
@@ -255,50 +287,57 @@ def _shadow_rows(served: Choices, shadowed: Choices) -> list[tuple[str, ...]]:
         (model, *(f"{side.models.get(model, 0.0):.1%}" for side in both))
         for model in sorted({*served.models, *shadowed.models})
     ]
-    rows.append(("success", *(told(side.p_success, ".1%") for side in both)))
-    rows.append(("latency p50, s", *(told(side.latency_p50_s, ".2f") for side in both)))
-    rows.append(("cost, USD", *(told(side.cost_usd, ".6f") for side in both)))
+    rows.append(("success", *(formatted(side.p_success, ".1%") for side in both)))
+    rows.append(("latency p50, s", *(formatted(side.latency_p50_s, ".2f") for side in both)))
+    rows.append(("cost, USD", *(formatted(side.cost_usd, ".6f") for side in both)))
     return rows
 
 
 def _stop(options: argparse.Namespace) -> int:
     settings = load_settings()
     experiment = ExperimentState(settings.state_dir / FOLDER).stop()
-    _tell(settings, experiment.id, "stopped", {"reason": options.reason})
+    _record(settings, experiment.id, "stopped", {"reason": options.reason})
     print(f"{experiment.id} is stopped; everybody gets what ran before.")
     return 0
 
 
 def _clear(options: argparse.Namespace) -> int:
     settings = load_settings()
-    latch = ExperimentState(settings.state_dir / FOLDER).clear()
-    _tell(settings, latch.experiment, "cleared", {"reason": options.reason})
-    print(f"The latch of {latch.experiment} ({latch.kind}) is off; a new experiment may start.")
+    halt = ExperimentState(settings.state_dir / FOLDER).clear()
+    _record(settings, halt.experiment, "cleared", {"reason": options.reason})
+    print(f"{halt.experiment} ({halt.kind}) is acknowledged; a new experiment may start.")
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     settings = load_settings()
-    board = ExperimentState(settings.state_dir / FOLDER)
-    latch = board.latch()
-    running = board.active()
-    name = options.id or (latch.experiment if latch else running.id if running else None)
+    files = ExperimentState(settings.state_dir / FOLDER)
+    halt, running = files.halt(), files.active()
+    name = options.id or (halt.experiment if halt else running.id if running else None)
     if name is None:
         raise ExperimentError("no experiment runs; name the one you mean")
-    experiment = running if running is not None and running.id == name else board.finished(name)
+    experiment = running if running is not None and running.id == name else files.finished(name)
     events = _events(settings, experiment)
-    looks = looks_of(events)
+    analyses = analyses_of(events)
     out = options.out or Path(f"{name}.html")
-    out.write_text(report_html(experiment_row(experiment), looks), encoding="utf-8")
-    print(f"{looks[-1].verdict['summary'] if looks else 'No look has been taken yet.'}\nThe report is in {out}.")
-    kept = next((e.detail["record"] for e in reversed(events) if e.detail.get("record")), None)
-    if kept is None:
+    out.write_text(report_html(experiment_row(experiment), analyses), encoding="utf-8")
+    summary = analyses[-1].verdict.get("summary") if analyses else "No interim analysis has been made yet."
+    print(f"{summary}\nThe report is in {out}.")
+    stored = next((e.detail["record"] for e in reversed(events) if e.detail.get("record")), None)
+    return 0 if stored is None else _check_record(stored, files.record(stored))
+
+
+def _check_record(name: str, record: str) -> int:
+    """Compute a record again and say whether its verdict stands; the exit status."""
+    again = recompute(record)
+    if again == record:
+        print(f"The record {name} gives the same verdict, byte for byte, when computed again.")
         return 0
-    record = board.record(kept)
-    if recompute(record) == record:
-        print(f"The record {kept} gives the same verdict, byte for byte, when computed again.")
+    row = json.loads(record)
+    if row.get("format", 1) < RECORD_FORMAT and row["verdict"]["kind"] == json.loads(again)["verdict"]["kind"]:
+        print(f"The record {name} was written by an earlier version; computed by this one, its verdict is the same.")
         return 0
-    print(f"The record {kept} gives ANOTHER verdict when computed again: it was changed, or the program was.")
+    print(f"The record {name} gives ANOTHER verdict when computed again: it was changed, or the program was.")
     return 1
 
 

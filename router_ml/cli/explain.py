@@ -1,13 +1,15 @@
-"""router-ml explain: which features spoke for a decision, and which alternatives there were."""
+"""router-ml explain: which features led to a decision, and which alternatives there were."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 
 from router_ml.cli.choosing import add_choosing_options, chosen_context, chosen_policy, chosen_router
 from router_ml.settings import load_settings
-from router_ml.types import Explanation
+from router_ml.terminal import format_table, source_of, terminal_columns
+from router_ml.types import Candidate, Explanation
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,7 +17,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = subparsers.add_parser(
         "explain",
         help="why a query goes where it goes, and what else there was",
-        description="Shows the label probabilities, what spoke for the label and against the runner-up (in log-odds), "
+        description="Shows the label probabilities, the evidence for the label against the runner-up (in log-odds), "
         "and every candidate with its utility.",
     )
     verb.add_argument("query", help="the query, in quotes")
@@ -27,11 +29,11 @@ def _explain(options: argparse.Namespace) -> int:
     settings = load_settings()
     router = chosen_router(options, settings)
     explanation = router.explain(options.query, chosen_context(options), chosen_policy(options, settings))
-    print(json.dumps(explanation.as_dict(), ensure_ascii=False) if options.json else _text(explanation))
+    print(json.dumps(explanation.as_dict(), ensure_ascii=False) if options.json else _text(explanation, router.learned))
     return 0
 
 
-def _text(explanation: Explanation) -> str:
+def _text(explanation: Explanation, learned: Collection[str]) -> str:
     decision = explanation.decision
     shares = sorted(decision.complexity_probabilities.items(), key=lambda item: -item[1])
     lines = [
@@ -40,16 +42,26 @@ def _text(explanation: Explanation) -> str:
         "complexity  " + ", ".join(f"{label} {share:.2f}" for label, share in shares),
         f"novelty     {decision.novelty:.2f} (0: like the training queries, 1: unlike any)",
         "",
-        f"what spoke for {explanation.label!r} rather than {explanation.runner_up!r} (log-odds)",
+        f"evidence for {explanation.label!r} against {explanation.runner_up!r} (log-odds)",
         *(f"  {weight:+6.2f}  {name}" for name, weight in explanation.contributions),
         "",
-        "candidates                    p_success  p50/p90/p95 s      cost $    utility",
-    ]
-    for candidate in decision.ranked:
-        latency = "/".join(f"{value:.1f}" for value in candidate.latency_s)
-        lines.append(
-            f"  {candidate.model:<28}{candidate.p_success:>9.2f}  {latency:<16}{candidate.cost_usd:>9.5f}"
-            f"{candidate.utility:>11.3f}  {'; '.join(candidate.reasons)}".rstrip()
-        )
-    lines += [f"  {model:<28}left out: {why}" for model, why in decision.excluded.items()]
+        format_table(
+            [("candidate", "p_success", "p50/p90/p95 s", "cost $", "utility", "source", "notes"),
+             *(_row(candidate, learned) for candidate in decision.ranked)],
+            left=(0, 5, 6), columns=terminal_columns(),
+        ),
+        *(f"{model}  left out: {why}" for model, why in decision.excluded.items()),
+    ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _row(candidate: Candidate, learned: Collection[str]) -> tuple[str, ...]:
+    return (
+        candidate.model,
+        f"{candidate.p_success:.2f}",
+        "/".join(f"{value:.1f}" for value in candidate.latency_s),
+        f"{candidate.cost_usd:.5f}",
+        f"{candidate.utility:.3f}",
+        source_of(candidate, learned),
+        "; ".join(candidate.reasons),
+    )

@@ -1,4 +1,4 @@
-"""router-ml feedback: say what an answer was worth."""
+"""router-ml feedback: record what an answer was worth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "feedback",
         help="record what an answer was worth: router-ml feedback ID up|down|0..1",
         description="Records what an answer was worth. Exit status 1 where no such decision was recorded (yet): the "
-        "feedback is kept, and counts once its decision is there.",
+        "feedback is stored, and counts once its decision is there.",
     )
     verb.add_argument(
         "decision_id",

@@ -26,7 +26,7 @@ _HEAD = (
     "fallback",
     "over",
     "under",
-    "saved",
+    "saved (predicted)",
 )
 
 
@@ -55,6 +55,11 @@ def _metrics(options: argparse.Namespace) -> int:
         print("No requests in this window.")
         return 0
     _table("model", snapshot.by_model, snapshot.total)
+    if snapshot.total.saved_share is not None:
+        print(
+            "saved: seconds spent against those predicted for the most accurate model. Predictions are priors until "
+            "outcomes are learned; 'router-ml models' shows which."
+        )
     if snapshot.by_variant:
         print()
         _table("variant", snapshot.by_variant, None)

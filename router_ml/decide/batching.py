@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
+from router_ml.errors import EncoderError
 from router_ml.types import Decision
 
 MAX_BATCH = 32  # more would let the first of a batch wait for its last
 
 
-class Decider(Protocol):
+class BatchDecider(Protocol):
     """What decides for a batch, as `Router` does."""
 
     def decide_many(self, queries: Sequence[Any], contexts: Sequence[Any] | None, policy: Any) -> list[Decision]:
@@ -31,7 +32,7 @@ class Decider(Protocol):
 class PendingDecision(NamedTuple):
     """One caller's question and where its answer goes."""
 
-    decider: Decider
+    decider: BatchDecider
     query: Any
     context: Any
     policy: Any
@@ -52,7 +53,7 @@ class MicroBatcher:
         self._busy = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="router_ml-decide")
 
-    async def decide(self, decider: Decider, query: Any, context: Any, policy: Any) -> Decision:
+    async def decide(self, decider: BatchDecider, query: Any, context: Any, policy: Any) -> Decision:
         """One decision; raises what the decider raises for this query alone."""
         loop = asyncio.get_running_loop()
         request = PendingDecision(decider, query, context, policy, loop, loop.create_future())
@@ -88,7 +89,7 @@ def _decided(batch: list[PendingDecision]) -> list[Answer]:
     for group in groups.values():
         try:
             answers += zip(group, _decide(group), strict=True)
-        except Exception:
+        except BaseException:  # a panic of native code is no Exception, and would stop this thread for everybody
             answers += [(request, _decide_alone(request)) for request in group]
     return answers
 
@@ -96,7 +97,7 @@ def _decided(batch: list[PendingDecision]) -> list[Answer]:
 def _policy_key(policy: Any) -> Any:
     try:
         hash(policy)
-    except TypeError:
+    except Exception:  # whatever its `__hash__` does
         return id(policy)
     return policy
 
@@ -109,8 +110,8 @@ def _decide(group: list[PendingDecision]) -> list[Decision]:
 def _decide_alone(request: PendingDecision) -> Decision | Exception:
     try:
         return _decide([request])[0]
-    except Exception as error:
-        return error
+    except BaseException as error:
+        return error if isinstance(error, Exception) else EncoderError(f"native code failed: {error!r:.200}")
 
 
 def _deliver(answers: list[Answer]) -> None:

@@ -73,6 +73,8 @@ def _context_key(context: Context | Mapping[str, Any] | None) -> Hashable:
         )
     if not isinstance(context, Mapping):
         raise TypeError("no context")
+    if isinstance(context.get("session_id"), Mapping | list | tuple | set | frozenset):
+        raise TypeError("no session")
     check_bounded(context, MAX_VALUES)  # marshal writes a shared part each time, and one that holds itself for ever
     values = marshal.dumps([item for item in context.items() if item[0] != "session_id"], _PLAIN_VALUES)
     return values if len(values) <= MAX_PLAIN_BYTES else blake2b(values, digest_size=16).digest()

@@ -9,14 +9,14 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-MAX_WAIT_S = 0.05  # for the lock; a signal handler that interrupted its holder goes on without the cache
+MAX_WAIT_S = 0.05  # for the lock
 
 
 class SharedCache(Generic[K, V]):
     """A mapping of cachetools behind a lock.
 
-    Whoever cannot have the lock in `MAX_WAIT_S` finds and stores nothing. A forked process starts with an empty cache,
-    for a thread of its parent may have held the lock."""
+    Whoever cannot have the lock in `MAX_WAIT_S`, or interrupted its holder (a signal handler), finds and stores
+    nothing. A forked process starts with an empty cache, for a thread of its parent may have held the lock."""
 
     def __init__(self, make: Callable[[], MutableMapping[K, V]]) -> None:
         self._make = make
@@ -32,7 +32,7 @@ class SharedCache(Generic[K, V]):
         try:
             return self._entries.get(key)
         finally:
-            self._lock.release()
+            self._release()
 
     def get_many(self, keys: Iterable[K]) -> dict[K, V]:
         """Return the values stored under some of the keys."""
@@ -41,7 +41,7 @@ class SharedCache(Generic[K, V]):
         try:
             return {key: value for key in keys if (value := self._entries.get(key)) is not None}
         finally:
-            self._lock.release()
+            self._release()
 
     def put(self, values: Mapping[K, V]) -> None:
         """Store values; the least recently used leave when there are too many."""
@@ -49,14 +49,25 @@ class SharedCache(Generic[K, V]):
             try:
                 self._entries.update(values)
             finally:
-                self._lock.release()
+                self._release()
 
     def _open(self) -> None:
         self._lock = threading.Lock()
+        self._holder = 0  # the thread that has the lock
         self._entries = self._make()
         self._pid = os.getpid()
 
     def _acquire(self) -> bool:
         if self._pid != os.getpid():
             self._open()
-        return self._lock.acquire(timeout=MAX_WAIT_S)
+        caller = threading.get_ident()
+        if not self._lock.acquire(blocking=False) and (
+            self._holder == caller or not self._lock.acquire(timeout=MAX_WAIT_S)
+        ):
+            return False
+        self._holder = caller
+        return True
+
+    def _release(self) -> None:
+        self._holder = 0
+        self._lock.release()

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
-from router_ml.events.event import FeedbackEvent
+from router_ml.events.event import FeedbackEvent, OutcomeEvent
 
 RIGHT = 0.5  # a success of at least this counts as right
 
 Judgement: TypeAlias = tuple[bool, float]  # whether a person gave it, and the score
 Judged: TypeAlias = Mapping[str, Judgement]  # by decision id
-
-
-class Answered(Protocol):
-    """What has a success of its own: an outcome, or a record of one."""
-
-    @property
-    def decision_id(self) -> str:
-        """The decision it belongs to."""
-
-    @property
-    def success(self) -> float | None:
-        """From 0 to 1; None where nobody knows."""
 
 
 def judgement_of(event: FeedbackEvent, known: Judgement | None = None) -> Judgement:
@@ -35,7 +23,7 @@ def note_feedback(judged: dict[str, Judgement], event: FeedbackEvent) -> None:
     judged[event.decision_id] = judgement_of(event, judged.get(event.decision_id))
 
 
-def success_of(outcome: Answered, judged: Judged) -> float | None:
+def success_of(outcome: OutcomeEvent, judged: Judged) -> float | None:
     """Return the success that counts: explicit feedback, else the outcome's own, else inferred; None if unknown."""
     explicit, score = judged.get(outcome.decision_id, (False, None))
     if explicit or outcome.success is None:

@@ -101,9 +101,17 @@ def _is_address(text: str) -> bool:
     return sum(map(len, text.split(":"))) >= 4 and int(address) > 1
 
 
-def without_credentials(url: str) -> str:
-    """Return a URL without user, password, query and fragment."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", re.split(r"[?#]", url, maxsplit=1)[0])
+_URL_SECRETS = re.compile(
+    r"(?i)(?<=://)[^\s/@?#\"'\\]++(?=@)|(?<=[?&])((?:[\w-]{0,30}[_-])?(?:token|key|secret|password|pwd|signature|sig|auth))"
+    r"=[^&\s#\"'\\]++"
+)
+
+
+def without_url_secrets(text: str) -> str:
+    """Return text (or JSON) with user, password and secret query values of every URL in it replaced."""
+    if "://" not in text:
+        return text
+    return _URL_SECRETS.sub(lambda found: f"{found[1]}=[secret]" if found[1] else "[credentials]", text)
 
 
 def redacted(value: Any) -> Any:
@@ -133,8 +141,6 @@ class Privacy:
 
     def clean(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the dictionary form of an event, its private parts hashed, redacted or left out. Changes `row`."""
-        if "host" in row:
-            row["host"] = without_credentials(row["host"])
         if "unit" in row:
             row["unit"] = self.digest(row["unit"])
         text = row.pop("text", None)

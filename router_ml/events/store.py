@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from router_ml.errors import StoreError
 from router_ml.events.event import DecisionEvent, Event, as_dict, json_line
-from router_ml.events.privacy import Privacy
+from router_ml.events.privacy import Privacy, without_url_secrets
 
 DATABASE = "events.db"
 
@@ -109,11 +109,16 @@ class EventStore(Protocol):
 
 
 def written(event: Event, privacy: Privacy) -> Written:
-    """Return the columns of an event, cleaned of what is private."""
+    """Return the columns of an event, cleaned of what is private.
+
+    Raises `TypeError` where an id is no text: some databases would take it for something else."""
     if isinstance(event, DecisionEvent) and event.context is not None and not privacy.keep_text:
         event = replace(event, context=None)  # saves converting a long conversation for nothing
     row = privacy.clean(as_dict(event))
     context = row.pop("context", None)
+    for name in ("event_id", "decision_id", "experiment"):
+        if not isinstance(row.get(name, ""), str):
+            raise TypeError(f"the {name} of an event must be text, got {type(row[name]).__name__}")
     return Written(
         event_id=row["event_id"],
         kind=row["event"],
@@ -122,7 +127,7 @@ def written(event: Event, privacy: Privacy) -> Written:
         experiment=row.get("experiment"),
         text=_storable(row.pop("text", None)),
         context=None if context is None else json_line(context),
-        body=json_line(row),
+        body=without_url_secrets(json_line(row)),  # of a host, in a reason or an error
     )
 
 

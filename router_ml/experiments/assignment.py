@@ -27,23 +27,23 @@ class Assignment:
 
 
 def fraction(salt: str, unit: str) -> float:
-    """A number from 0 to below 1 that looks uniform over units and is always the same for one."""
+    """Return a number in [0, 1) that is uniform over units and always the same for one."""
     digest = hashlib.sha256(f"{salt}\x00{unit}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / _SPACE
 
 
 def held_out(unit: str, share: float) -> bool:
-    """Whether a unit belongs to the holdout, which is the same for every experiment."""
+    """Return whether a unit belongs to the holdout, which is the same for every experiment."""
     return share > 0 and fraction("holdout", unit) < share
 
 
 def arm_of(experiment: Experiment, unit: str) -> Arm:
-    """The arm a unit would be in if it takes part."""
+    """Return the arm a unit would be in if it takes part."""
     return "challenger" if fraction(f"{experiment.seed}:arm", unit) < 0.5 else "control"
 
 
 def assign(experiment: Experiment, unit: str, now_s: float) -> Assignment | None:
-    """What a unit gets at a Unix time, or None where it does not take part.
+    """Return what a unit gets at a Unix time, or None where it does not take part.
 
     In shadow mode everybody is served the control, and the challenger decides beside it."""
     if held_out(unit, experiment.holdout):

@@ -1,7 +1,9 @@
-"""Everything that was learned about an experiment so far, in a fixed number of figures; it grows one unit at a time."""
+"""Everything known about an experiment so far, in a limited number of figures; it grows step by step."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,23 +12,21 @@ from typing import Any
 import numpy as np
 
 from router_ml.experiments.experiment import ARMS, Arm, Limits
-from router_ml.experiments.statistics import BETS, Floats, harm_growth, log_growth
-from router_ml.experiments.unit import Observation
+from router_ml.experiments.statistics import BETS, Floats, benefit_growth, harm_growth, log_growth
+from router_ml.experiments.unit import Begun, FirstJudgement, Judged, Observation, Step
 
-METRICS = ("failure", "slo_miss", "log_latency", "log_service", "cost_usd")
-SHARES = ("failure", "slo_miss")
+SHARES = ("failure", "no_answer", "clarified", "slo_miss")
+METRICS = (*SHARES, "log_latency", "log_service", "cost_usd")
+EARLY = ("failure", "no_answer")  # also tested on each unit's first judgement and first request
+COUNTS = ("begun", "units", "requests", "sealed", "judged", "changed_arm")
 
-# One row of wealth for each one-sided question.
-ROWS = (
-    "first.harm", "failure.harm", "failure.better", "failure.fair",
-    "slo_miss.harm", "slo_miss.better", "slo_miss.fair",
-    "system.failure", "system.slow",
-)  # fmt: skip
+SYSTEM = ("system.failure", "system.no_answer", "system.slow")
+QUESTIONS = ("harm", "better", "fair")
+# One row of log e-values for each one-sided question.
+ROWS = (*(f"{m}.{q}" for m in SHARES for q in QUESTIONS), *(f"early.{m}.harm" for m in EARLY), *SYSTEM)
 _INDEX = {name: index for index, name in enumerate(ROWS)}
 
-# The middle of a share is taken from the past and kept for this many observations, so that it is known beforehand.
-BLOCK = 50
-_FIRST_MIDDLE = 0.25
+_WAITING = 1000  # values of one arm that wait for a partner in the other; more would be of another time
 
 
 @dataclass(slots=True)
@@ -46,141 +46,188 @@ class Moments:
 
     @property
     def variance(self) -> float:
-        """The sample variance; 0 with fewer than two values."""
+        """Return the sample variance; 0 with fewer than two values."""
         return self.m2 / (self.n - 1) if self.n > 1 else 0.0
 
 
 class Evidence:
-    """Sufficient statistics of an experiment. Equal observations in equal order give equal figures."""
+    """Sufficient statistics of an experiment. Equal steps in equal order give equal figures.
+
+    Shares are compared in pairs: a value joins the latest waiting one of the other arm. So the test stays exact where
+    one arm is observed more often than the other, and pairs are of about one time while the common level drifts."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.units: dict[Arm, int] = dict.fromkeys(ARMS, 0)
-        self.first: dict[Arm, Moments] = {arm: Moments() for arm in ARMS}  # failures of units' first requests
-        self.requests: dict[Arm, int] = dict.fromkeys(ARMS, 0)
-        self.moments: dict[str, dict[Arm, Moments]] = {m: {arm: Moments() for arm in ARMS} for m in METRICS}
-        self.wealth: Floats = np.zeros((len(ROWS), len(BETS)))
-        self.middle: dict[str, float] = dict.fromkeys((*SHARES, "first"), _FIRST_MIDDLE)
+        self.counts: dict[str, dict[Arm, int]] = {name: dict.fromkeys(ARMS, 0) for name in COUNTS}
+        self.moments: dict[str, dict[Arm, Moments]] = {name: _no_moments() for name in METRICS}
+        self.early: dict[str, dict[Arm, Moments]] = {name: _no_moments() for name in EARLY}
+        self.log_e: Floats = np.zeros((len(ROWS), len(BETS)))
+        self.waiting: dict[str, dict[Arm, list[float]]] = {
+            name: {arm: [] for arm in ARMS} for name in (*SHARES, *(f"early.{name}" for name in EARLY))
+        }
         self.last_s: float | None = None
-        self._null, self._lowest = self._bounds()
+
+    @property
+    def units(self) -> dict[Arm, int]:
+        """Return the number of complete units per arm."""
+        return self.counts["units"]
 
     @property
     def n(self) -> int:
-        """Units of both arms."""
-        return self.units["control"] + self.units["challenger"]
+        """Return the number of complete units of both arms."""
+        return self.total("units")
+
+    def total(self, name: str) -> int:
+        """Return a count over both arms."""
+        return sum(self.counts[name].values())
 
     def row(self, name: str) -> Floats:
-        """The wealth of one question."""
-        wealth: Floats = self.wealth[_INDEX[name]]
-        return wealth
+        """Return the log e-values of one question, one per bet."""
+        values: Floats = self.log_e[_INDEX[name]]
+        return values
 
-    def add_first(self, arm: Arm, failure: float) -> None:
-        """Take the first request of a unit, at once: whole units may take long, and a disaster must not."""
-        sign, middle = (1.0 if arm == "challenger" else -1.0), self.middle["first"]
-        growth = harm_growth(np.array(failure), np.array(sign), middle, self._limits.failure_tolerance)
-        self.wealth[_INDEX["first.harm"]] += growth
-        self.first[arm].add(failure)
-        if sum(m.n for m in self.first.values()) % BLOCK == 0:
-            self.middle["first"] = _common_mean(self.first)
+    def copy(self) -> Evidence:
+        """Return a copy that grows by itself."""
+        twin = copy.copy(self)
+        twin.log_e = self.log_e.copy()
+        twin.counts = {name: dict(arms) for name, arms in self.counts.items()}
+        twin.moments = {name: _copied(arms) for name, arms in self.moments.items()}
+        twin.early = {name: _copied(arms) for name, arms in self.early.items()}
+        twin.waiting = {name: {arm: list(w) for arm, w in arms.items()} for name, arms in self.waiting.items()}
+        return twin
 
-    def add(self, seen: Observation) -> None:
-        """Take the observation of one unit."""
-        self._wager(seen)
-        self.units[seen.arm] += 1
-        self.requests[seen.arm] += seen.requests
-        self.last_s = seen.at_s if self.last_s is None else max(self.last_s, seen.at_s)
-        for metric in METRICS:
-            value = getattr(seen, metric)
-            if value is not None:
-                self.moments[metric][seen.arm].add(value)
-        if self.n % BLOCK == 0:
-            self._move_middle()
+    def add(self, step: Step) -> None:
+        """Take one step of a unit."""
+        what = step.what
+        self.last_s = step.at_s
+        if isinstance(what, Observation):
+            self._complete(what)
+        elif isinstance(what, Judged):
+            self._judged(what)
+        elif isinstance(what, Begun):
+            self.counts["begun"][what.arm] += 1
+            self._early("no_answer", what.arm, what.no_answer)
+        elif isinstance(what, FirstJudgement):
+            self._early("failure", what.arm, what.failure)
 
-    def _wager(self, seen: Observation) -> None:
-        sign = 1.0 if seen.arm == "challenger" else -1.0
-        value = self._null.copy()  # a value equal to its null wins and loses nothing
-        for metric in SHARES:
-            x = getattr(seen, metric)
-            if x is not None:
-                tilt = sign * (x - self.middle[metric])
-                first = _INDEX[f"{metric}.harm"]
-                value[first : first + 3] = (tilt, -tilt, -tilt)
-        value[_INDEX["system.failure"]], value[_INDEX["system.slow"]] = seen.failure, seen.slow
-        self.wealth += log_growth(value, self._null, self._lowest)
+    def _complete(self, seen: Observation) -> None:
+        self.counts["units"][seen.arm] += 1
+        self.counts["requests"][seen.arm] += seen.requests
+        self.counts["changed_arm"][seen.arm] += seen.changed_arm
+        for metric in METRICS[1:]:
+            self._value(metric, seen.arm, getattr(seen, metric))
+        self._system("no_answer", seen.no_answer, self._limits.system_failure_ceiling)
+        self._system("slow", seen.slow, self._limits.system_slow_ceiling)
 
-    def _bounds(self) -> tuple[Floats, Floats]:
-        """For each question the mean of its null and the least value that can be seen."""
-        limits = self._limits
-        null, lowest = np.zeros(len(ROWS)), -np.ones(len(ROWS))
-        for metric, tolerance, margin in (
-            ("failure", limits.failure_tolerance, limits.failure_margin),
-            ("slo_miss", limits.slo_tolerance, limits.slo_margin),
-        ):
-            first = _INDEX[f"{metric}.harm"]
-            null[first : first + 3] = (tolerance / 2, 0.0, -margin / 2)
-            lowest[first : first + 3] = -max(self.middle[metric], 1 - self.middle[metric])
-        for name, ceiling in (
-            ("system.failure", limits.system_failure_ceiling),
-            ("system.slow", limits.system_slow_ceiling),
-        ):
-            null[_INDEX[name]], lowest[_INDEX[name]] = ceiling, 0.0
-        return null, lowest
+    def _judged(self, seen: Judged) -> None:
+        self.counts["sealed"][seen.arm] += 1
+        if seen.failure is None:
+            return
+        self.counts["judged"][seen.arm] += 1
+        self._value("failure", seen.arm, seen.failure)
+        self._system("failure", seen.failure, self._limits.system_failure_ceiling)
 
-    def _move_middle(self) -> None:
-        for metric in SHARES:
-            if any(m.n for m in self.moments[metric].values()):
-                self.middle[metric] = _common_mean(self.moments[metric])
-        self._null, self._lowest = self._bounds()
+    def _value(self, metric: str, arm: Arm, value: float | None) -> None:
+        if value is None:
+            return
+        self.moments[metric][arm].add(value)
+        if metric not in SHARES:
+            return
+        difference = self._pair(metric, arm, value)
+        if difference is None:
+            return
+        row = _INDEX[f"{metric}.harm"]
+        self.log_e[row : row + 3] += _share_growth(difference, *share_limits(self._limits, metric))
+
+    def _early(self, metric: str, arm: Arm, value: float) -> None:
+        self.early[metric][arm].add(value)
+        difference = self._pair(f"early.{metric}", arm, value)
+        if difference is not None:
+            tolerance, margin = share_limits(self._limits, metric)
+            self.log_e[_INDEX[f"early.{metric}.harm"]] += _share_growth(difference, tolerance, margin)[0]
+
+    def _system(self, name: str, value: float, ceiling: float) -> None:
+        self.log_e[_INDEX[f"system.{name}"]] += log_growth(np.array(value), ceiling, 0.0)
+
+    def _pair(self, name: str, arm: Arm, value: float) -> float | None:
+        """Return challenger minus control with the latest waiting value of the other arm, or wait for one."""
+        waiting = self.waiting[name]
+        other = waiting["control" if arm == "challenger" else "challenger"]
+        if other:
+            partner = other.pop()
+            return value - partner if arm == "challenger" else partner - value
+        waiting[arm].append(value)
+        del waiting[arm][:-_WAITING]
+        return None
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form that `evidence_from` turns into an equal one."""
+        """Return a JSON-ready form that `evidence_from` turns into an equal one."""
         return {
-            "units": dict(self.units),
-            "requests": dict(self.requests),
-            "first": _moments_row(self.first),
+            **{name: dict(arms) for name, arms in self.counts.items()},
             "moments": {metric: _moments_row(arms) for metric, arms in self.moments.items()},
-            "wealth": {name: [float(w) for w in self.row(name)] for name in ROWS},
-            "middle": dict(self.middle),
+            "early": {metric: _moments_row(arms) for metric, arms in self.early.items()},
+            "log_e": {name: [float(value) for value in self.row(name)] for name in ROWS},
+            "waiting": {name: {arm: list(w) for arm, w in arms.items()} for name, arms in self.waiting.items()},
             "last_s": self.last_s,
         }
 
 
-def _common_mean(arms: Mapping[Arm, Moments]) -> float:
-    """Mean over both arms."""
-    return sum(m.n * m.mean for m in arms.values()) / sum(m.n for m in arms.values())
+@functools.lru_cache(maxsize=4096)
+def _share_growth(difference: float, tolerance: float, margin: float) -> Floats:
+    """Return the log growth of the bets of harm, better and fair; cached, as most differences are -1, 0 or 1."""
+    x = np.array(difference)
+    return np.stack([harm_growth(x, tolerance), benefit_growth(x, 0.0), benefit_growth(x, margin)])
+
+
+def share_limits(limits: Limits, metric: str) -> tuple[float, float]:
+    """Return the tolerance and the margin of a share."""
+    name = metric.removesuffix("_miss")
+    return getattr(limits, f"{name}_tolerance"), getattr(limits, f"{name}_margin")
+
+
+def _no_moments() -> dict[Arm, Moments]:
+    return {arm: Moments() for arm in ARMS}
+
+
+def _copied(arms: Mapping[Arm, Moments]) -> dict[Arm, Moments]:
+    return {arm: copy.copy(moments) for arm, moments in arms.items()}
 
 
 def _moments_row(arms: Mapping[Arm, Moments]) -> dict[str, list[float]]:
     return {arm: [m.n, m.mean, m.m2] for arm, m in arms.items()}
 
 
-def _moments(row: Sequence[float]) -> Moments:
-    n, mean, m2 = row
-    return Moments(int(n), float(mean), float(m2))
+def _moments(row: Mapping[str, Sequence[float]]) -> dict[Arm, Moments]:
+    return {arm: Moments(int(row[arm][0]), float(row[arm][1]), float(row[arm][2])) for arm in ARMS}
 
 
 def evidence_from(row: Mapping[str, Any], limits: Limits) -> Evidence:
-    """The evidence of its JSON form."""
+    """Return the evidence of a JSON form, also of records of format 1.
+
+    There every unit counted as judged, first requests stood for first judgements, and log e-values were "wealth"."""
     evidence = Evidence(limits)
-    for arm in ARMS:
-        evidence.units[arm] = int(row["units"][arm])
-        evidence.requests[arm] = int(row["requests"][arm])
-        evidence.first[arm] = _moments(row["first"][arm])
-        for metric in METRICS:
-            evidence.moments[metric][arm] = _moments(row["moments"][metric][arm])
+    if "wealth" in row:
+        row = {
+            **row, "log_e": {**row["wealth"], "early.failure.harm": row["wealth"].get("first.harm", 0.0)},
+            "early": {"failure": row["first"]}, "begun": row["units"], "sealed": row["units"], "judged": row["units"],
+        }  # fmt: skip
+    for name in COUNTS:
+        evidence.counts[name] |= {arm: int(row.get(name, {}).get(arm, 0)) for arm in ARMS}
+    evidence.moments |= {metric: _moments(arms) for metric, arms in row["moments"].items() if metric in METRICS}
+    evidence.early |= {metric: _moments(arms) for metric, arms in row["early"].items() if metric in EARLY}
     for name in ROWS:
-        evidence.wealth[_INDEX[name]] = row["wealth"][name]
-    evidence.middle = {name: float(row["middle"][name]) for name in (*SHARES, "first")}
+        evidence.log_e[_INDEX[name]] = row["log_e"].get(name, 0.0)
+    for name, arms in row.get("waiting", {}).items():
+        evidence.waiting[name] = {arm: [float(value) for value in arms[arm]] for arm in ARMS}
     evidence.last_s = row["last_s"]
-    evidence._null, evidence._lowest = evidence._bounds()
     return evidence
 
 
 def standard_error(control: Moments, challenger: Moments, *, share: bool = False) -> float:
-    """Standard error of the difference of two means.
+    """Return the standard error of the difference of two means; infinite with fewer than two values in an arm.
 
-    Of shares no arm counts as surer than if half an event had been seen: without it an arm that has not failed yet
-    would seem unable to."""
+    Of shares no arm counts as more certain than if half an event had been seen: without it an arm that has not failed
+    yet would seem unable to."""
     if control.n < 2 or challenger.n < 2:
         return math.inf
     return math.sqrt(sum(max(m.variance, _least_variance(m.n) if share else 0.0) / m.n for m in (control, challenger)))

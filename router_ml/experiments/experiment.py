@@ -1,4 +1,4 @@
-"""The written form of an experiment: two variants, who takes part, what may not get worse, and by how much."""
+"""The definition of an experiment: two variants, who takes part, what may not get worse, and by how much."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from router_ml.errors import ExperimentError
 
-FORMAT = 1
+FORMAT = 1  # of a definition
 Arm: TypeAlias = Literal["control", "challenger"]
 Mode: TypeAlias = Literal["live", "shadow"]
 UnitKind: TypeAlias = Literal["request", "session"]
@@ -31,19 +31,19 @@ class Variant:
     model: str | None = None  # every request goes to this model
 
     def describe(self) -> str:
-        """Its parts in plain words."""
+        """Return its parts in plain words."""
         parts = [f"{key} {value}" for key, value in self.parts().items()]
         return ", ".join(parts) or "what runs today"
 
     def parts(self) -> dict[str, str]:
-        """The parts that are set, by name."""
+        """Return the parts that are set, by name."""
         every = {"policy": self.policy, "bundle": self.bundle, "model": self.model}
         return {key: value for key, value in every.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class RampStep:
-    """From `after_s` seconds after the start on, this share of the units takes part."""
+    """A step of the ramp: from `after_s` seconds after the start on, this share of the units takes part."""
 
     after_s: float
     coverage: float
@@ -51,13 +51,17 @@ class RampStep:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Margins, floors and error rates.
+    """Margins, minimum counts and error rates.
 
     A margin is the worst true difference that may still be shipped. A tolerance is the difference that is accepted
     beforehand: more than that, once proven, rolls back."""
 
-    failure_margin: float = 0.05  # absolute difference of failure rates
+    failure_margin: float = 0.05  # absolute difference of the shares of wrong answers among the judged
     failure_tolerance: float = 0.0
+    no_answer_margin: float = 0.05  # absolute difference of the shares that the chosen model did not answer
+    no_answer_tolerance: float = 0.0
+    clarified_margin: float = 0.05  # absolute difference of the shares answered by a clarifying question
+    clarified_tolerance: float = 0.0
     slo_margin: float = 0.05  # absolute difference of the shares above `slo_s`
     slo_tolerance: float = 0.0
     latency_margin_ratio: float = 1.10  # challenger's geometric mean over control's
@@ -69,9 +73,10 @@ class Limits:
     slo_s: float | None = 5.0  # None: no latency objective
     split_tolerance: float = 0.02  # the challenger's share of units must be proven this close to one half
     min_units: int = 200  # per arm, before an asymptotic test may speak and before shipping
+    min_judged: int = 100  # units per arm with a judged answer, before shipping
     min_duration_s: float = 0.0  # before shipping
     planned_units: int = 3000  # both arms; where the confidence sequences are tightest
-    alpha_rollback: float = 0.045  # chance of rolling back a challenger that is no worse: all looks, all guardrails
+    alpha_rollback: float = 0.045  # chance of rolling back a challenger that is no worse, at any time, by any guardrail
     alpha_better: float = 0.005  # chance of calling a challenger better that is not
     alpha_ship: float = 0.025  # chance of shipping one that is worse by a margin
     alpha_split: float = 0.005  # chance of calling a fair split unfair
@@ -95,8 +100,9 @@ class Experiment:
     holdout: float = 0.0  # share of units that never takes part in any experiment
     mode: Mode = "live"
     unit: UnitKind = "session"
-    unit_requests: int = 10  # a unit is judged by its first so many requests ...
-    unit_idle_s: float = 900.0  # ... or by fewer, once it has been idle this long
+    unit_requests: int = 10  # a session counts with its first so many requests ...
+    unit_idle_s: float = 900.0  # ... or with fewer, once it has been idle this long
+    judgement_s: float = 1800.0  # feedback counts until this long after a unit's last request
     limits: Limits = Limits()
     hypothesis: str = ""
     owner: str = ""
@@ -106,21 +112,21 @@ class Experiment:
 
     @property
     def seed(self) -> str:
-        """The salt of its hashes."""
+        """Return the salt of its hashes."""
         return self.salt or self.id
 
     def coverage(self, now_s: float) -> float:
-        """Share of units that takes part at a Unix time."""
+        """Return the share of units that takes part at a Unix time."""
         age_s = now_s - self.started_s
         reached = [step.coverage for step in self.ramp if step.after_s <= age_s]
         return reached[-1] if reached else 0.0
 
     def variant(self, arm: Arm) -> Variant:
-        """The variant of an arm."""
+        """Return the variant of an arm."""
         return self.control if arm == "control" else self.challenger
 
     def arm_of(self, variant: str | None) -> Arm | None:
-        """The arm that runs a variant of this name, or None."""
+        """Return the arm that runs a variant of this name, or None."""
         if variant == self.control.name:
             return "control"
         return "challenger" if variant == self.challenger.name else None
@@ -136,8 +142,8 @@ def _check(experiment: Experiment) -> None:
         raise ExperimentError(f"holdout must be from 0 to below 1, found {experiment.holdout!r}")
     if experiment.mode not in ("live", "shadow") or experiment.unit not in ("request", "session"):
         raise ExperimentError("mode must be live or shadow, and unit must be request or session")
-    if experiment.unit_requests < 1 or experiment.unit_idle_s <= 0:
-        raise ExperimentError("unit_requests must be 1 or more and unit_idle_s above 0")
+    if experiment.unit_requests < 1 or experiment.unit_idle_s <= 0 or not 0 <= experiment.judgement_s < math.inf:
+        raise ExperimentError("unit_requests must be 1 or more, unit_idle_s above 0 and judgement_s 0 or more")
     _check_limits(experiment.limits)
 
 
@@ -154,14 +160,14 @@ def _check_limits(limits: Limits) -> None:
     for name in _ALPHAS:
         if not 0 < getattr(limits, name) < 0.5:
             raise ExperimentError(f"limits.{name} must lie between 0 and 0.5")
-    for name in ("failure_margin", "slo_margin", "system_slow_ceiling", "system_failure_ceiling"):
+    shares = ("failure", "no_answer", "clarified", "slo")
+    for name in (*(f"{share}_margin" for share in shares), "system_slow_ceiling", "system_failure_ceiling"):
         if not 0 < getattr(limits, name) < 1:
             raise ExperimentError(f"limits.{name} must lie between 0 and 1")
     if not 0 < limits.split_tolerance < 0.5:
         raise ExperimentError("limits.split_tolerance must lie between 0 and 0.5")
     for margin, tolerance, lowest in (
-        ("failure_margin", "failure_tolerance", 0.0),
-        ("slo_margin", "slo_tolerance", 0.0),
+        *((f"{share}_margin", f"{share}_tolerance", 0.0) for share in shares),
         ("latency_margin_ratio", "latency_tolerance_ratio", 1.0),
         ("service_margin_ratio", "service_tolerance_ratio", 1.0),
         ("cost_margin_usd", "cost_tolerance_usd", 0.0),
@@ -169,17 +175,19 @@ def _check_limits(limits: Limits) -> None:
         # A tolerance at or above its margin would leave no difference that can be shipped or rolled back.
         if not lowest <= getattr(limits, tolerance) < getattr(limits, margin) < math.inf:
             raise ExperimentError(f"limits.{tolerance} must be {lowest:g} or more and below limits.{margin}")
+    if limits.min_judged < 20:
+        raise ExperimentError("limits.min_judged must be 20 or more")
     if limits.min_units < 20 or limits.planned_units < 2 * limits.min_units:
         raise ExperimentError("limits: min_units must be 20 or more and planned_units at least twice min_units")
 
 
 def experiment_row(experiment: Experiment) -> dict[str, Any]:
-    """The JSON-ready form, with its format."""
+    """Return the JSON-ready form, with its format."""
     return {"format": FORMAT, **asdict(experiment)}
 
 
 def experiment_from(row: Mapping[str, Any]) -> Experiment:
-    """The experiment of its JSON form; unknown keys are ignored.
+    """Return the experiment of a JSON form; unknown keys are ignored and missing ones have their defaults.
 
     Raises `ExperimentError` where it is not one."""
     if not isinstance(row, Mapping):
@@ -199,5 +207,5 @@ def experiment_from(row: Mapping[str, Any]) -> Experiment:
 
 
 def canonical(value: Mapping[str, Any]) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    """Return JSON with sorted keys and no spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

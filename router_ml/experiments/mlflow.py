@@ -1,6 +1,6 @@
-"""From the event store to MLflow: closed windows become metrics of one flat run per arm.
+"""Copy experiments from the event store to MLflow: closed windows become metrics of one flat run per arm.
 
-Never on the request path: a job (`router-ml sync`, or a thread) reads the store and catches up from where MLflow
+Never on the request path: a job (`router-ml sync`) reads the store and catches up from where MLflow
 stands. A window is one `log_batch`, which MLflow's store commits as a whole, and its number is the metrics' step; so
 the highest step is the watermark, and a job that was killed repeats nothing and leaves nothing out. The tag
 `ab.watermark` shows it to people.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,16 +20,19 @@ from typing import Any
 from router_ml.errors import StoreError
 from router_ml.events.event import ExperimentEvent, FeedbackEvent, OutcomeEvent
 from router_ml.events.store import EventFilter, EventStore
+from router_ml.experiments.evidence import METRICS
 from router_ml.experiments.mlflow_store import database_uri, ensure_experiment, open_tracking, tracking_root
-from router_ml.experiments.report import Look, looks_of, report_html
+from router_ml.experiments.report import Analysis, analyses_of, difference_svg, report_html
 from router_ml.files import file_lock
 from router_ml.monitor.summary import Summary, summarise
+from router_ml.settings import without_credentials
 
 _LOG = logging.getLogger("router_ml.events")
 
 WINDOW_S = 600.0
 _GRACE_S = 30.0  # a window is closed once events of its time have surely been written
 _WATERMARK = "ab.watermark"
+_LOGGED = "ab.logged"  # the verdict and number of analyses the artifacts show
 _STEP_METRIC = "win/requests"
 _COLOURS = {"control": "#8a8a86", "challenger": "#2a78d6"}
 _ENDINGS = ("rolled_back", "invalid", "stopped", "failed")
@@ -57,7 +59,7 @@ _WIN = {
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What one pass brought over."""
+    """What one pass copied."""
 
     experiments: int
     windows: int
@@ -67,7 +69,7 @@ class SyncReport:
 
 
 class MlflowSync:
-    """Brings experiments from an event store to MLflow. One pass at a time, also among processes."""
+    """Copies experiments from an event store to MLflow. One pass at a time, also among processes."""
 
     def __init__(
         self,
@@ -81,23 +83,27 @@ class MlflowSync:
         self._root = root
         self._window_s = window_s
         self._clock = clock
-        self._settled: set[str] = set()  # ended and fully brought over
+        self._settled: set[str] = set()  # ended and fully copied
 
     def sync(self) -> SyncReport:
-        """One pass. Raises `StoreError` where the event store or MLflow cannot be reached; the next pass catches up."""
+        """Make one pass.
+
+        Raises `StoreError` where the event store or MLflow cannot be reached; the next pass catches up."""
+        uri = ""
         try:
             uri = open_tracking(self._root)
-            with self._alone(uri):
+            with self._locked(uri):
                 return self._sync(uri)
         except StoreError:
             raise
         except ModuleNotFoundError as error:
-            needed = "bringing experiments to MLflow needs its package: pip install 'router-ml[train]'"
+            needed = "copying experiments to MLflow needs its package: pip install 'router-ml[train]'"
             raise StoreError(f"{needed} ({error})") from error
         except Exception as error:
-            raise StoreError(f"cannot write to MLflow: {error}; events wait in the store until it is back") from error
+            text = str(error).replace(uri, without_credentials(uri)) if uri else str(error)
+            raise StoreError(f"cannot write to MLflow: {text}; events wait in the store until it is back") from error
 
-    def _alone(self, uri: str) -> AbstractContextManager[None]:
+    def _locked(self, uri: str) -> AbstractContextManager[None]:
         folder = tracking_root(self._root)
         return file_lock(folder / ".sync.lock") if uri == database_uri(folder) else nullcontext()
 
@@ -118,7 +124,7 @@ class MlflowSync:
                 windows, metrics = windows + done[0], metrics + done[1]
         finally:
             store.close()
-        return SyncReport(len(lives), windows, metrics, uri, tuple(pages.values()))
+        return SyncReport(len(lives), windows, metrics, without_credentials(uri), tuple(pages.values()))
 
     def _sync_one(self, client: Any, uri: str, store: EventStore, life: _Life) -> tuple[int, int]:
         experiment_id = ensure_experiment(f"ab/{life.name}", self._root, uri)
@@ -137,13 +143,13 @@ class MlflowSync:
                     if window > marks[arm]:
                         metrics += self._log_window(client, run, life, arm, window, events)
         settled = life.ended_s is not None and now_s > life.ended_s + 2 * self._window_s + _GRACE_S
-        self._tell_verdict(client, runs, life, ended=settled)
+        self._log_verdict(client, runs, life, ended=settled)
         if settled:
             self._settled.add(life.key)
         return max(0, closed - first), metrics
 
     def _run(self, client: Any, experiment_id: str, life: _Life, arm: str) -> str:
-        """The run of an arm; made once, found again by its tags."""
+        """Return the run of an arm; made once, found again by its tags."""
         started = f"{life.began_s:.3f}"
         found = client.search_runs(
             [experiment_id], f"tags.`ab.arm` = '{arm}' and tags.`ab.started_s` = '{started}'", max_results=1
@@ -154,7 +160,7 @@ class MlflowSync:
             missing = {key: value for key, value in params.items() if key not in found[0].data.params}
         else:
             run_id, missing = self._make_run(client, experiment_id, life, arm, started), params
-        for key, value in missing.items():  # also those that a killed pass had no time for
+        for key, value in missing.items():  # also those that a killed pass did not write
             client.log_param(run_id, key, value)
         return run_id
 
@@ -186,36 +192,45 @@ class MlflowSync:
             **_values("win", _WIN, summarise(mine, begin_s, end_s).total),
         }
         if arm == "challenger":
-            values |= _verdict_values(life.looks, end_s)
+            values |= _verdict_values(life.analyses, end_s)
         stamp = int(end_s * 1000)
         batch = [Metric(key, value, stamp, window) for key, value in values.items()]
         client.log_batch(run, metrics=batch)
         client.log_batch(run, tags=[RunTag(_WATERMARK, str(window))])
         return len(batch)
 
-    def _tell_verdict(self, client: Any, runs: Mapping[str, str], life: _Life, *, ended: bool) -> None:
-        told = f"{life.verdict}@{len(life.looks)}"
-        page = report_html(life.definition, life.looks) if life.looks else None
-        for run in runs.values():
+    def _log_verdict(self, client: Any, runs: Mapping[str, str], life: _Life, *, ended: bool) -> None:
+        logged = f"{life.verdict}@{len(life.analyses)}"
+        page = report_html(life.definition, life.analyses) if life.analyses else None
+        for arm, run in runs.items():
             info = client.get_run(run)
-            if info.data.tags.get("ab.told") != told:
+            if info.data.tags.get(_LOGGED) != logged:
                 client.set_tag(run, "ab.verdict", life.verdict)
                 client.set_tag(run, "mlflow.note.content", life.line)
                 if page is not None:
                     client.log_text(run, page, "report.html")
-                client.set_tag(run, "ab.told", told)  # last: a kill before it only repeats what is the same
+                if arm == "challenger":
+                    self._log_pictures(client, run, life)
+                client.set_tag(run, _LOGGED, logged)  # last: a kill before it only repeats what is the same
             if ended and info.info.status == "RUNNING":
                 client.set_terminated(run, "FINISHED", int((life.ended_s or 0.0) * 1000))
+
+    def _log_pictures(self, client: Any, run: str, life: _Life) -> None:
+        """Log each difference with its band, in one picture a guardrail."""
+        for metric in METRICS:
+            picture = difference_svg(metric, life.analyses)
+            if picture:
+                client.log_text(run, picture, f"difference/{metric}.svg")
 
 
 @dataclass(frozen=True, slots=True)
 class _Life:
-    """One run of an experiment, from its start to its end, as the store tells it."""
+    """One run of an experiment, from its start to its end, as the store holds it."""
 
     definition: Mapping[str, Any]
     began_s: float
     ended_s: float | None
-    looks: tuple[Look, ...]
+    analyses: tuple[Analysis, ...]
     verdict: str
     line: str  # one plain line on where it stands
 
@@ -229,7 +244,7 @@ class _Life:
 
 
 def _lives(store: EventStore) -> list[_Life]:
-    """Every start in the store with what followed it; an experiment may be started again under its name."""
+    """Return every start in the store with what followed it; an experiment may be started again under its name."""
     by_name: dict[str, list[list[ExperimentEvent]]] = {}
     for _, event in store.read(EventFilter(("experiment",))):
         if not isinstance(event, ExperimentEvent):
@@ -243,16 +258,16 @@ def _lives(store: EventStore) -> list[_Life]:
 
 def _life(events: Sequence[ExperimentEvent]) -> _Life:
     definition = events[0].detail["experiment"]
-    looks = tuple(looks_of(events))
+    analyses = tuple(analyses_of(events))
     ended = next((e for e in events if e.change in _ENDINGS), None)
-    verdict = str(looks[-1].verdict["kind"]) if looks else "HOLD"
-    line = str(looks[-1].verdict["summary"]) if looks else "Runs; no look has been taken yet."
+    verdict = str(analyses[-1].verdict["kind"]) if analyses else "HOLD"
+    line = str(analyses[-1].verdict["summary"]) if analyses else "Runs; no analysis yet."
     if ended is not None and ended.change == "stopped":
         line = f"Stopped by a person. {line}"
     if ended is not None and ended.change == "failed":
         verdict, line = "ROLLBACK", str(ended.detail.get("reason", "the experiment could not be judged"))
     began_s = float(definition.get("started_s", events[0].at_s))
-    return _Life(definition, began_s, ended.at_s if ended else None, looks, verdict, line)
+    return _Life(definition, began_s, ended.at_s if ended else None, analyses, verdict, line)
 
 
 def _traffic(store: EventStore, life: _Life) -> list[OutcomeEvent | FeedbackEvent]:
@@ -271,7 +286,7 @@ def _traffic(store: EventStore, life: _Life) -> list[OutcomeEvent | FeedbackEven
 
 
 def _watermark(client: Any, run: str) -> int:
-    """The last window MLflow has; -1 before the first."""
+    """Return the last window MLflow has; -1 before the first."""
     return max((metric.step for metric in client.get_metric_history(run, _STEP_METRIC)), default=-1)
 
 
@@ -281,13 +296,13 @@ def _values(section: str, names: Mapping[str, str], summary: Summary) -> dict[st
 
 
 def _idle(key: str, value: float) -> bool:
-    """Whether a chart would be a line at zero: the cost of models one runs oneself."""
+    """Return whether a chart would be a line at zero: the cost of models one runs oneself."""
     return key.endswith("/cost_usd") and value == 0
 
 
-def _verdict_values(looks: Iterable[Look], until_s: float) -> dict[str, float]:
-    """The newest change with its bounds before a time: failures in points, latency as a share of the control's."""
-    known = [look for look in looks if look.at_s < until_s]
+def _verdict_values(analyses: Iterable[Analysis], until_s: float) -> dict[str, float]:
+    """Return the newest change with its bounds before a time: failures as a share, latency relative to the control."""
+    known = [analysis for analysis in analyses if analysis.at_s < until_s]
     if not known:
         return {}
     values: dict[str, float] = {}
@@ -301,7 +316,7 @@ def _verdict_values(looks: Iterable[Look], until_s: float) -> dict[str, float]:
 
 
 def _params(definition: Mapping[str, Any], arm: str) -> dict[str, str]:
-    """The arm's configuration; what the arms share is the same in both, so that "show diff only" hides it."""
+    """Return the arm's configuration; what the arms share is the same in both, so that "show diff only" hides it."""
     variant = definition.get(arm, {})
     limits = definition.get("limits", {})
     shared = {name: definition.get(name) for name in ("mode", "unit", "unit_requests", "holdout")}
@@ -322,37 +337,9 @@ def _note(client: Any, experiment_id: str, life: _Life, window_s: float) -> None
         f"The question: is {challenger!r} better than {control!r}? {life.definition.get('hypothesis') or ''}\n\n"
         f"In the charts a step is {window_s / 60:g} minutes. `ab/` is everything up to then, `win/` that step alone. "
         "`verdict/` is the challenger minus the control: failures as a share of requests, latency as a share of the "
-        "control's; the truth lies between low and high. `report.html`, an artifact of both runs, tells it in words."
+        "control's; the truth lies between low and high. The pictures in the challenger's `difference` folder "
+        "show it with its band; `report.html`, an artifact of both runs, says it in words."
     )
     known = client.get_experiment(experiment_id)
     if known.tags.get("mlflow.note.content") != text:
         client.set_experiment_tag(experiment_id, "mlflow.note.content", text)
-
-
-class SyncThread:
-    """Takes a pass every so often; what cannot be reached is tried again at the next."""
-
-    def __init__(self, sync: MlflowSync, *, every_s: float = 60.0) -> None:
-        self._sync, self._every_s = sync, every_s
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin."""
-        if self._thread is None or not self._thread.is_alive():
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="router-ml-mlflow", daemon=True)
-            self._thread.start()
-
-    def close(self) -> None:
-        """Stop after the pass that is under way."""
-        self._stop.set()
-        if self._thread is not None and self._thread.is_alive():
-            self._thread.join(5.0)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
-            try:
-                self._sync.sync()
-            except StoreError as error:
-                _LOG.warning("%s", error)

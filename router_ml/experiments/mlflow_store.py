@@ -1,7 +1,7 @@
 """Where MLflow keeps its runs: one SQLite database and one artifact folder that may be moved together.
 
 MLflow's own defaults are not safe here: several processes that create the database at once crash, its journal is slow,
-and artifact paths are stored absolute, so a moved folder lists nothing. All three are mended when the store is opened.
+and artifact paths are stored absolute, so a moved folder lists nothing. Opening the store corrects all three.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCATIONS = (
 
 
 def tracking_root(root: Path | None = None) -> Path:
-    """The absolute folder of the store: the given one, `mlruns` of a source checkout, or `mlruns` in this folder."""
+    """Return the absolute folder of the store: the given one, `mlruns` of a source checkout, or `mlruns` here."""
     if root is not None:
         return Path(root).expanduser().resolve()
     base = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
@@ -63,12 +63,13 @@ def open_tracking(root: Path | None = None) -> str:
 
 
 def database_uri(folder: Path) -> str:
-    """The tracking URI of a store's folder."""
-    return f"sqlite:///{(folder / DATABASE).as_posix()}"
+    """Return the tracking URI of a store's folder; SQLAlchemy takes `%` and `?` in it as syntax."""
+    path = (folder / DATABASE).as_posix().replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}"
 
 
 def ensure_experiment(name: str, root: Path | None = None, uri: str | None = None) -> str:
-    """The id of the MLflow experiment of that name, made with its artifacts under the store's folder.
+    """Return the id of the MLflow experiment of that name, made with its artifacts under the store's folder.
 
     `uri` is what `open_tracking(root)` returned; a store that is not ours chooses its own artifact folder."""
     from mlflow.exceptions import MlflowException
@@ -118,7 +119,7 @@ def _initialise(folder: Path) -> None:
 
 
 def _relocate(folder: Path) -> None:
-    """Rewrite stored locations after the folder was moved; "Default" tells where it was."""
+    """Rewrite stored locations after the folder was moved; that of "Default" says where it was."""
     with closing(sqlite3.connect(folder / DATABASE, timeout=30)) as connection, connection:
         row = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
         old = str(row[0]).rsplit("/", 1)[0] if row and row[0] else None

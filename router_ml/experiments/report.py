@@ -1,4 +1,4 @@
-"""The report on an experiment: one page of HTML that stands alone, with the difference and its bounds over time.
+"""The report on an experiment: one self-contained page of HTML, with each difference and its bounds over time.
 
 The drawings are written as SVG here, so that neither serving nor syncing needs a plotting library.
 """
@@ -13,14 +13,16 @@ from html import escape
 from typing import Any
 
 from router_ml.events.event import ExperimentEvent
+from router_ml.experiments.evidence import SHARES
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 640, 240, 64, 34, 14, 16
+_SIDES = ("low", "high")
 _LINE, _BAND, _LIMIT, _GRID, _INK = "#2a78d6", "#cde2fb", "#c0392b", "#e4e4e0", "#52514e"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One look of an experiment, as it was written down."""
+class Analysis:
+    """One interim analysis of an experiment, as it was written down."""
 
     at_s: float
     change: str
@@ -28,25 +30,29 @@ class Look:
 
     @property
     def units(self) -> int:
-        """Units of both arms."""
+        """Return the units of both arms."""
         return sum(self.verdict.get("units", {}).values())
 
     def finding(self, metric: str) -> Mapping[str, Any] | None:
-        """What was known of a metric, or None."""
-        found = [f for f in self.verdict.get("findings", ()) if f["metric"] == metric]
-        return found[0] if found and found[0]["difference"] is not None else None
+        """Return what was known of a metric, or None; bounds are clipped to what is possible."""
+        found = next((f for f in self.verdict.get("findings", ()) if f.get("metric") == metric), None)
+        if found is None or found.get("difference") is None:
+            return None
+        lowest, highest = (-1.0, 1.0) if metric in SHARES else (-math.inf, math.inf)
+        bounds = {side: None if found[side] is None else min(max(found[side], lowest), highest) for side in _SIDES}
+        return {**found, **bounds}
 
 
-def looks_of(events: Iterable[ExperimentEvent]) -> list[Look]:
-    """The looks among an experiment's events, in their order."""
-    return [Look(e.at_s, e.change, e.detail["verdict"]) for e in events if "verdict" in e.detail]
+def analyses_of(events: Iterable[ExperimentEvent]) -> list[Analysis]:
+    """Return the interim analyses among an experiment's events, in their order."""
+    return [Analysis(e.at_s, e.change, e.detail["verdict"]) for e in events if "verdict" in e.detail]
 
 
-def report_html(experiment: Mapping[str, Any], looks: Sequence[Look]) -> str:
-    """The report as one HTML page. `experiment` is the definition in its JSON form."""
+def report_html(experiment: Mapping[str, Any], analyses: Sequence[Analysis]) -> str:
+    """Return the report as one HTML page. `experiment` is the definition in its JSON form."""
     name = escape(str(experiment.get("id", "experiment")))
-    last = looks[-1] if looks else None
-    summary = escape(str(last.verdict["summary"])) if last else "No look has been taken yet."
+    last = analyses[-1] if analyses else None
+    summary = escape(str(last.verdict["summary"])) if last else "No interim analysis has been made yet."
     body = [
         f"<h1>{name}</h1>",
         f"<p class=lead>{summary}</p>",
@@ -56,12 +62,12 @@ def report_html(experiment: Mapping[str, Any], looks: Sequence[Look]) -> str:
     if last:
         body += [_reasons(last), _findings(last)]
         for finding in last.verdict.get("findings", ()):
-            drawn = difference_svg(finding["metric"], looks)
+            drawn = difference_svg(finding["metric"], analyses)
             if drawn:
                 body.append(f"<h2>{escape(finding['title'])}</h2>{drawn}")
         body.append(
-            "<p class=note>The line is the challenger minus the control. The band holds the true difference at every "
-            "look at once: its lower edge at the error rate of rolling back, its upper edge at that of shipping. "
+            "<p class=note>The line is the challenger minus the control. The band holds the true difference at all "
+            "analyses at once: its lower edge at the error rate of rolling back, its upper edge at that of shipping. "
             "Rolled back when the band lies above zero; shipped when all bands lie below their red line.</p>"
         )
     style = (
@@ -76,43 +82,48 @@ def report_html(experiment: Mapping[str, Any], looks: Sequence[Look]) -> str:
     )
 
 
-def _arms(experiment: Mapping[str, Any], last: Look | None) -> str:
+def _arms(experiment: Mapping[str, Any], last: Analysis | None) -> str:
     rows = []
     for arm in ("control", "challenger"):
         variant = experiment.get(arm, {})
         parts = ", ".join(f"{k} {v}" for k, v in variant.items() if k != "name" and v) or "what runs today"
         units = last.verdict.get("units", {}).get(arm, 0) if last else 0
+        judged = last.verdict.get("judged", {}).get(arm, "") if last else ""
         requests = last.verdict.get("requests", {}).get(arm, 0) if last else 0
-        cells = (arm, variant.get("name", ""), parts, f"{units:,}", f"{requests:,}")
+        cells = (arm, variant.get("name", ""), parts, f"{units:,}", f"{requests:,}", judged)
         rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
     began = _when(float(experiment.get("started_s", 0.0)))
-    until = f", last look {_when(last.at_s)}" if last else ""
+    until = f", last analysis {_when(last.at_s)}" if last else ""
     return (
-        "<table><tr><th>arm<th>variant<th>runs<th>units<th>requests</tr>"
+        "<table><tr><th>arm<th>variant<th>runs<th>units<th>requests<th>units judged</tr>"
         f"{''.join(rows)}</table><p class=note>Started {began}{until}.</p>"
     )
 
 
-def _reasons(last: Look) -> str:
+def _reasons(last: Analysis) -> str:
     return "<ul>" + "".join(f"<li>{escape(str(reason))}</li>" for reason in last.verdict.get("reasons", ())) + "</ul>"
 
 
-def _findings(last: Look) -> str:
+def _findings(last: Analysis) -> str:
     rows = []
     for finding in last.verdict.get("findings", ()):
-        if finding["difference"] is None:
+        finding = last.finding(finding["metric"])
+        if finding is None or finding["low"] is None or finding["high"] is None:
             continue
-        show = _shower(finding)
-        state = "worse" if finding["harm"] else "better" if finding["better"] else "fair" if finding["fair"] else "open"
+        show = _formatter(finding)
+        states = {"worse": "harm", "better": "better", "within its margin": "fair"}
+        state = next((words for words, key in states.items() if finding[key]), "not decided")
         cells = (
             finding["title"], show(finding["difference"]), f"{show(finding['low'])} to {show(finding['high'])}",
-            show(finding["margin"]), state,
+            show(finding.get("tolerance", 0.0)), show(finding["margin"]), state,
         )  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    return f"<table><tr><th>guardrail<th>difference<th>bounds<th>margin<th>state</tr>{''.join(rows)}</table>"
+    return (
+        f"<table><tr><th>guardrail<th>difference<th>bounds<th>tolerance<th>margin<th>state</tr>{''.join(rows)}</table>"
+    )
 
 
-def _shower(finding: Mapping[str, Any]) -> Any:
+def _formatter(finding: Mapping[str, Any]) -> Any:
     if finding["ratio"]:
         return lambda x: f"{math.exp(x) - 1:+.1%}"
     if finding["metric"] == "cost_usd":
@@ -120,14 +131,14 @@ def _shower(finding: Mapping[str, Any]) -> Any:
     return lambda x: f"{x * 100:+.1f} points"
 
 
-def difference_svg(metric: str, looks: Sequence[Look]) -> str:
-    """The difference of a metric with its bounds over the units seen; "" with fewer than two looks."""
-    points = [(look.units, f) for look in looks if (f := look.finding(metric))]
+def difference_svg(metric: str, analyses: Sequence[Analysis]) -> str:
+    """Return the difference of a metric with its bounds over the units seen; "" with fewer than two analyses."""
+    points = [(analysis.units, f) for analysis in analyses if (f := analysis.finding(metric))]
     points = [(units, f) for units, f in points if f["low"] is not None and f["high"] is not None]
     if len(points) < 2:
         return ""
     scale = math.expm1 if points[-1][1]["ratio"] else float
-    show = _shower(points[-1][1])
+    show = _formatter(points[-1][1])
     span = max(abs(scale(points[-1][1]["margin"])), 1.5 * max(abs(scale(f["difference"])) for _, f in points[-5:]))
     settled = [f for _, f in points[len(points) // 2 :]]
     reach = max(span, *(min(abs(scale(f[side])), 4 * span) for f in settled for side in ("low", "high"))) * 1.15
@@ -151,7 +162,8 @@ def difference_svg(metric: str, looks: Sequence[Look]) -> str:
         for v in (-reach * 0.8, 0.0, reach * 0.8)
     )
     return (
-        f'<svg role="img" aria-label="difference of {escape(points[-1][1]["title"])} over units, '
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'aria-label="difference of {escape(points[-1][1]["title"])} over units, '
         f'last {escape(show(points[-1][1]["difference"]))}" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'font-family="system-ui,sans-serif" font-size="12" fill="{_INK}">{marks}'
         f'<polygon points="{path("low", points)} {path("high", points[::-1])}" fill="{_BAND}" fill-opacity=".7"/>'

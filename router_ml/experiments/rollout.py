@@ -1,18 +1,21 @@
-"""Who gets what, and since when: assigns units to the running experiment, watches it, and ends it when it does harm.
+"""Who gets what, and since when: assigns units to the running experiment, watches it, and halts it when it does harm.
 
-The only code that changes what an experiment serves. A rollback takes effect in memory first, then in the latch file
-that all processes watch, then in the event store; each of the later ones may fail without undoing the earlier. Looks
-are taken by a thread, and by the request path itself should that thread be dead.
+The only code that changes what an experiment serves. A rollback takes effect in memory first, then in the file that all
+processes watch, then in the event store; each of the later ones may fail without undoing the earlier. Interim analyses
+are made by a thread, and by the request path itself should that thread be dead.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from router_ml.errors import ExperimentError, StoreError
@@ -34,18 +37,20 @@ from router_ml.experiments.state import ExperimentState, Halt, Signature
 from router_ml.experiments.trial import Trial
 from router_ml.experiments.unit import UnitRequest
 from router_ml.experiments.verdict import Verdict
+from router_ml.moved import renamed
 from router_ml.types import Context
 
 _LOG = logging.getLogger("router_ml.experiments.rollout")
 
 FOLDER = "experiments"
-_REFRESH_S = 0.5  # how old the view of the board's files may be
-_LOOK_S = 0.25  # between looks of the thread
-_STALE_S = 1.0  # after so long without a look the request path takes one
+_REFRESH_S = 0.5  # how old the view of the state files may be
+_ANALYSIS_S = 0.25  # between analyses of the thread
+_STALE_S = 1.0  # after so long without an analysis the request path makes one
 _PATIENCE_S = 1.0  # how long an outcome may take through the store before memory's copy is used
 _INBOX = 50_000
-_FAILED_LOOKS = 5  # in a row: then the experiment cannot be judged, and must not go on
-_PLOT_STEP = 1.05  # a look is written down whenever the units have grown by this factor
+_FAILED_ANALYSES = 5  # in a row: then the experiment cannot be judged, and must not go on
+_AHEAD_S = 60.0  # how far clocks may disagree
+_PLOT_STEP = 1.05  # an analysis is written down whenever the units have grown by this factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,14 @@ class RolloutState:
     """What is served right now."""
 
     experiment: Experiment | None
-    latch: Halt | None
+    halt: Halt | None
     verdict: Verdict | None
     coverage: float
-    looks: int
-    trouble: str | None  # why the last look failed
+    analyses: int
+    trouble: str | None  # why the last analysis failed, or what it could not use
+
+    latch = property(renamed("latch", "halt"))
+    looks = property(renamed("looks", "analyses"))
 
 
 class Rollout:
@@ -68,7 +76,7 @@ class Rollout:
 
     def __init__(
         self,
-        board: ExperimentState,
+        state: ExperimentState,
         *,
         recorder: Recorder | None = None,
         read_store: Callable[[], EventStore] | None = None,
@@ -76,45 +84,53 @@ class Rollout:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.board = board
+        self.files = state
         self._recorder = recorder or NullRecorder()
         self._read_store = read_store
         self._unit_key = unit_key or (lambda unit: unit)
         self._clock, self._monotonic = clock, monotonic
+        self._checked_s = float("-inf")
+        self._experiment: Experiment | None = None
+        self._halt: Halt | None = None
+        self._halt_filed = False
+        self._started = False
+        self._reset()
+        self._refresh()
+        _ROLLOUTS.add(self)
+
+    def _reset(self) -> None:
+        """Begin without evidence and thread, as a forked child must: the parent may be in the middle of an analysis."""
         self._view = threading.Lock()  # guards what is served; held for two `stat` calls at most
-        self._lock = threading.RLock()  # guards the looks; may be held while a restart reads the store
+        self._lock = threading.RLock()  # guards the analyses; may be held while a restart reads the store
         self._inbox: deque[tuple[float, Event]] = deque(maxlen=_INBOX)
         self._signature: Signature | None = None
-        self._checked_s = float("-inf")
-        self._looked_s = monotonic()
-        self._experiment: Experiment | None = None
-        self._latch: Halt | None = None
-        self._latch_filed = False
+        self._analysed_s = self._monotonic()
         self._trial: Trial | None = None
         self._verdict: Verdict | None = None
         self._store: EventStore | None = None
         self._seq = 0
-        self._looks = self._failures = 0
+        self._analyses = self._failures = self._skipped = 0
         self._trouble: str | None = None
-        self._told: tuple[str, int, float] = ("", 0, -1.0)  # verdict, units and coverage last written down
+        self._reported: tuple[str, int, float] = ("", 0, -1.0)  # verdict, units and coverage last written down
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._refresh()
 
     def assign(self, unit: str, context: Context | None = None) -> Assignment | None:
-        """What a unit (a session, or a request) gets, or None for what runs today. Takes some ten microseconds."""
+        """Return what a unit (a session, or a request) gets, or None for what runs today.
+
+        Takes some ten microseconds."""
         if self._monotonic() - self._checked_s > _REFRESH_S:
             self._refresh()
         experiment = self._experiment
-        if experiment is None or self._latch is not None:
+        if experiment is None or self._halt is not None:
             return None
         # Where requests are the units, those of one session must not stick together.
         return assign(experiment, new_id() if experiment.unit == "request" else unit, self._clock())
 
     def record(self, event: Event) -> None:
-        """Take an outcome or feedback of the running experiment; everything else is let go."""
+        """Take an outcome or feedback of the running experiment; everything else is ignored."""
         experiment = self._experiment
-        if experiment is None or self._latch is not None:
+        if experiment is None or self._halt is not None:
             return
         if isinstance(event, OutcomeEvent):
             if event.experiment != experiment.id or event.pinned or event.cache_hit:
@@ -122,129 +138,133 @@ class Rollout:
         elif not isinstance(event, FeedbackEvent):
             return
         now = self._monotonic()
-        self._inbox.append((now, event))
-        if now - self._looked_s > _STALE_S:
-            self._look_from_request()
+        self._inbox.append((now, _timely(event, self._clock())))
+        if self._started and self._thread is None:
+            self.start()  # in a forked child
+        if now - self._analysed_s > _STALE_S:
+            self._analyse_from_request()
 
     def start(self) -> None:
-        """Take looks from a thread from now on."""
+        """Make analyses in a thread from now on."""
         if self._thread is None or not self._thread.is_alive():
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="router-ml-rollout", daemon=True)
+            self._started, self._stop = True, threading.Event()
+            work = (weakref.ref(self), self._stop)
+            self._thread = threading.Thread(target=_run, args=work, name="router-ml-rollout", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread and give back the store."""
+        """Stop the thread and close the store."""
+        self._started = False
         self._stop.set()
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(5.0)
         with self._lock:
             self._drop_store()
 
     def state(self) -> RolloutState:
-        """What is served right now, and what is known of it."""
-        experiment, latch = self._experiment, self._latch
-        coverage = 0.0 if experiment is None or latch else experiment.coverage(self._clock())
-        return RolloutState(experiment, latch, self._verdict, coverage, self._looks, self._trouble)
+        """Return what is served right now, and what is known of it."""
+        experiment, halt = self._experiment, self._halt
+        coverage = 0.0 if experiment is None or halt else experiment.coverage(self._clock())
+        return RolloutState(experiment, halt, self._verdict, coverage, self._analyses, self._trouble)
 
-    def look(self, *, act: bool = True) -> Verdict | None:
-        """Judge the running experiment and, with `act`, end it where the verdict says so; None where none runs."""
+    def analyse(self, *, act: bool = True) -> Verdict | None:
+        """Judge the running experiment and, with `act`, halt it where the verdict says so; None where none runs."""
         with self._lock:
             self._refresh()
-            self._looked_s = self._monotonic()
+            self._analysed_s = self._monotonic()
             trial = self._trial_of(self._experiment)
-            if trial is None or (self._latch is not None and act):
+            if trial is None or (self._halt is not None and act):
                 return self._verdict
+            now_s = self._clock()
             try:
-                self._gather(trial)
-                verdict = trial.look(self._clock())
+                self._trouble = self._gather(trial)
+                verdict = trial.analyse(now_s)
             except Exception as error:  # whatever it is, an experiment nobody can judge must not go on for long
                 self._failed(error, act)
                 return self._verdict
-            self._failures, self._trouble = 0, None
-            self._looks += 1
+            self._failures = 0
+            self._analyses += 1
             self._verdict = verdict
             if act:
-                self._act(trial, verdict)
+                self._act(trial, verdict, now_s)
             return verdict
 
+    look = renamed("look", "analyse")
+    board = property(renamed("board", "files"))
+
     def record_text(self) -> str | None:
-        """The record of the verdict as of now (see `verdict_record`), or None where nothing runs."""
+        """Return the record of the verdict as of now (see `verdict_record`), or None where nothing runs."""
         with self._lock:
             trial = self._trial_of(self._experiment)
             return None if trial is None else trial.record(self._clock())
 
-    def _run(self) -> None:
-        while not self._stop.wait(_LOOK_S):
-            try:
-                self.look()
-            except Exception:
-                _LOG.exception("a look failed")
-
-    def _look_from_request(self) -> None:
+    def _analyse_from_request(self) -> None:
         if not self._lock.acquire(blocking=False):
-            return  # somebody else is looking
+            return  # another thread is at it
         try:
-            self.look()
+            self.analyse()
         except Exception:
-            _LOG.exception("a look failed")
+            _LOG.exception("an interim analysis failed")
         finally:
             self._lock.release()
 
     def _refresh(self) -> None:
-        """See what the board says; a file that cannot be understood ends the experiment here."""
+        """Read the state files; while they cannot be understood, no experiment is served here."""
         with self._view:
             self._checked_s = self._monotonic()
-            signature = self.board.signature()
+            signature = self.files.signature()
             if signature == self._signature:
                 return
             self._signature = signature
-            latch = self.board.latch()
+            halt = self.files.halt()
             try:
-                experiment = self.board.active()
+                experiment = self.files.active()
             except ExperimentError as error:
                 _LOG.error("no experiment is served: %s", error)
                 experiment = None
             same = experiment is not None and experiment == self._experiment
-            if same and latch is None and self._latch is not None and not self._latch_filed:
-                return  # we ended it, and the file of the latch could not be written; memory keeps it
-            self._experiment, self._latch, self._latch_filed = experiment, latch, latch is not None
+            if same and halt is None and self._halt is not None and not self._halt_filed:
+                return  # this process halted it and could not write the file; memory remembers
+            self._experiment, self._halt, self._halt_filed = experiment, halt, halt is not None
 
     def _trial_of(self, experiment: Experiment | None) -> Trial | None:
-        """The trial of what runs, begun anew where that has changed."""
+        """Return the trial of what runs, begun anew where that has changed."""
         known = self._trial.experiment if self._trial else None
         if experiment != known:
             self._trial = None if experiment is None else Trial(experiment)
-            self._verdict, self._seq, self._looks, self._failures = None, 0, 0, 0
-            self._told = ("", 0, -1.0)
+            self._verdict, self._seq, self._analyses, self._failures, self._skipped = None, 0, 0, 0, 0
+            self._reported = ("", 0, -1.0)
         return self._trial
 
-    def _gather(self, trial: Trial) -> None:
-        """New outcomes: from the store where it answers, else from memory. Known ones are not counted again."""
-        reached = self._gather_from_store(trial)
-        patience_s = _PATIENCE_S if reached else 0.0
+    def _gather(self, trial: Trial) -> str | None:
+        """Take new events, from the store where it answers, else from memory; return what was wrong, if anything.
+
+        Known events do not count again. Nothing the store does ends an experiment: memory holds this process's own."""
+        trouble = self._gather_from_store(trial)
+        patience_s = 0.0 if self._read_store is None or self._store is None else _PATIENCE_S
         now = self._monotonic()
         while self._inbox and now - self._inbox[0][0] >= patience_s:
             _, event = self._inbox.popleft()
             self._take(trial, event, hashed=False)
+        if self._skipped and not trouble:
+            trouble = f"{self._skipped} events could not be understood and do not count"
+        return trouble
 
-    def _gather_from_store(self, trial: Trial) -> bool:
+    def _gather_from_store(self, trial: Trial) -> str | None:
         if self._read_store is None:
-            return False
+            return None
         try:
             if self._store is None:
                 self._store = self._read_store()
-            selection = EventFilter(
-                ("outcome", "feedback"), after_seq=self._seq, since_s=None if self._seq else trial.experiment.started_s
-            )
+            since_s = None if self._seq else trial.experiment.started_s
+            selection = EventFilter(("outcome", "feedback"), after_seq=self._seq, since_s=since_s)
             for seq, event in self._store.read(selection):
                 self._take(trial, event, hashed=True)
                 self._seq = seq
-        except StoreError as error:
-            self._trouble = str(error)
+            return None
+        except Exception as error:  # a damaged database raises anything
             self._drop_store()
-            return False
-        return True
+            return f"the event store cannot be read, so only this process's events count: {error}"
 
     def _drop_store(self) -> None:
         store, self._store = self._store, None
@@ -252,107 +272,157 @@ class Rollout:
             store.close()
 
     def _take(self, trial: Trial, event: Event, *, hashed: bool) -> None:
-        if isinstance(event, FeedbackEvent):
-            trial.judge_request(event.decision_id, 1.0 - event.score)
-        elif isinstance(event, OutcomeEvent) and event.experiment == trial.experiment.id:
-            request = request_of(event, trial.experiment, self._unit_key if not hashed else None)
-            if request is not None and event.at_s >= trial.experiment.started_s:
-                trial.add(request)
+        """Take one event; one whose values make no sense is counted and left out."""
+        try:
+            event = _timely(event, self._clock())
+            if isinstance(event, FeedbackEvent):
+                trial.judge_request(
+                    str(event.decision_id), 1.0 - _share(event.score), at_s=_number(event.at_s),
+                    explicit=event.explicit, event_id=str(event.event_id),
+                )  # fmt: skip
+            elif isinstance(event, OutcomeEvent) and event.experiment == trial.experiment.id:
+                request = request_of(event, trial.experiment, None if hashed else self._unit_key)
+                if request is not None and request.at_s >= trial.experiment.started_s:
+                    trial.add(request)
+        except (TypeError, ValueError):
+            self._skipped += 1
 
-    def _act(self, trial: Trial, verdict: Verdict) -> None:
-        told, units, coverage = self._told
-        n, now_coverage = trial.evidence.n, trial.experiment.coverage(self._clock())
+    def _act(self, trial: Trial, verdict: Verdict, now_s: float) -> None:
+        reported, units, coverage = self._reported
+        n, now_coverage = trial.evidence.n, trial.experiment.coverage(now_s)
         if verdict.ends:
-            self._end(trial, verdict)
-        elif verdict.kind == "SHIP" and told != "SHIP":
-            self._tell("shipped", verdict, trial, self._keep(trial, verdict))
+            self._end(trial, verdict, now_s)
+        elif verdict.kind == "SHIP" and reported != "SHIP":
+            self._report("shipped", verdict, trial, now_s, self._keep(trial, verdict, now_s))
         elif n >= max(units * _PLOT_STEP, units + 10):
-            self._tell("look", verdict, trial)
+            self._report("look", verdict, trial, now_s)
         elif now_coverage != coverage:
-            self._tell("ramped", verdict, trial)
+            self._report("ramped", verdict, trial, now_s)
         else:
             return
         # A recommendation is given once: evidence that wavers around it does not make it news again.
-        self._told = ("SHIP" if told == "SHIP" else verdict.kind, n, now_coverage)
+        self._reported = ("SHIP" if reported == "SHIP" else verdict.kind, n, now_coverage)
 
-    def _end(self, trial: Trial, verdict: Verdict) -> None:
-        at_s, reason = self._clock(), verdict.summary
-        if not self._latched(trial.experiment, verdict.kind, at_s, reason):
+    def _end(self, trial: Trial, verdict: Verdict, now_s: float) -> None:
+        halt = Halt(trial.experiment.id, verdict.kind, now_s, verdict.summary)
+        if not self._halted(trial.experiment, halt):
             return
-        _LOG.error("%s Everybody gets what ran before, until 'router-ml experiment clear'.", reason)
-        record = self._keep(trial, verdict)
-        self._file(Halt(trial.experiment.id, verdict.kind, at_s, reason, record))
-        self._tell("invalid" if verdict.kind == "INVALID" else "rolled_back", verdict, trial, record)
+        _LOG.error("%s Everybody gets what ran before, until 'router-ml experiment clear'.", halt.reason)
+        record = self._keep(trial, verdict, now_s)
+        self._file(Halt(halt.experiment, halt.kind, now_s, halt.reason, record))
+        self._report("invalid" if verdict.kind == "INVALID" else "rolled_back", verdict, trial, now_s, record)
 
-    def _latched(self, experiment: Experiment, kind: str, at_s: float, reason: str) -> bool:
+    def _halted(self, experiment: Experiment, halt: Halt) -> bool:
         """Stop serving the experiment, in memory; False where another one runs by now."""
         with self._view:
             if self._experiment != experiment:
                 return False
-            self._latch, self._latch_filed = Halt(experiment.id, kind, at_s, reason), False
+            self._halt, self._halt_filed = halt, False
             return True
 
-    def _file(self, latch: Halt) -> None:
+    def _file(self, halt: Halt) -> None:
         try:
-            self.board.end(latch)
+            self.files.end(halt)
         except OSError as error:
-            self._trouble = f"the latch could not be written ({error}); it holds in this process only"
+            self._trouble = f"the halt could not be written ({error}); it holds in this process only"
             _LOG.error("%s", self._trouble)
 
-    def _keep(self, trial: Trial, verdict: Verdict) -> str:
-        now_s = self._clock()
+    def _keep(self, trial: Trial, verdict: Verdict, now_s: float) -> str:
+        name = f"{trial.experiment.id}-{verdict.kind.lower()}-{int(now_s)}"
         try:
-            return self.board.keep_record(
-                f"{trial.experiment.id}-{verdict.kind.lower()}-{int(now_s)}", trial.record(now_s)
-            )
+            return self.files.keep_record(name, trial.record(now_s))
         except OSError as error:
-            _LOG.error("the record of the verdict could not be kept: %s", error)
+            _LOG.error("the record of the verdict could not be stored: %s", error)
             return ""
 
-    def _tell(self, change: ChangeKind, verdict: Verdict, trial: Trial, record: str = "") -> None:
-        detail = {
-            "verdict": verdict.as_dict(),
-            "coverage": trial.experiment.coverage(self._clock()),
-            "record": record,
-        }
-        self._recorder.record(ExperimentEvent(trial.experiment.id, change, detail, at_s=self._clock()))
+    def _report(self, change: ChangeKind, verdict: Verdict, trial: Trial, now_s: float, record: str = "") -> None:
+        coverage = trial.experiment.coverage(now_s)
+        detail = {"verdict": verdict.as_dict(), "coverage": coverage, "record": record}
+        self._recorder.record(ExperimentEvent(trial.experiment.id, change, detail, at_s=now_s))
 
     def _failed(self, error: Exception, act: bool) -> None:
         self._failures += 1
-        self._trouble = f"a look failed: {error}"
-        _LOG.exception("a look failed (%d in a row)", self._failures)
+        self._trouble = f"an interim analysis failed: {error}"
+        _LOG.exception("an interim analysis failed (%d in a row)", self._failures)
         experiment = self._experiment
-        if not act or experiment is None or self._failures < _FAILED_LOOKS:
+        if not act or experiment is None or self._failures < _FAILED_ANALYSES:
             return
         reason = f"ROLLBACK: the experiment could not be judged {self._failures} times in a row: {error}"
-        if not self._latched(experiment, "ROLLBACK", self._clock(), reason):
+        halt = Halt(experiment.id, "ROLLBACK", self._clock(), reason)
+        if self._halted(experiment, halt):
+            self._file(halt)
+            self._recorder.record(ExperimentEvent(experiment.id, "failed", {"reason": reason}, at_s=halt.at_s))
+
+
+_ROLLOUTS: weakref.WeakSet[Rollout] = weakref.WeakSet()
+
+
+def _run(rollout: weakref.ref[Rollout], stop: threading.Event) -> None:
+    """Make analyses until told to stop, or until the rollout is gone."""
+    while not stop.wait(_ANALYSIS_S):
+        living = rollout()
+        if living is None:
             return
-        self._file(Halt(experiment.id, "ROLLBACK", self._clock(), reason))
-        self._recorder.record(ExperimentEvent(experiment.id, "failed", {"reason": reason}, at_s=self._clock()))
+        try:
+            living.analyse()
+        except Exception:
+            _LOG.exception("an interim analysis failed")
+        del living
+
+
+def _after_fork_in_child() -> None:
+    for rollout in list(_ROLLOUTS):
+        rollout._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def request_of(
     event: OutcomeEvent, experiment: Experiment, unit_key: Callable[[str], str] | None
 ) -> UnitRequest | None:
-    """The request an outcome stands for in an experiment; None where it does not count.
+    """Return the request an outcome stands for in an experiment; None where it does not count.
 
-    Where nobody knows whether the answer was right, it failed if none came or if another model had to step in: then
-    the choice of the variant did not work."""
+    Where no answer came, or another model had to step in, the choice of the variant did not work. Raises `TypeError` or
+    `ValueError` where a value is not a number."""
     arm = experiment.arm_of(event.variant)
     if arm is None or event.unit is None or event.pinned or event.cache_hit:
         return None
-    known = event.success if event.success is not None else float(event.ok and not event.fallback)
-    service_s = event.eval_s / event.output_tokens if event.eval_s and event.output_tokens else None
+    eval_s, latency_s = _optional(event.eval_s), _optional(event.latency_s)
+    tokens = _optional(event.output_tokens)
     return UnitRequest(
-        decision_id=event.decision_id,
-        unit=unit_key(event.unit) if unit_key else event.unit,
+        decision_id=str(event.decision_id),
+        unit=unit_key(event.unit) if unit_key else str(event.unit),
         arm=arm,
-        at_s=event.at_s,
-        failure=1.0 - known,
-        latency_s=event.latency_s,
-        service_s=service_s,
-        cost_usd=event.cost_usd,
+        at_s=_number(event.at_s),
+        failure=None if event.success is None or not event.ok else 1.0 - _share(event.success),
+        latency_s=latency_s,
+        service_s=eval_s / tokens if eval_s and tokens else None,
+        cost_usd=_optional(event.cost_usd),
+        no_answer=not event.ok or event.fallback,
+        clarified=event.clarified,
     )
+
+
+def _timely(event: Event, now_s: float) -> Event:
+    """Return the event; one that a clock ahead of this one dated far in the future counts from its arrival."""
+    ahead = isinstance(event.at_s, int | float) and event.at_s > now_s + _AHEAD_S
+    return replace(event, at_s=now_s) if ahead else event
+
+
+def _number(value: float) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _optional(value: float | None) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _share(value: float) -> float:
+    return min(max(_number(value), 0.0), 1.0)
 
 
 def open_rollout(
@@ -361,15 +431,14 @@ def open_rollout(
     recorder: Recorder | None = None,
     read_store: Callable[[], EventStore] | None = None,
 ) -> Rollout:
-    """The rollout of a state folder; start its thread with `start()`.
+    """Return the rollout of a state folder; start its thread with `start()`.
 
     `recorder` takes its own events (verdicts); give it the same writer as the gateway. Where the key of keyed hashes
     cannot be read, only this process's outcomes count."""
+    files = ExperimentState(state_dir / FOLDER)
     try:
         privacy = Privacy(load_key(state_dir))
     except StoreError as error:
         _LOG.warning("experiments see this process's outcomes only: %s", error)
-        return Rollout(ExperimentState(state_dir / FOLDER), recorder=recorder)
-    return Rollout(
-        ExperimentState(state_dir / FOLDER), recorder=recorder, read_store=read_store, unit_key=privacy.digest
-    )
+        return Rollout(files, recorder=recorder)
+    return Rollout(files, recorder=recorder, read_store=read_store, unit_key=privacy.digest)

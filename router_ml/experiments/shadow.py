@@ -1,4 +1,4 @@
-"""What a challenger in shadow would have done: its choices beside those that were served, by the predictions made."""
+"""What a challenger in shadow would have chosen, beside what was served, compared by the predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Shadow:
 
     @property
     def moved_share(self) -> float:
-        """The least share of requests that would go to another model (total variation of the two mixes)."""
+        """Return the least share of requests that would go to another model (total variation of the two mixes)."""
         names = {*self.served.models, *self.shadowed.models}
         return sum(abs(self.served.models.get(n, 0.0) - self.shadowed.models.get(n, 0.0)) for n in names) / 2
 

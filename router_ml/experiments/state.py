@@ -1,7 +1,7 @@
-"""The board: files that say which experiment runs and whether it was ended. Every process reads them, few write.
+"""The files that say which experiment runs and whether it was halted. Every process reads them, few write.
 
 Files and not the event store, because a rollback must hold when the database is read-only, and must be seen by all
-processes within a second at the cost of two `stat` calls.
+processes within a second at the cost of two `stat` calls. They are readable by their owner only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 from router_ml.errors import ExperimentError
 from router_ml.experiments.experiment import Experiment, experiment_from, experiment_row
 from router_ml.files import atomic_write
+from router_ml.moved import renamed
 
 ACTIVE = "active.json"
-HALT = "latch.json"
+HALT = "latch.json"  # named so since the first version
 RECORDS = "records"
 FINISHED = "finished"
 
@@ -26,7 +27,7 @@ Signature: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """An experiment was ended by its verdict; nobody is enrolled until a person clears it."""
+    """An experiment was halted by its verdict; nobody is enrolled until a person acknowledges it."""
 
     experiment: str
     kind: str
@@ -36,34 +37,36 @@ class Halt:
 
 
 class ExperimentState:
-    """The files of one state folder."""
+    """The experiment files of one state folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def signature(self) -> Signature:
-        """Changes whenever a file does."""
+        """Return a value that changes whenever one of the files does."""
         return tuple(_stamp(self.folder / name) for name in (ACTIVE, HALT))
 
     def active(self) -> Experiment | None:
-        """The experiment that runs, or None. Raises `ExperimentError` where its file cannot be understood."""
+        """Return the experiment that runs, or None. Raises `ExperimentError` where its file cannot be understood."""
         row = _read(self.folder / ACTIVE)
         return None if row is None else experiment_from(row)
 
-    def latch(self) -> Halt | None:
-        """The latch, or None. A file that cannot be understood is a latch all the same: that is the safe side."""
+    def halt(self) -> Halt | None:
+        """Return the halt, or None. A file that cannot be understood is a halt all the same: that is the safe side."""
         try:
             row = _read(self.folder / HALT)
-            return None if row is None else Halt(**{name: row[name] for name in Halt.__dataclass_fields__})
-        except (ExperimentError, KeyError, TypeError):
+            return None if row is None else _halt_from(row)
+        except (ExperimentError, KeyError, TypeError, ValueError):
             return Halt("unknown", "ROLLBACK", 0.0, f"{self.folder / HALT} cannot be read")
 
+    latch = renamed("latch", "halt")
+
     def start(self, experiment: Experiment) -> None:
-        """Begin an experiment. Raises `ExperimentError` where one runs or a latch holds."""
-        latch = self.latch()
-        if latch is not None:
+        """Begin an experiment. Raises `ExperimentError` where one runs or a halt was not acknowledged."""
+        halt = self.halt()
+        if halt is not None:
             raise ExperimentError(
-                f"experiment {latch.experiment!r} was ended ({latch.kind}) and is latched; "
+                f"experiment {halt.experiment!r} was halted ({halt.kind}); "
                 "look at it with 'router-ml experiment report', then 'router-ml experiment clear'"
             )
         running = self.active()
@@ -80,39 +83,39 @@ class ExperimentState:
         return experiment
 
     def clear(self) -> Halt:
-        """Take the latch off, and the ended experiment with it. Raises `ExperimentError` where nothing is latched."""
-        latch = self.latch()
-        if latch is None:
-            raise ExperimentError("nothing is latched")
+        """Acknowledge a halt and remove it with its experiment. Raises `ExperimentError` where nothing is halted."""
+        halt = self.halt()
+        if halt is None:
+            raise ExperimentError("no experiment is halted")
         try:
             experiment = self.active()
         except ExperimentError:
             (self.folder / ACTIVE).unlink(missing_ok=True)
             experiment = None
-        if experiment is not None:  # first, so that no moment exists in which it runs without its latch
+        if experiment is not None:  # first, so that no moment exists in which it runs without its halt
             self._retire(experiment)
         (self.folder / HALT).unlink(missing_ok=True)
-        return latch
+        return halt
 
-    def end(self, latch: Halt) -> None:
-        """Put the latch on. Raises `OSError` where the disk refuses."""
-        _write(self.folder / HALT, asdict(latch))
+    def end(self, halt: Halt) -> None:
+        """Write down that an experiment is halted. Raises `OSError` where the disk refuses."""
+        _write(self.folder / HALT, asdict(halt))
 
     def keep_record(self, name: str, record: str) -> str:
-        """Keep the record of a verdict; its file's name. Raises `OSError` where the disk refuses."""
+        """Store the record of a verdict and return its file's name. Raises `OSError` where the disk refuses."""
         atomic_write(self.folder / RECORDS / f"{name}.json", record)
         return f"{name}.json"
 
     def record(self, name: str) -> str:
-        """A kept record. Raises `ExperimentError` where there is none."""
+        """Return a stored record. Raises `ExperimentError` where there is none."""
         try:
-            return (self.folder / RECORDS / name).read_text(encoding="utf-8")
-        except OSError as error:
+            return (self.folder / RECORDS / Path(name).name).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise ExperimentError(f"there is no record {name!r} in {self.folder / RECORDS}") from error
 
     def finished(self, experiment_id: str) -> Experiment:
-        """The latest definition of an ended experiment. Raises `ExperimentError` where there is none."""
-        row = _read(self.folder / FINISHED / f"{experiment_id}.json")
+        """Return the latest definition of an ended experiment. Raises `ExperimentError` where there is none."""
+        row = _read(self.folder / FINISHED / f"{Path(experiment_id).name}.json")
         if row is None:
             raise ExperimentError(f"no experiment {experiment_id!r} is known in {self.folder}")
         return experiment_from(row)
@@ -120,6 +123,13 @@ class ExperimentState:
     def _retire(self, experiment: Experiment) -> None:
         _write(self.folder / FINISHED / f"{experiment.id}.json", experiment_row(experiment))
         (self.folder / ACTIVE).unlink()
+
+
+def _halt_from(row: Mapping[str, Any]) -> Halt:
+    values = {name: row[name] for name in ("experiment", "kind", "reason", "record") if name in row}
+    if not all(isinstance(value, str) for value in values.values()):
+        raise ExperimentError("a halt's texts must be strings")
+    return Halt(at_s=float(row["at_s"]), **values)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -132,17 +142,15 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        row = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ExperimentError(f"cannot read {path}: {error}") from error
-    try:
-        row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExperimentError(f"{path} is not JSON: {error}; restore it or delete it") from error
     if not isinstance(row, dict):
-        raise ExperimentError(f"{path} must hold a JSON object")
+        raise ExperimentError(f"{path} must hold a JSON object; restore it or delete it")
     return row
 
 

@@ -1,7 +1,7 @@
-"""The verdict on an experiment, its numbers in plain words, and the record from which it can be computed again.
+"""The verdict on an experiment, its numbers in words, and the record from which it can be computed again.
 
 The order is fixed: INVALID (the split is not fair, so nothing else can be believed), ROLLBACK (a guardrail is
-crossed), SHIP (every guardrail is proven within its margin, with enough units, time and power), else HOLD.
+crossed), SHIP (every guardrail is proven within its margin, with enough units, judgements, time and power), else HOLD.
 """
 
 from __future__ import annotations
@@ -12,26 +12,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from router_ml.errors import ExperimentError
-from router_ml.experiments.evidence import Evidence, Moments, evidence_from, standard_error
-from router_ml.experiments.experiment import (
-    FORMAT,
-    Experiment,
-    Limits,
-    canonical,
-    experiment_from,
-    experiment_row,
-)
-from router_ml.experiments.guardrails import Guardrail, guardrails
+from router_ml.experiments.evidence import EARLY, Evidence, Moments, evidence_from, standard_error
+from router_ml.experiments.experiment import Experiment, Limits, canonical, experiment_from, experiment_row
+from router_ml.experiments.guardrails import EXACT_FLOOR, Guardrail, guardrails
 from router_ml.experiments.statistics import fair_split_log_e, log_e, mean_log_e, split_log_e, width_in_errors
 
 Kind: TypeAlias = Literal["INVALID", "ROLLBACK", "SHIP", "HOLD"]
 
-EXACT_FLOOR = 20  # units per arm before an exact test may speak
+RECORD_FORMAT = 2
 POWER = 0.8  # chance, at a true difference as large as the margin, of seeing that it is not zero
+_CHANGED_SHARE = 0.01  # of units that were served by both arms: more of them forbid shipping
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class GuardrailResult:
     """What is known about one guardrail. Differences are challenger minus control."""
 
     metric: str
@@ -54,49 +48,57 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict of one look."""
+    """The verdict of one interim analysis. Counts are per arm."""
 
     kind: Kind
     summary: str
     reasons: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    units: dict[str, int]
-    requests: dict[str, int]
+    findings: tuple[GuardrailResult, ...]
+    begun: dict[str, int]  # units with at least one request
+    units: dict[str, int]  # complete units
+    judged: dict[str, int]  # units with a judged answer
+    requests: dict[str, int]  # of complete units
+    changed_arm: int  # units that were served by both arms
     split_log_e: float
     split_proven: bool
     age_s: float
 
     @property
     def ends(self) -> bool:
-        """Whether the challenger must not be served any more."""
+        """Return whether the challenger must not be served any more."""
         return self.kind in ("INVALID", "ROLLBACK")
 
     @property
     def better(self) -> tuple[str, ...]:
-        """Titles of the guardrails on which the challenger is proven better."""
+        """Return the titles of the guardrails on which the challenger is proven better."""
         return tuple(finding.title for finding in self.findings if finding.better)
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form; floats carry nine digits, so that no machine's last bit matters."""
+        """Return a JSON-ready form; floats carry nine digits, so that no machine's last bit matters."""
         rounded: dict[str, Any] = _round(asdict(self))
         return rounded
 
 
 def judge(experiment: Experiment, evidence: Evidence, now_s: float) -> Verdict:
-    """The verdict on what is known at a Unix time. Pure: equal arguments give equal verdicts."""
-    limits = experiment.limits
-    findings = tuple(_finding(rail, evidence, experiment) for rail in guardrails(limits))
+    """Return the verdict on what is known at a Unix time. Pure: equal arguments give equal verdicts."""
+    findings = tuple(_result(rail, evidence, experiment.limits) for rail in guardrails(experiment.limits))
     shadow = experiment.mode == "shadow"  # where everybody is served the control, there is no split to test
-    split = 0.0 if shadow else split_log_e(evidence.units["challenger"], evidence.n)
-    proven = _split_proven(evidence, limits)
+    split = 0.0 if shadow else split_log_e(evidence.counts["begun"]["challenger"], evidence.total("begun"))
+    proven = _split_proven(evidence, experiment.limits)
     kind, reasons = _decide(experiment, evidence, findings, split, proven, now_s)
+    changed = _changed_arm(evidence)
+    reasons += [changed] if changed and changed not in reasons else []
+    counts = {name: {str(arm): n for arm, n in arms.items()} for name, arms in evidence.counts.items()}
     return Verdict(
         kind=kind,
         summary=_summary(kind, experiment, evidence, findings, reasons),
         reasons=tuple(reasons),
         findings=findings,
-        units={str(arm): n for arm, n in evidence.units.items()},
-        requests={str(arm): n for arm, n in evidence.requests.items()},
+        begun=counts["begun"],
+        units=counts["units"],
+        judged=counts["judged"],
+        requests=counts["requests"],
+        changed_arm=evidence.total("changed_arm"),
         split_log_e=split,
         split_proven=proven,
         age_s=max(now_s - experiment.started_s, 0.0),
@@ -106,19 +108,19 @@ def judge(experiment: Experiment, evidence: Evidence, now_s: float) -> Verdict:
 def _decide(
     experiment: Experiment,
     evidence: Evidence,
-    findings: tuple[Finding, ...],
+    findings: tuple[GuardrailResult, ...],
     split: float,
     proven: bool,
     now_s: float,
 ) -> tuple[Kind, list[str]]:
-    limits = experiment.limits
-    if split >= math.log(1 / limits.alpha_split):
-        share = evidence.units["challenger"] / max(evidence.n, 1)
+    if split >= math.log(1 / experiment.limits.alpha_split):
+        begun = evidence.total("begun")
+        share = evidence.counts["begun"]["challenger"] / max(begun, 1)
         return "INVALID", [
-            f"{share:.1%} of {evidence.n} units are in the challenger's arm instead of half: "
+            f"{share:.1%} of {begun} units are in the challenger's arm instead of half: "
             "units are lost or assigned wrongly, so the arms cannot be compared"
         ]
-    worse = [finding.words for finding in findings if finding.harm] + _system_trouble(evidence, experiment)
+    worse = _system_trouble(evidence, experiment.limits) + [finding.words for finding in findings if finding.harm]
     if worse:
         return "ROLLBACK", worse
     missing = _missing(experiment, evidence, findings, proven, now_s)
@@ -128,147 +130,213 @@ def _decide(
 
 
 def _missing(
-    experiment: Experiment, evidence: Evidence, findings: tuple[Finding, ...], proven: bool, now_s: float
+    experiment: Experiment, evidence: Evidence, findings: tuple[GuardrailResult, ...], proven: bool, now_s: float
 ) -> list[str]:
-    """What is still needed before shipping."""
+    """Return what is still needed before shipping."""
     limits, missing = experiment.limits, []
-    fewest = min(evidence.units.values())
+    fewest, age_s = min(evidence.units.values()), now_s - experiment.started_s
     if experiment.mode == "shadow":
         return ["the challenger runs in shadow and serves nobody, so there is nothing to ship yet"]
     if fewest < limits.min_units:
         missing.append(f"{fewest} of at least {limits.min_units} units per arm")
-    if now_s - experiment.started_s < limits.min_duration_s:
-        missing.append(f"{(now_s - experiment.started_s) / 3600:.1f} of {limits.min_duration_s / 3600:.1f} hours")
+    missing += _missing_judgements(evidence, limits)
+    if age_s < limits.min_duration_s:
+        missing.append(f"{age_s / 3600:.1f} of {limits.min_duration_s / 3600:.1f} hours")
     if not proven:
         missing.append(f"the split is not yet proven to be within {limits.split_tolerance:.0%} of one half")
+    changed = evidence.total("changed_arm")
+    if changed > _CHANGED_SHARE * evidence.n:
+        missing.append(_changed_arm(evidence))
     for finding in findings:
-        if finding.control is None and finding.metric == "failure":
-            missing.append("no outcomes yet")
-        elif finding.control is not None and not finding.fair:
+        if finding.control is None:
+            missing += ["no latency is known yet"] if finding.metric == "log_latency" else []
+        elif not finding.fair:
             missing.append(f"{finding.title} is not yet proven to be within its margin")
-        elif finding.control is not None and finding.power < POWER and not _no_worse(finding):
+        elif finding.power < POWER and not _no_worse(finding):
             missing.append(f"power for {finding.title} is {finding.power:.0%} of at least {POWER:.0%}")
-    return missing
+    return missing + _waiting(experiment, evidence) if missing else []
 
 
-def _no_worse(finding: Finding) -> bool:
-    """Proven not to be worse at all: then it does not matter whether a worsening could have been seen."""
+def _missing_judgements(evidence: Evidence, limits: Limits) -> list[str]:
+    """Return why nothing can be said about quality, if so."""
+    judged, total = evidence.counts["judged"], evidence.total("judged")
+    if split_log_e(judged["challenger"], total) >= math.log(1 / limits.alpha_split):
+        return [
+            f"answers are judged unevenly: {judged['control']} units of control, {judged['challenger']} of challenger; "
+            "so the judged ones may not speak for the others"
+        ]
+    if min(judged.values()) >= limits.min_judged:
+        return []
+    return [
+        "no answer has been judged, so nothing is known about quality; record feedback (thumbs, tool errors)"
+        if not total
+        else f"{min(judged.values())} of at least {limits.min_judged} units per arm with a judged answer"
+    ]
+
+
+def _waiting(experiment: Experiment, evidence: Evidence) -> list[str]:
+    """Return what has begun but does not count yet."""
+    parts = []
+    unfinished, unsealed = evidence.total("begun") - evidence.n, evidence.n - evidence.total("sealed")
+    if unfinished:
+        parts.append(
+            f"units still open: {unfinished} (a session is complete after {experiment.unit_requests} requests, or "
+            f"{_duration(experiment.unit_idle_s)} without one)"
+        )
+    if unsealed:
+        parts.append(
+            f"complete units that wait for judgements: {unsealed} (until {_duration(experiment.judgement_s)} after "
+            "their last request)"
+        )
+    return parts
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
+
+
+def _changed_arm(evidence: Evidence) -> str:
+    """Return how many units were served by both arms; "" where none was."""
+    changed = evidence.total("changed_arm")
+    if not changed:
+        return ""
+    return f"{changed} of {evidence.n} units were served by both arms; they count with their requests before the change"
+
+
+def _no_worse(finding: GuardrailResult) -> bool:
+    """Return whether it is proven not to be worse at all: then the power to see a worsening does not matter."""
     return finding.high is not None and finding.high < 0
 
 
-def _finding(rail: Guardrail, evidence: Evidence, experiment: Experiment) -> Finding:
-    control, challenger = _arms(rail, evidence)
-    both, fewest = control.n + challenger.n, min(control.n, challenger.n)
-    limits = experiment.limits
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """The values of both arms that a guardrail is decided on."""
+
+    control: Moments
+    challenger: Moments
+    of: str = ""  # which values, where not all
+
+    @property
+    def fewest(self) -> int:
+        return min(self.control.n, self.challenger.n)
+
+
+def _sample(rail: Guardrail, evidence: Evidence) -> tuple[_Sample, float | None]:
+    """Return the values that decide, and the log e-value of harm.
+
+    Whole units know more, first requests and judgements know sooner. The mean of two e-values is an e-value; the
+    figures shown are of the side with the larger one."""
+    arms = evidence.moments[rail.metric]
+    whole = _Sample(arms["control"], arms["challenger"])
+    if not rail.exact:
+        return whole, None
+    harm = float(log_e(evidence.row(f"{rail.metric}.harm")))
+    if rail.metric not in EARLY:
+        return whole, harm
+    early_arms = evidence.early[rail.metric]
+    of = "first judgement of each unit" if rail.metric == "failure" else "first request of each unit"
+    early = _Sample(early_arms["control"], early_arms["challenger"], of)
+    early_harm = float(log_e(evidence.row(f"early.{rail.metric}.harm")))
+    sooner = early_harm > harm or whole.fewest < EXACT_FLOOR
+    return early if sooner and early.fewest else whole, mean_log_e(harm, early_harm)
+
+
+def _result(rail: Guardrail, evidence: Evidence, limits: Limits) -> GuardrailResult:
+    sample, evidence_harm = _sample(rail, evidence)
+    control, challenger, fewest = sample.control, sample.challenger, sample.fewest
     if fewest < 2:
-        return Finding(
+        return GuardrailResult(
             rail.metric, rail.title, None, None, None, None, None, rail.tolerance, rail.margin, rail.ratio,
             None, False, False, False, 0.0, f"{rail.title}: nothing known yet",
         )  # fmt: skip
     error = standard_error(control, challenger, share=rail.exact)
     difference = challenger.mean - control.mean
     widths = {
-        side: error * width_in_errors(both, alpha, limits.planned_units)
+        side: error * width_in_errors(control.n + challenger.n, alpha, limits.planned_units)
         for side, alpha in (("harm", rail.alpha_harm), ("ship", limits.alpha_ship), ("better", rail.alpha_better))
     }
     low, high = difference - widths["harm"], difference + widths["ship"]
-    evidence_harm: float | None = None
-    if rail.exact:
-        values = {side: float(log_e(evidence.row(f"{rail.metric}.{side}"))) for side in ("harm", "fair", "better")}
-        if rail.metric == "failure":
-            # Whole units know more, first requests know sooner; the mean of two e-values is an e-value.
-            values["harm"] = mean_log_e(values["harm"], float(log_e(evidence.row("first.harm"))))
-        evidence_harm = values["harm"]
-        speaks = fewest >= EXACT_FLOOR
-        harm = speaks and values["harm"] >= math.log(1 / rail.alpha_harm)
-        fair = values["fair"] >= math.log(1 / limits.alpha_ship)
-        better = speaks and values["better"] >= math.log(1 / rail.alpha_better)
+    if evidence_harm is not None:
+        harm = fewest >= EXACT_FLOOR and evidence_harm >= math.log(1 / rail.alpha_harm)
+        fair_e, better_e = (float(log_e(evidence.row(f"{rail.metric}.{side}"))) for side in ("fair", "better"))
+        fair = fair_e >= math.log(1 / limits.alpha_ship)
+        better = fewest >= EXACT_FLOOR and better_e >= math.log(1 / rail.alpha_better)
+        low, high = max(low, -1.0), min(high, 1.0)
     else:
-        speaks = fewest >= limits.min_units
-        harm = speaks and low > rail.tolerance
-        fair = speaks and high < rail.margin
-        better = speaks and difference + widths["better"] < 0
-    power = _power(rail.margin, error, widths["ship"])
-    return Finding(
+        enough = fewest >= limits.min_units
+        harm = enough and low > rail.tolerance
+        fair = enough and high < rail.margin
+        better = enough and difference + widths["better"] < 0
+    words = _words(rail, sample, low, high, harm=harm, fair=fair, better=better)
+    return GuardrailResult(
         rail.metric, rail.title, control.mean, challenger.mean, difference, low, high, rail.tolerance, rail.margin,
-        rail.ratio, evidence_harm, harm, fair, better, power,
-        _words(rail, control.mean, challenger.mean, low, high, harm=harm, fair=fair, better=better),
+        rail.ratio, evidence_harm, harm, fair, better, _power(rail.margin, error, widths["ship"]), words,
     )  # fmt: skip
 
 
-def _arms(rail: Guardrail, evidence: Evidence) -> tuple[Moments, Moments]:
-    """What is known of both arms; of failures that is first requests alone, until there are enough whole units."""
-    arms = evidence.moments[rail.metric]
-    if rail.metric == "failure" and min(m.n for m in arms.values()) < EXACT_FLOOR:
-        arms = evidence.first
-    return arms["control"], arms["challenger"]
-
-
 def _power(margin: float, error: float, width: float) -> float:
-    """Chance of telling a true difference of `margin` from none at this size of sample."""
+    """Return the chance of telling a true difference of `margin` from none at this size of sample."""
     if error == 0:
         return 1.0
     return 0.5 * math.erfc(-(margin - width) / error / math.sqrt(2))
 
 
 def _split_proven(evidence: Evidence, limits: Limits) -> bool:
-    log_e_fair = fair_split_log_e(evidence.units["challenger"], evidence.n, limits.split_tolerance)
-    return log_e_fair >= math.log(1 / limits.alpha_split_ship)
+    begun = evidence.counts["begun"]["challenger"], evidence.total("begun")
+    return fair_split_log_e(*begun, limits.split_tolerance) >= math.log(1 / limits.alpha_split_ship)
 
 
-def _system_trouble(evidence: Evidence, experiment: Experiment) -> list[str]:
-    """The whole system, both arms together: on one shared host a bad challenger makes the control bad too."""
-    limits, goal = experiment.limits, math.log(2 / experiment.limits.alpha_system)
-    trouble: list[str] = []
+def _system_trouble(evidence: Evidence, limits: Limits) -> list[str]:
+    """Return what is wrong with both arms together: on one shared host a bad challenger makes the control bad too."""
+    ceiling = f"{limits.system_failure_ceiling:.0%}"
+    troubles = {
+        "failure": f"more than {ceiling} of both arms' judged answers are wrong",
+        "no_answer": f"more than {ceiling} of both arms' requests get no answer from the chosen model",
+        "slow": f"more than {limits.system_slow_ceiling:.0%} of both arms' answers take longer than "
+        f"{limits.system_slow_s:g} s",
+    }
+    threshold = math.log(len(troubles) / limits.alpha_system)
     if evidence.n < EXACT_FLOOR:
-        return trouble
-    if float(log_e(evidence.row("system.failure"))) >= goal:
-        trouble.append(
-            f"whole system: both arms together fail in more than {limits.system_failure_ceiling:.0%} of units"
-        )
-    if float(log_e(evidence.row("system.slow"))) >= goal:
-        trouble.append(
-            f"whole system: more than {limits.system_slow_ceiling:.0%} of both arms' answers take longer than "
-            f"{limits.system_slow_s:g} s"
-        )
-    return trouble
+        return []
+    return [
+        f"whole system: {words}"
+        for name, words in troubles.items()
+        if float(log_e(evidence.row(f"system.{name}"))) >= threshold
+    ]
 
 
-def _words(
-    rail: Guardrail, control: float, challenger: float, low: float, high: float, *, harm: bool, fair: bool, better: bool
-) -> str:
-    if rail.ratio:
-        change = f"{math.exp(challenger - control) - 1:+.1%}"
-        span = f"between {math.exp(low) - 1:+.1%} and {math.exp(high) - 1:+.1%}"
-        allowed = f"{math.exp(rail.margin) - 1:+.0%}"
-        levels = ""
-    elif rail.exact:
-        change = f"{(challenger - control) * 100:+.1f} points"
-        span = f"between {low * 100:+.1f} and {high * 100:+.1f} points"
-        allowed = f"{rail.margin * 100:+.0f} points"
-        levels = f" ({control:.1%} to {challenger:.1%})"
-    else:
-        change, span, allowed = f"{challenger - control:+.6f} USD", f"between {low:+.6f} and {high:+.6f}", ""
-        allowed, levels = f"{rail.margin:+g} USD", ""
+def _words(rail: Guardrail, sample: _Sample, low: float, high: float, *, harm: bool, fair: bool, better: bool) -> str:
+    """Return the result in words; a bound is told only where it says what the decision says."""
+    control, challenger = sample.control.mean, sample.challenger.mean
+    show = _formatter(rail)
+    levels = f" ({control:.1%} to {challenger:.1%})" if rail.exact else ""
+    of = f" in the {sample.of}" if sample.of else ""
     state = "worse" if harm else "better" if better else "within its margin" if fair else "not decided"
-    return f"{rail.title} {change}{levels}, {span}; margin {allowed}: {state}"
+    proven = (harm and low <= rail.tolerance) or (better and high >= 0) or (fair and high >= rail.margin)
+    span = f"proven {state} by the exact test" if proven else f"between {show(low)} and {show(high)}"
+    limits = f"tolerance {show(rail.tolerance)}, margin {show(rail.margin)}"
+    return f"{rail.title} {show(challenger - control)}{levels}{of}, {span}; {limits}: {state}"
+
+
+def _formatter(rail: Guardrail) -> Any:
+    if rail.ratio:
+        return lambda x: f"{math.expm1(x):+.1%}"
+    if rail.exact:
+        return lambda x: f"{x * 100:+.1f} points"
+    return lambda x: f"{x:+.6f} USD"
 
 
 def _summary(
-    kind: Kind, experiment: Experiment, evidence: Evidence, findings: tuple[Finding, ...], reasons: list[str]
+    kind: Kind, experiment: Experiment, evidence: Evidence, findings: tuple[GuardrailResult, ...], reasons: list[str]
 ) -> str:
     names = f"{experiment.challenger.name!r} against {experiment.control.name!r}"
-    begun = sum(arm.n for arm in evidence.first.values())
-    size = f"{evidence.n} units" if evidence.n else f"{begun} units begun"
-    if kind == "INVALID":
-        return f"INVALID: {names} after {size}: {reasons[0]}."
-    if kind == "ROLLBACK":
-        return f"ROLLBACK: {names} after {size}: {reasons[0]}."
+    size = f"{evidence.n} units" if evidence.n else f"{evidence.total('begun')} units begun"
+    size += f", {evidence.total('judged')} judged"
     if kind == "SHIP":
         gains = [finding.title for finding in findings if finding.better]
         gain = f"better in {' and '.join(gains)}, and " if gains else ""
         return f"SHIP: {names} after {size}: {gain}no guardrail is worse by its margin."
-    return f"HOLD: {names} after {size}: {reasons[0] if reasons else 'nothing decided'}."
+    return f"{kind}: {names} after {size}: {reasons[0]}."
 
 
 def _round(value: Any) -> Any:
@@ -282,10 +350,10 @@ def _round(value: Any) -> Any:
 
 
 def verdict_record(experiment: Experiment, evidence: Evidence, now_s: float) -> str:
-    """The verdict with all it rests on, as canonical JSON."""
+    """Return the verdict with all it rests on, as canonical JSON."""
     return canonical(
         {
-            "format": FORMAT,
+            "format": RECORD_FORMAT,
             "experiment": experiment_row(experiment),
             "evidence": evidence.as_dict(),
             "at_s": now_s,
@@ -295,15 +363,15 @@ def verdict_record(experiment: Experiment, evidence: Evidence, now_s: float) -> 
 
 
 def recompute(record: str) -> str:
-    """The record again, computed from the evidence it holds; equal bytes mean that the verdict stands.
+    """Return the record computed again from the evidence it holds; equal bytes mean that the verdict stands.
 
-    Raises `ExperimentError` where it is not a record."""
+    A record of an earlier format comes back in today's. Raises `ExperimentError` where it is not a record."""
     try:
         row = json.loads(record)
         experiment = experiment_from(row["experiment"])
         evidence = evidence_from(row["evidence"], experiment.limits)
         return verdict_record(experiment, evidence, row["at_s"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ExperimentError):
             raise
         raise ExperimentError(f"this is not a record of a verdict: {error}") from error

@@ -27,6 +27,7 @@ class Backend:
     rates: LiveRates
     lacks: frozenset[str] = frozenset()  # capabilities a refusal taught us it has not
     cold_timeouts: int = 0  # times in a row that it was not done loading in time
+    prompts_cut: int = 0  # answers to prompts it saw only a part of
 
     @property
     def wire_name(self) -> str:

@@ -69,12 +69,12 @@ class Fleet:
         return tuple(sorted(found, key=self._start_s)) if len(found) > 1 else tuple(found)
 
     def knows(self, model: str) -> bool:
-        """Whether a model is in the catalogue, is installed, or may be: the default host has not said yet."""
+        """Whether a model is in the catalogue, or installed on the default host."""
         name = self.names.canonical(model)
         if self.catalogue.find(name) is not None:
             return True
         tags = self._host(self._default_host).tags.value
-        return tags is None or name in tags
+        return tags is not None and name in tags
 
     async def look(self) -> None:
         """Bring availability and residency up to date, as far as a request may wait for it."""
@@ -100,6 +100,7 @@ class Fleet:
                 "running": backend.gate.inside,
                 "waiting": backend.gate.waiting,
                 "service_s": backend.rates.service_s,
+                "prompts_cut": backend.prompts_cut,
                 **asdict(backend.state()),
             }
             for model in self.catalogue.models

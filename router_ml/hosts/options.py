@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import numbers
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
 from router_ml.errors import SettingsError
 
 _NONE: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+
+
+def _check_numbers(options: Any, others: Collection[str]) -> None:
+    """Raise `SettingsError` where a field that is not among the `others` is no number of 0 or more."""
+    for name in (each.name for each in fields(options) if each.name not in others):
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 0:
+            raise SettingsError(f"{name} must be a number of 0 or more, found {value!r:.60}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class BreakerOptions:
     open_max_s: float = 60.0  # each failed probe doubles the wait up to this
 
     def __post_init__(self) -> None:
+        _check_numbers(self, ())
         if self.consecutive_failures < 1 or self.window_minimum < 1 or not 0 < self.open_s <= self.open_max_s:
             raise SettingsError("breaker: counts must be 1 or more and 0 < open_s <= open_max_s")
 
@@ -61,10 +71,9 @@ class GatewayOptions:
     clarifying_question: str | None = "What exactly do you mean? Please say a little more."
 
     def __post_init__(self) -> None:
+        _check_numbers(self, ("last_resort", "breaker", "model_options", "keep_alive", "stick_margin", "preload",
+                              "clarifying_question"))  # fmt: skip
         positive = ("deadline_s", "attempt_factor", "attempt_min_s", "idle_s", "connect_s", "parallel")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, found {getattr(self, name)!r}")
-        for name in ("max_waiting", "attempt_min_tokens", "max_num_ctx"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} must be 0 or more, found {getattr(self, name)!r}")

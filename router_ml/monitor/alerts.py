@@ -28,7 +28,7 @@ from router_ml.events.event import (
     new_id,
     without_text,
 )
-from router_ml.events.privacy import without_credentials
+from router_ml.events.privacy import without_url_secrets
 from router_ml.monitor.labels import Labels
 from router_ml.monitor.rule import AlertRule, Signal
 from router_ml.monitor.rules import default_rules
@@ -73,7 +73,7 @@ class WebhookChannel:
     def __init__(self, url: str, *, timeout_s: float = _TIMEOUT_S) -> None:
         if not url.startswith(("http://", "https://")):
             raise SettingsError(
-                f"the webhook of alerts must begin with http:// or https://, got {without_credentials(url)!r}"
+                f"the webhook of alerts must begin with http:// or https://, got {without_url_secrets(url)!r}"
             )
         self._url, self._timeout_s = url, timeout_s
         self._began: dict[tuple[str, str], float] = {}

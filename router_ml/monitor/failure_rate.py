@@ -14,7 +14,7 @@ from router_ml.monitor.rule import ALL, Shares, Signal
 _OPEN = 10_000  # decisions under way
 _PRIOR = 0.1  # failures where nothing was predicted
 # No fault of a model or its host: cancelled requests, calls that were never made, requests no model could take.
-_BLAMELESS = frozenset({"cancelled", "shed", "open", "absent", "invalid"})
+_BLAMELESS = frozenset({"cancelled", "shed", "open", "absent", "invalid", "empty"})
 
 
 class _Surge:

@@ -161,10 +161,12 @@ class LiveMetrics:
         model = self._models.of(event.model, served=event.ok)
         variant = self._variants.of(event.variant) if event.variant else ""
         self._count_outcome(event, model, variant)
-        self._requests.append(request_record(event, candidates, model=model, variant=variant or None))
+        if (model, variant) != (event.model, event.variant or ""):
+            event = replace(event, model=model, variant=variant)
+        self._requests.append(request_record(event, candidates))
         self._judged.setdefault(event.decision_id, self._early.pop(event.decision_id, None))
         if len(self._requests) > self._kept:
-            self._judged.pop(self._requests.popleft().decision_id, None)
+            self._judged.pop(self._requests.popleft().outcome.decision_id, None)
 
     def _count_outcome(self, event: OutcomeEvent, model: str, variant: str) -> None:
         counters = self._counters

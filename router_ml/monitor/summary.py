@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,68 +66,26 @@ class Snapshot:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """What the figures need of one request: no text, no context."""
+class RequestRecord(NamedTuple):
+    """What the figures need of one request: no text, no context, no candidates."""
 
-    decision_id: str
-    at_s: float  # Unix time
-    model: str
-    variant: str | None
-    ok: bool
-    success: float | None
-    latency_s: float | None
-    first_token_s: float | None
-    eval_s: float | None
-    prompt_tokens: int | None
-    output_tokens: int | None
-    cost_usd: float | None
-    cache_hit: bool
-    fallback: bool
-    accurate_latency_s: float | None
-    accurate_cost_usd: float | None
+    outcome: OutcomeEvent
     over_if_right: bool  # a model of half the latency was as likely to be right
     under_if_wrong: bool  # another model was likelier to be right
 
 
-def request_record(
-    outcome: OutcomeEvent, candidates: Sequence[Candidate] = (), *, model: str | None = None, variant: str | None = None
-) -> RequestRecord:
-    """Return the record of an outcome and the candidates of its decision; `model` and `variant` replace its own."""
-    over, under = _misrouting(outcome, candidates)
-    return RequestRecord(
-        decision_id=outcome.decision_id,
-        at_s=outcome.at_s,
-        model=model or outcome.model,
-        variant=variant or outcome.variant,
-        ok=outcome.ok,
-        success=outcome.success,
-        latency_s=outcome.latency_s,
-        first_token_s=outcome.first_token_s,
-        eval_s=outcome.eval_s,
-        prompt_tokens=outcome.prompt_tokens,
-        output_tokens=outcome.output_tokens,
-        cost_usd=outcome.cost_usd,
-        cache_hit=outcome.cache_hit,
-        fallback=outcome.fallback,
-        accurate_latency_s=outcome.accurate_latency_s,
-        accurate_cost_usd=outcome.accurate_cost_usd,
-        over_if_right=over,
-        under_if_wrong=under,
-    )
-
-
-def _misrouting(outcome: OutcomeEvent, candidates: Sequence[Candidate]) -> tuple[bool, bool]:
-    """Whether another candidate should have been chosen, if the answer is right and if it is wrong, as far as the
+def request_record(outcome: OutcomeEvent, candidates: Sequence[Candidate] = ()) -> RequestRecord:
+    """Return the record of an outcome, with whether another of its candidates should have been chosen, as far as the
     predictions of the time can tell."""
     if not candidates or outcome.cache_hit:
-        return False, False
+        return RequestRecord(outcome, False, False)
     chosen = next((c for c in candidates if c.model == outcome.model), candidates[0])
     others = [c for c in candidates if c.model != chosen.model and c.admissible]
     over = any(
         c.p_success >= chosen.p_success - _BETTER and c.latency_s.p50 <= chosen.latency_s.p50 * _HALF for c in others
     )
-    return over, any(c.p_success >= chosen.p_success + _BETTER for c in others)
+    under = any(c.p_success >= chosen.p_success + _BETTER for c in others)
+    return RequestRecord(outcome, over, under)
 
 
 def summarise(events: Iterable[Event], since_s: float, until_s: float) -> Snapshot:
@@ -154,35 +112,36 @@ def summarise_requests(
     requests: Iterable[RequestRecord], judged: Mapping[str, Judgement], since_s: float, until_s: float
 ) -> Snapshot:
     """Return the figures of the requests in a window, as `judged` by feedback."""
-    chosen = [request for request in requests if since_s <= request.at_s < until_s]
+    chosen = [request for request in requests if since_s <= request.outcome.at_s < until_s]
 
-    def grouped(key: Callable[[RequestRecord], str | None]) -> dict[str, Summary]:
+    def grouped(key: Callable[[OutcomeEvent], str | None]) -> dict[str, Summary]:
         groups: dict[str, list[RequestRecord]] = {}
         for request in chosen:
-            name = key(request)
+            name = key(request.outcome)
             if name:
                 groups.setdefault(name, []).append(request)
         return {name: _summary(group, judged) for name, group in sorted(groups.items())}
 
     return Snapshot(
-        since_s, until_s, _summary(chosen, judged), grouped(lambda r: r.model), grouped(lambda r: r.variant)
+        since_s, until_s, _summary(chosen, judged), grouped(lambda o: o.model), grouped(lambda o: o.variant)
     )
 
 
-def _summary(group: Sequence[RequestRecord], judged: Mapping[str, Judgement]) -> Summary:
-    successes = [(r, s) for r in group if (s := success_of(r, judged)) is not None]
-    p50, p90, p95 = _quantiles([r.latency_s for r in group if r.latency_s is not None], (0.5, 0.9, 0.95))
-    firsts = [r.first_token_s for r in group if r.first_token_s is not None]
-    generating_s = sum(r.eval_s for r in group if r.eval_s and r.output_tokens)
-    generated = sum(r.output_tokens or 0 for r in group if r.eval_s and r.output_tokens)
-    answered = [r for r in group if r.ok]  # a request that failed at once has saved nothing
-    paired = [(r.latency_s, r.accurate_latency_s) for r in answered if r.latency_s is not None and r.accurate_latency_s]
+def _summary(requests: Sequence[RequestRecord], judged: Mapping[str, Judgement]) -> Summary:
+    group = [request.outcome for request in requests]
+    successes = [(r, s) for r in requests if (s := success_of(r.outcome, judged)) is not None]
+    p50, p90, p95 = _quantiles([o.latency_s for o in group if o.latency_s is not None], (0.5, 0.9, 0.95))
+    firsts = [o.first_token_s for o in group if o.first_token_s is not None]
+    generating_s = sum(o.eval_s for o in group if o.eval_s and o.output_tokens)
+    generated = sum(o.output_tokens or 0 for o in group if o.eval_s and o.output_tokens)
+    answered = [o for o in group if o.ok]  # a request that failed at once has saved nothing
+    paired = [(o.latency_s, o.accurate_latency_s) for o in answered if o.latency_s is not None and o.accurate_latency_s]
     saved_s = sum(accurate - took for took, accurate in paired)
-    costs = [r.cost_usd for r in group if r.cost_usd is not None]
-    cost_pairs = [(r.cost_usd, r.accurate_cost_usd) for r in answered if r.cost_usd is not None and r.accurate_cost_usd]
+    costs = [o.cost_usd for o in group if o.cost_usd is not None]
+    cost_pairs = [(o.cost_usd, o.accurate_cost_usd) for o in answered if o.cost_usd is not None and o.accurate_cost_usd]
     return Summary(
         requests=len(group),
-        answered_share=_mean([r.ok for r in group]),
+        answered_share=_mean([o.ok for o in group]),
         success_rate=_mean([success for _, success in successes]),
         judged=len(successes),
         latency_p50_s=p50,
@@ -190,10 +149,10 @@ def _summary(group: Sequence[RequestRecord], judged: Mapping[str, Judgement]) ->
         latency_p95_s=p95,
         first_token_p50_s=_quantiles(firsts, (0.5,))[0],
         output_tokens_per_s=generated / generating_s if generating_s else None,
-        prompt_tokens=sum(r.prompt_tokens or 0 for r in group),
-        output_tokens=sum(r.output_tokens or 0 for r in group),
-        cache_hit_rate=_mean([r.cache_hit for r in group]),
-        fallback_rate=_mean([r.fallback for r in group]),
+        prompt_tokens=sum(o.prompt_tokens or 0 for o in group),
+        output_tokens=sum(o.output_tokens or 0 for o in group),
+        cache_hit_rate=_mean([o.cache_hit for o in group]),
+        fallback_rate=_mean([o.fallback for o in group]),
         over_routing_rate=_mean([success >= RIGHT and r.over_if_right for r, success in successes]),
         under_routing_rate=_mean([success < RIGHT and r.under_if_wrong for r, success in successes]),
         saved_s=saved_s if paired else None,

@@ -19,6 +19,8 @@ from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
 from router_ml.types import Decision
 
+PROMPT_CUT = "prompt_cut"  # in `Attempt.adapted`: the server dropped the beginning of the prompt
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:
@@ -59,8 +61,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered request. Code written for the ollama client's `ChatResponse` keeps working: every attribute and key
-    of the response can be read from the answer itself."""
+    """One answered request. Code written for the ollama client's `ChatResponse` works unchanged: every attribute and
+    key of the response can be read from the answer itself."""
 
     reply: Reply  # as the host gave it
     decision: Decision
@@ -92,6 +94,16 @@ class Answer:
         return not self.clarify and self.model != self.decision.model
 
     @property
+    def adapted(self) -> tuple[str, ...]:
+        """Return the names of what was changed in the request for the model that answered."""
+        return self.attempts[-1].adapted if self.attempts else ()
+
+    @property
+    def prompt_cut(self) -> bool:
+        """Whether the model that answered saw only the end of the prompt: it is longer than the model's window."""
+        return PROMPT_CUT in self.adapted
+
+    @property
     def empty(self) -> bool:
         """Whether no model gave an answer: the response holds neither visible text nor a tool call."""
         return is_empty(self.reply)
@@ -120,8 +132,8 @@ def response_of(reply: Reply) -> ollama.ChatResponse:
     try:
         return ollama.ChatResponse.model_validate(copy.deepcopy(dict(reply.wire)))
     except ValueError:  # some field that nobody needs has a form the client does not read
-        said = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
-        message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(said)})
+        parts = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
+        message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(parts)})
         return ollama.ChatResponse(
             model=reply.model, message=message, done=reply.done, done_reason=reply.done_reason,
             prompt_eval_count=reply.prompt_tokens, eval_count=reply.output_tokens,

@@ -101,7 +101,7 @@ def build_node(
     machine: Callable[[], MachineState] | None = None,
     **more: Any,
 ) -> CoordinatorNode:
-    """Return a coordinator's node that decides as the settings say and records each decision in the event store.
+    """Return a coordinator's node that decides by the settings and records each decision in the event store.
 
     The arguments, and `more`, are those of `CoordinatorNode`; give `machine=gateway.machine` where a gateway runs.
     Unlike a bare `CoordinatorNode()` it loads the bundle at once. Raises `SettingsError` and `PolicyError`."""
@@ -130,7 +130,7 @@ def gateway_options(settings: Settings) -> GatewayOptions:
             stick_margin=margin,
             preload=settings.preload,
         )
-    except TypeError as error:  # text where a number is wanted, say
+    except TypeError as error:  # for example text where a number is wanted
         raise SettingsError(f"a setting of the gateway has the wrong type: {error}") from error
 
 
@@ -161,13 +161,6 @@ def bundle_routers(settings: Settings) -> Callable[[str], Router]:
     return router_of
 
 
-def _changed_at(bundle: Path) -> float:
-    try:
-        return (bundle / MANIFEST).stat().st_mtime
-    except (OSError, ValueError):
-        return 0.0
-
-
 def _known_policy(policy: Policy | str) -> Policy | str:
     """Return the policy of the settings, which is read anew with each request where it is a file.
 
@@ -177,3 +170,10 @@ def _known_policy(policy: Policy | str) -> Policy | str:
     except PolicyError as error:
         raise SettingsError(f"ROUTER_ML_POLICY: {error}") from error
     return policy
+
+
+def _changed_at(bundle: Path) -> float:
+    try:
+        return (bundle / MANIFEST).stat().st_mtime
+    except (OSError, ValueError):
+        return 0.0

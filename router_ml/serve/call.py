@@ -13,7 +13,7 @@ from router_ml.serve.request_state import RequestState
 from router_ml.serve.stream import Opened, Sink
 
 
-class Call:
+class ModelCall:
     """Runs once. A stream may last until the deadline, but never be silent for longer than `idle_s`."""
 
     def __init__(

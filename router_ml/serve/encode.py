@@ -39,19 +39,19 @@ def json_ready(value: Any, where: str) -> Any:
         raise QueryError(f"{where}{''.join(reversed(error.steps))[:200]} {error.reason}") from error
 
 
-def image_base64(image: Any, where: str) -> str:
-    """Return an image as base64 text. It may be the path of a file, bytes, base64 text or a data URL.
+def image_base64(image: Any, where: str, *, files: bool = True) -> str:
+    """Return an image as base64 text. It may be the path of a file (where `files`), bytes, base64 text or a data URL.
 
     Raises `QueryError` for anything else, and for a file that cannot be read."""
     value = getattr(image, "value", image)  # ollama.Image
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode()
-    if isinstance(value, os.PathLike):
+    if isinstance(value, os.PathLike) and files:
         return _file_base64(Path(value), where)
     if not isinstance(value, str):
         raise QueryError(f"{where} is of type {type(value).__name__}; give a path, bytes, base64 text or a data URL")
     text = _DATA_URL.sub("", value, count=1) if value[:5].lower() == "data:" else value
-    if _is_file(text):
+    if files and _is_file(text):
         return _file_base64(Path(text), where)
     text = "".join(text.split())
     try:

@@ -26,8 +26,8 @@ from router_ml.hosts.host_state import HostState
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import was_cold
 from router_ml.hosts.reply import Reply
-from router_ml.serve.answer import Answer, Attempt, Timings, is_empty, may_be_empty
-from router_ml.serve.call import Call
+from router_ml.serve.answer import PROMPT_CUT, Answer, Attempt, Timings, is_empty, may_be_empty
+from router_ml.serve.call import ModelCall
 from router_ml.serve.order import attempt_timeout_s, chain, outage_wait_s, shifted
 from router_ml.serve.request import OptionPins, adapt, can
 from router_ml.serve.request_state import RequestState
@@ -173,7 +173,7 @@ class FallbackRunner:
     # -- one backend ----------------------------------------------------------------------------------------------
 
     async def _try(self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None) -> Reply | None:
-        """Call one backend, and once more where it only refused a part of the request it can do without."""
+        """ModelCall one backend, and once more where it only refused a part of the request it can do without."""
         reply = await self._attempt(state, backend, untried, sink)
         failure = state.attempts[-1].failure
         if failure is not None and failure.kind == "refused":
@@ -216,7 +216,7 @@ class FallbackRunner:
         if permit is None:
             self._failed(state, backend, backend.open_circuit())
             return None
-        call = Call(state, backend, request, timeout_s, self._options.idle_s, self._clock)
+        call = ModelCall(state, backend, request, timeout_s, self._options.idle_s, self._clock)
         try:
             reply = await call.run(sink)
         except asyncio.CancelledError:
@@ -232,7 +232,8 @@ class FallbackRunner:
             return None
         permit.succeeded()
         if prompt_was_cut(reply, state.context.prompt_tokens, request.arguments, backend):
-            adapted = (*adapted, "prompt_cut")
+            adapted = (*adapted, PROMPT_CUT)
+            backend.prompts_cut += 1
         if is_empty(reply) and not may_be_empty(state.request.options):
             self._fleet.answered(backend, loaded=bool(was_cold(reply.load_s, warm)))
             self._failed(state, backend, Failure("empty", "the reply holds no text and no tool call"), call, adapted)
@@ -256,7 +257,7 @@ class FallbackRunner:
         state: RequestState,
         backend: Backend,
         failure: Failure,
-        call: Call | None = None,
+        call: ModelCall | None = None,
         adapted: tuple[str, ...] = (),
     ) -> None:
         """Note a failed attempt, and what it says about the model and its host."""
@@ -316,7 +317,7 @@ class FallbackRunner:
         load_s = 0.0 if backend.resident is not False else backend.load_s or self._options.cold_load_s
         return shifted(candidate.latency_s, load_s)
 
-    def _learn(self, state: RequestState, backend: Backend, reply: Reply, call: Call, warm: bool) -> None:
+    def _learn(self, state: RequestState, backend: Backend, reply: Reply, call: ModelCall, warm: bool) -> None:
         cold = was_cold(reply.load_s, warm)
         backend.cold_timeouts = 0
         self._fleet.answered(backend, loaded=bool(cold))
@@ -334,7 +335,7 @@ class FallbackRunner:
         state.resident = None if cold is None else not cold
 
     def _attempt_of(
-        self, backend: Backend, failure: Failure | None, call: Call | None, adapted: tuple[str, ...]
+        self, backend: Backend, failure: Failure | None, call: ModelCall | None, adapted: tuple[str, ...]
     ) -> Attempt:
         return Attempt(
             model=backend.model,

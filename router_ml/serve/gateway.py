@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 _GRACE_S = 1.0  # how long past the deadline a caller waits for the loop before giving up on it
 _LOOK_S = 10.0
+_MAX_ID_CHARS = 200
 _MAX_DEADLINE_S = 1e7  # 115 days: what a deadline without end means to the clocks of threads and event loops
 
 
@@ -173,6 +174,8 @@ class Gateway:
 
         Returns False, and logs a warning, where it is none of the latest answers of this gateway; it is recorded all
         the same, for another process may have given that answer. Raises `InputError` for another score."""
+        if not isinstance(decision_id, str) or not 0 < len(decision_id) <= _MAX_ID_CHARS:
+            raise InputError(f"decision_id is `answer.decision.decision_id`, found {decision_id!r:.60}")
         if not isinstance(score, numbers.Real) or not 0 <= score <= 1:
             raise InputError(f"a score is a number between 0 and 1, found {score!r:.60}")
         known = self._recorder.judged(decision_id, float(score), comment)
@@ -255,13 +258,19 @@ class Gateway:
             else:
                 self._preloader.chose(state.chosen.model)
                 answer = await self._fallback.run(state, sink)
+        try:
+            self._answered(state, answer)
+        except Exception as error:  # an answer that was given reaches the caller
+            log.warning("an answer could not be recorded or cached (%s)", type(error).__name__)
+        return answer
+
+    def _answered(self, state: RequestState, answer: Answer) -> None:
         self._recorder.answered(state, answer)
         if not answer.clarify:
             self._answers.store(state, answer)
             self._decision.answered(state, answer)
             self._preloader.consider()
         self._decide_in_shadow(state)
-        return answer
 
     def _request(
         self,
@@ -306,6 +315,8 @@ class Gateway:
             yield
         except asyncio.CancelledError:
             self._recorder.failed(state, "cancelled")
+            raise
+        except InputError:  # the caller's own mistake is no outcome of any model
             raise
         except Exception as error:
             self._recorder.failed(state, type(error).__name__)

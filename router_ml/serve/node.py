@@ -27,7 +27,7 @@ from router_ml.errors import ContextError, QueryError
 from router_ml.events.event import Recorder, decision_event
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.options import GatewayOptions
-from router_ml.messages import Conversation, read_messages
+from router_ml.messages import Conversation, message_list, read_messages
 from router_ml.monitor.watch import open_writer
 from router_ml.serve.choose import Decider
 from router_ml.serve.clarify import may_ask
@@ -70,7 +70,7 @@ class CoordinatorNode:
     the models (a gateway's `machine`, say); `stick_margin` keeps the model that answered last unless another one's
     utility is higher by more than that. The result of a tool goes to the model that asked for it.
     `clarifying_question` is what the graph asks where `clarify` is true: it is never asked twice in a row, nor in a
-    tool loop. What is not given is as the `settings` say (by default the environment's).
+    tool loop. What is not given is taken from `settings` (by default the environment's).
 
     Raises `SettingsError` where a setting cannot be read, and `PolicyError`."""
 
@@ -112,9 +112,8 @@ class CoordinatorNode:
                 f"the state has neither {self._messages_key!r} nor 'query', only {_keys(state)}; "
                 "name the key of the conversation: CoordinatorNode(messages_key=...)"
             )
-        turns = _readable_turns(_read(state, self._messages_key), _read(state, "query"))
-        conversation = read_messages(turns)
-        tools = _tools(_read(state, "tools"))
+        turns, conversation = _readable_turns(_read(state, self._messages_key), _read(state, "query"))
+        tools = _readable_tools(_read(state, "tools"))
         last_model = _read(state, self._model_key)
         last_model = last_model if isinstance(last_model, str) and last_model else None
         context = _context(state, config, conversation, tools, last_model)
@@ -155,15 +154,15 @@ class CoordinatorNode:
             return plain_decision(self._models(), "balanced", why)
 
     def _record(self, decision: Decision, text: str, context: Context) -> None:
-        event = decision_event(
-            decision,
-            unit=context.session_id,
-            prompt_tokens=context.prompt_tokens,
-            policy_parameters=policy_parameters(self._policy or self._settings.policy),
-            text=text,
-            context=context,
-        )
         try:
+            event = decision_event(
+                decision,
+                unit=context.session_id,
+                prompt_tokens=context.prompt_tokens,
+                policy_parameters=policy_parameters(self._policy),
+                text=text,
+                context=context,
+            )
             if self._recorder is None:
                 self._recorder = settings_recorder(self._settings)
             self._recorder.record(event)
@@ -236,37 +235,31 @@ def _keys(state: Any) -> str:
     return ", ".join(repr(key) for key in sorted(map(str, keys))) or "nothing"
 
 
-def _readable_turns(messages: Any, query: Any) -> list[Any]:
-    """Return the messages that can be read, one by one; `query` comes last."""
-    one = isinstance(messages, str | Mapping) or hasattr(messages, "content") or not isinstance(messages, Iterable)
-    turns = [messages] if one else list(messages)
+def _readable_turns(messages: Any, query: Any) -> tuple[list[Any], Conversation]:
+    """Return the messages that can be read, `query` the last of them, and what they say."""
+    turns = list(message_list(messages))
     if isinstance(query, str) and query:
         turns.append({"role": "user", "content": query})
-    return [turn for turn in turns if _is_readable(turn)]
-
-
-def _is_readable(turn: Any) -> bool:
     try:
-        return bool(read_messages([turn]).messages)
-    except (QueryError, RecursionError):
-        if turn is not None:
-            log.warning("a message of type %s cannot be read and is left out", type(turn).__name__)
-        return False
+        return turns, read_messages(turns)
+    except Exception:  # of objects of whatever library
+        turns = [turn for turn in turns if _is_readable(read_messages, turn)]
+        return turns, read_messages(turns)
 
 
-def _tools(tools: Any) -> list[Any]:
-    """Return the tools that can be read."""
-    if isinstance(tools, str | Mapping) or not isinstance(tools, Iterable):
-        tools = [tools] if isinstance(tools, str | Mapping) else []
-    return [tool for tool in tools if _is_tool(tool)]
+def _readable_tools(tools: Any) -> list[Any]:
+    if isinstance(tools, str | Mapping):
+        return _readable_tools([tools])
+    return [tool for tool in tools if _is_readable(read_tools, tool)] if isinstance(tools, Iterable) else []
 
 
-def _is_tool(tool: Any) -> bool:
+def _is_readable(read: Callable[[list[Any]], Any], item: Any) -> bool:
     try:
-        return bool(read_tools([tool]))
-    except (ContextError, RecursionError):
-        log.warning("a tool of type %s cannot be read and is left out", type(tool).__name__)
+        read([item])
+    except Exception as error:  # of objects of whatever library
+        log.warning("a message or tool of type %s is left out (%s)", type(item).__name__, type(error).__name__)
         return False
+    return True
 
 
 def _context(

@@ -13,7 +13,7 @@ from router_ml.hosts.options import GatewayOptions
 from router_ml.types import Candidate, Decision, Quantiles
 
 _RESERVED_SHARE = 0.5  # the most of the remaining time that is reserved for the models further down
-_OUTAGE_SHARE, _OUTAGE_MAX_S = 1 / 3, 30.0  # of a deadline, how long a host may be down and still be waited for
+_OUTAGE_MAX_S = 30.0  # a host that has been down for longer is not waited for
 _OUTAGE_UNSEEN_S = 2.0  # the same for a host that never took a connection
 
 
@@ -31,9 +31,10 @@ def chain(
 def outage_wait_s(down_s: float, seen_up: bool, total_s: float, left_s: float) -> float:
     """Return how many seconds a request may wait for a host that takes no connections.
 
-    A host that was up is restarting, perhaps: it is waited for until it has been down (`down_s`) for a third of the
-    request's deadline (`total_s`), at most 30 s. One that was never up is more likely not there at all."""
-    longest_s = min(_OUTAGE_SHARE * total_s, _OUTAGE_MAX_S if seen_up else _OUTAGE_UNSEEN_S)
+    A host that was up is restarting, perhaps: it is waited for until it has been down (`down_s`) for as long as the
+    request's deadline (`total_s`), at most 30 s; after that requests fail at once until it is back. One that was never
+    up is more likely not there at all."""
+    longest_s = min(total_s, _OUTAGE_MAX_S if seen_up else _OUTAGE_UNSEEN_S)
     return max(0.0, min(longest_s - down_s, left_s))
 
 
@@ -86,25 +87,26 @@ def _reserved_s(later: Sequence[Quantiles | None], remaining_s: float, options: 
 
 
 def stick(decision: Decision, previous: str | None, margin: float | None, names: ModelNames) -> Decision:
-    """Return the decision, or the same with the session's previous model in front: a session leaves its model only
-    where the gain in utility exceeds `margin`."""
-    if previous is None or margin is None or names.same(previous, decision.model):
+    """Return the decision, or the same with the session's previous model in front.
+
+    A session leaves its model only where the gain in utility over it exceeds `margin`. Whether it is held depends on
+    utilities alone, never on what the policy explored, so a held model has propensity 1."""
+    held = next((c for c in decision.ranked if previous is not None and names.same(c.model, previous)), None)
+    if held is None or margin is None or not held.admissible:
         return decision
-    held = next((c for c in decision.ranked if names.same(c.model, previous)), None)
-    if held is None or not held.admissible or not decision.ranked:
-        return decision
-    gain = decision.ranked[0].utility - held.utility
+    gain = max(c.utility for c in decision.ranked if c.admissible) - held.utility
     if gain > margin:
         return decision
-    ranked = (held, *(c for c in decision.ranked if c is not held))
+    if names.same(held.model, decision.model):
+        return dataclasses.replace(decision, propensity=1.0)
     reason = f"{decision.reason}; stays with {held.model}, as leaving it would gain {gain:.3f}, not above {margin:g}"
-    return dataclasses.replace(decision, model=held.model, ranked=ranked, reason=reason, propensity=1.0)
+    return _in_front(decision, held, reason)
 
 
 def pin(
     decision: Decision, model: str, names: ModelNames, why: str = "was named by the caller", unknown: bool = False
 ) -> Decision:
-    """Return the decision with one model in front; `why` follows its name in the reason.
+    """Return the decision with one model in front, which has propensity 1; `why` follows its name in the reason.
 
     One that is `unknown` (in no catalogue, on no host) changes nothing but the reason: a name that a client makes up
     must not become a model in events and metrics."""
@@ -115,13 +117,14 @@ def pin(
         )
         return dataclasses.replace(decision, reason=reason)
     if decision.model == name:
-        return decision
-    named = next((c for c in decision.ranked if names.same(c.model, name)), None)
-    if named is None:
-        named = _named(name, decision)
-    ranked = (named, *(c for c in decision.ranked if c is not named))
-    reason = f"{name} {why}"
-    return dataclasses.replace(decision, model=name, ranked=ranked, reason=reason, propensity=1.0)
+        return dataclasses.replace(decision, propensity=1.0)
+    named = next((c for c in decision.ranked if names.same(c.model, name)), None) or _named(name, decision)
+    return dataclasses.replace(_in_front(decision, named, f"{name} {why}"), model=name)
+
+
+def _in_front(decision: Decision, chosen: Candidate, reason: str) -> Decision:
+    ranked = (chosen, *(c for c in decision.ranked if c is not chosen))
+    return dataclasses.replace(decision, model=chosen.model, ranked=ranked, reason=reason, propensity=1.0)
 
 
 def _named(model: str, decision: Decision) -> Candidate:

@@ -11,7 +11,7 @@ from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
 from router_ml.errors import InputError, QueryError
 from router_ml.hosts.ollama_package import ClientRequest, ollama
-from router_ml.messages import Conversation, read_messages
+from router_ml.messages import Conversation, message_list, read_messages
 from router_ml.serve.encode import json_ready
 from router_ml.serve.wire import items, valid, wire_message, wire_tool
 from router_ml.suggestions import suggestion
@@ -57,7 +57,7 @@ class ChatRequest:
 
     @property
     def text(self) -> str:
-        """Return the latest words of the user: what the router reads."""
+        """Return the latest message of the user: what the router reads."""
         return self.conversation.query
 
     @property
@@ -66,12 +66,13 @@ class ChatRequest:
         return self.conversation.has_images
 
     def is_quoted_in(self, message: str) -> bool:
-        """Whether a message holds words of the conversation or of the tools, so that it must not be shown or logged."""
-        spoken = [text[-_QUOTABLE_CHARS:] for turn in self.conversation.messages if (text := turn.text.strip())]
-        whole = any(len(text) >= _QUOTE_CHARS // 4 and text in message for text in spoken)
-        said = "\n".join([*spoken, str(self.tools)])[-_QUOTABLE_CHARS:]
+        """Whether a message quotes the conversation or the tools, so that it must not be shown or logged."""
+        texts = [text[-_QUOTABLE_CHARS:] for turn in self.conversation.messages if (text := turn.text.strip())]
+        whole = any(len(text) >= _QUOTE_CHARS // 4 and text in message for text in texts)
+        beside = [[turn.get(key) for key in ("tool_calls", "thinking")] for turn in self.messages]
+        searched = "\n".join([*texts, str(beside)[-_QUOTABLE_CHARS:], str(self.tools)])[-_QUOTABLE_CHARS:]
         starts = range(0, len(message) - _QUOTE_CHARS + 1, 4)
-        return whole or any(message[start : start + _QUOTE_CHARS] in said for start in starts)
+        return whole or any(message[start : start + _QUOTE_CHARS] in searched for start in starts)
 
 
 _FORM = frozenset({"think", "format", "options", "keep_alive", "logprobs", "top_logprobs"})
@@ -94,8 +95,7 @@ def build_request(messages: Messages, tools: Sequence[Any] | None = None, **form
 
 
 def _built(messages: Messages, tools: Sequence[Any] | None, form: Mapping[str, Any]) -> ChatRequest:
-    one = isinstance(messages, str | Mapping) or hasattr(messages, "content")
-    turns = [messages] if one else items(messages, "messages")
+    turns = list(message_list(messages))
     if not turns:
         raise QueryError("messages must hold at least one message")
     messages = tuple(wire_message(turn, f"messages[{index}]") for index, turn in enumerate(turns))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from router_ml.errors import QueryError
 from router_ml.hosts.ollama_package import convert_function_to_tool, ollama
@@ -13,6 +15,7 @@ from router_ml.serve.encode import image_base64, json_ready
 
 _TOOL_EXAMPLE = 'give a function with annotated parameters, or {"type": "function", "function": {"name": ..., ...}}'
 _ROLES = {"human": "user", "ai": "assistant", "function": "tool"}
+_SCHEMAS: WeakKeyDictionary[FunctionType, tuple[str, dict[str, Any]]] = WeakKeyDictionary()  # of functions as tools
 _IMAGE_KINDS = ("image_url", "image", "input_image")
 _UNSENT_KINDS = ("tool_use", "tool_call", "thinking", "reasoning", "redacted_thinking")
 
@@ -47,7 +50,8 @@ def wire_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(role, str):
         raise QueryError(f"{where} is of type {type(message).__name__}; a message is a mapping with a role and content")
     content = part(message, "content")
-    images = items(part(message, "images"), f"{where}.images")
+    shown = items(part(message, "images"), f"{where}.images")
+    images = [image_base64(image, f"{where}.images[{index}]") for index, image in enumerate(shown)]
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         images += _shown(content, where)
         content = " ".join(_texts(content))
@@ -56,8 +60,7 @@ def wire_message(message: Any, where: str) -> dict[str, Any]:
     given = {"content": content, "thinking": part(message, "thinking"), "tool_name": name, "tool_calls": calls}
     ready = json_ready({key: value for key, value in given.items() if value is not None}, where)
     sent = valid(ollama.Message, {"role": _ROLES.get(role, role), **_filled(ready)}, where)
-    shown = [image_base64(image, f"{where}.images[{index}]") for index, image in enumerate(images)]
-    return {**sent, "images": shown} if shown else sent
+    return {**sent, "images": images} if images else sent
 
 
 def wire_tool(tool: Any, where: str) -> dict[str, Any]:
@@ -74,15 +77,33 @@ def wire_tool(tool: Any, where: str) -> dict[str, Any]:
         return _named(valid(ollama.Tool, schema, where), where)
     if not callable(tool):
         raise QueryError(f"{where} is of type {type(tool).__name__}; each tool must be a function or a JSON schema")
+    return _named(_described(tool, where), where)
+
+
+def _described(function: Any, where: str) -> dict[str, Any]:
+    """Return the schema of a function; that of the same one is not made again, for it takes a millisecond."""
+    looks = [getattr(function, name, None) for name in ("__name__", "__doc__", "__annotations__", "__defaults__")]
+    cacheable = isinstance(function, FunctionType)
+    known = _SCHEMAS.get(function) if cacheable else None
+    if known is not None and known[0] == repr(looks):
+        return known[1]
+    schema = _converted(function, where)
+    if cacheable:
+        _SCHEMAS[function] = (repr(looks), schema)
+    return schema
+
+
+def _converted(function: Any, where: str) -> dict[str, Any]:
     try:
-        converted = convert_function_to_tool(tool)
+        converted = convert_function_to_tool(function)
     except Exception as error:  # whatever its annotations do
-        name = getattr(tool, "__name__", type(tool).__name__)
+        name = getattr(function, "__name__", type(function).__name__)
         raise QueryError(
             f"{where}: the function {name!r:.60} cannot be described ({type(error).__name__}): each parameter needs an "
             "annotation that has a JSON schema (str, int, list[str] ...); or give the schema itself"
         ) from error
-    return _named(json_ready(converted, where), where)
+    schema: dict[str, Any] = json_ready(converted, where)
+    return schema
 
 
 def valid(kind: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -109,20 +130,23 @@ def _texts(content: Sequence[Any]) -> Iterator[str]:
             yield text
 
 
-def _shown(content: Sequence[Any], where: str) -> Iterator[Any]:
-    """Yield the images among the parts of a content. Raises `QueryError` for other parts that hold no text."""
+def _shown(content: Sequence[Any], where: str) -> Iterator[str]:
+    """Yield the images among the parts of a content as base64; a URL there never names a file of this machine.
+
+    Raises `QueryError` for other parts that hold no text."""
     for index, piece in enumerate(content):
+        place = f"{where}.content[{index}]"
         kind = part(piece, "type")
         if isinstance(piece, str) or isinstance(part(piece, "text"), str) or kind in _UNSENT_KINDS:
             continue
         if kind not in _IMAGE_KINDS:
-            raise QueryError(f"{where}.content[{index}] ({kind!r:.40}) cannot be sent; only text and images can")
+            raise QueryError(f"{place} ({kind!r:.40}) cannot be sent; only text and images can")
         found = part(piece, "image_url") or part(piece, "image") or part(piece, "data") or part(piece, "base64")
         source = part(piece, "source")
         image = part(found, "url") or part(source, "data") or found
         if isinstance(image, str) and image.startswith(("http://", "https://")):
-            raise QueryError(f"{where}.content[{index}]: images are not fetched from URLs; give bytes or a data URL")
-        yield image
+            raise QueryError(f"{place}: images are not fetched from URLs; give bytes or a data URL")
+        yield image_base64(image, place, files=False)
 
 
 def _call(call: Any) -> Any:

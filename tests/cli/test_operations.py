@@ -64,9 +64,9 @@ def serve(state: Path, requests: int, failing: float) -> None:
         rollout.record(event)
         if i % 50 == 49:
             writer.flush()
-            rollout.look()
+            rollout.analyse()
     writer.flush()
-    rollout.look()
+    rollout.analyse()
     rollout.close()
     writer.close()
 
@@ -80,14 +80,14 @@ def test_a_whole_life_from_start_to_rollback_report_and_clear(run: Run, state: P
         run("experiment", "start", "other", "--challenger-policy", "fast")
     serve(state, 300, failing=0.6)
     code, said = run("experiment", "status")
-    assert said.startswith("LATCHED: ROLLBACK: 'challenger' against 'control'")
+    assert said.startswith("HALTED: ROLLBACK: 'challenger' against 'control'")
     assert "failure rate" in said
     row = json.loads(run("experiment", "status", "--json")[1])
-    assert (row["latch"]["kind"], row["experiment"]["id"], row["coverage"]) == ("ROLLBACK", "quick", 0.0)
+    assert (row["halt"]["kind"], row["experiment"]["id"], row["coverage"]) == ("ROLLBACK", "quick", 0.0)
     code, said = run("experiment", "report")
     assert (code, "byte for byte" in said) == (0, True)
     assert "ROLLBACK" in (tmp_path / "quick.html").read_text()
-    with pytest.raises(ExperimentError, match="latched"):
+    with pytest.raises(ExperimentError, match="was halted"):
         run("experiment", "start", "next", "--challenger-policy", "fast")
     assert "may start" in run("experiment", "clear", "--reason", "prompt was broken")[1]
     assert run("experiment", "start", "next", "--challenger-policy", "fast")[0] == 0
@@ -116,6 +116,20 @@ def test_a_good_beginning_says_what_is_still_needed(run: Run, state: Path) -> No
     said = run("experiment", "status")[1]
     assert "HOLD" in said
     assert "of at least 200 units per arm" in said
+    assert "complete units that wait for judgements: 60 (until 30 minutes after their last request)" in said
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in said.splitlines() if line.startswith("unit")}
+    assert sum(map(int, rows["units begun"])) == sum(map(int, rows["units complete"])) == 60
+    assert rows["units with a judged answer"] == ["0", "0"]
+
+
+def test_the_start_says_how_much_traffic_small_harm_takes(run: Run, state: Path) -> None:
+    said = run("experiment", "start", "one", "--challenger-policy", "fast", "--unit", "request")[1]
+    requests = int(said.rsplit("after about ", 1)[1].split()[0].replace(",", ""))
+    run("experiment", "stop")
+    said = run("experiment", "start", "two", "--challenger-policy", "fast")[1]
+    in_sessions = int(said.rsplit(" requests; ", 1)[0].rsplit("(", 1)[1].replace(",", ""))
+    assert 1000 < requests < 2500  # simulated: 1,725 requests in the median
+    assert 3 * requests < in_sessions < 5 * requests  # simulated: 7,700
 
 
 def test_a_shadow_shows_what_the_challenger_would_have_done(run: Run, state: Path) -> None:
@@ -239,13 +253,13 @@ def test_an_alert_whose_process_is_dead_does_not_fire(run: Run, state: Path) -> 
     store.append([alert(age_s, "dead") for age_s in (600.0, 540.0, 480.0)])
     code, said = run("alerts")
     assert code == 0
-    assert "unheard   breaker_open (dead)" in said
+    assert "stale     breaker_open (dead)" in said
     assert "Nothing fires." in said
     store.append([alert(age_s, "alive") for age_s in (600.0, 450.0, 290.0, 130.0)])
     code, said = run("alerts")
     assert code == 1
     assert said.count("firing    breaker_open (alive)") == 1
-    # told four times without a break: one change, dated when it began
+    # reported four times without a break: one change, dated when it began
     assert [json.loads(line)["subject"] for line in run("alerts", "--all", "--json")[1].splitlines()] == [
         "dead", "alive"]  # fmt: skip
 

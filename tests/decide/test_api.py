@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,13 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import router_ml
-from router_ml import select_model, select_models
+from router_ml import aselect_model, select_model, select_models
+from router_ml.bundles.format import ARRAYS, write_manifest
 from router_ml.decide.api import DEFAULT, DefaultRouter
+from router_ml.decide.features.extractor import Extractor
 from router_ml.decide.router import Router
-from router_ml.errors import CatalogueError, ContextError, PolicyError, QueryError, SettingsError
+from router_ml.errors import BundleCorrupt, CatalogueError, ContextError, PolicyError, QueryError, SettingsError
 from router_ml.settings import CHECKOUT
 
 SHIPPED = CHECKOUT / "models" / "default"
@@ -301,6 +307,142 @@ def test_an_encoder_that_fails_in_service_leaves_the_rules(tiny_bundle: Path) ->
     assert decision.complexity == "complex"
     assert "the encoder failed (out of memory)" in decision.reason
     assert "\n" not in decision.reason
+
+
+class PanicException(BaseException):
+    """What pyo3 raises for a panic of Rust code."""
+
+
+@pytest.mark.parametrize("trouble", ["panic", "nan"])
+@pytest.mark.parametrize("queries", [["check email"], ["check email", "book a flight"]])
+def test_neither_a_panic_nor_nan_gets_past_the_rules(tiny_bundle: Path, trouble: str, queries: list[str]) -> None:
+    router = Router.load(tiny_bundle)
+    extractor = router._features
+    assert isinstance(extractor, Extractor)
+
+    class Broken:
+        name, dim = "broken", extractor.embedder.dim
+
+        def embed(self, texts: Any) -> Any:
+            if trouble == "panic":
+                raise PanicException("index out of bounds")
+            return np.full((len(texts), self.dim), np.nan, np.float32)
+
+    extractor.embedder = Broken()
+    for decision in router.decide_many(queries):
+        assert decision.degraded
+        assert "the encoder failed (" in decision.reason
+        json.dumps(decision.as_dict(), allow_nan=False)
+
+
+def test_an_interrupt_is_no_failure_of_the_encoder(tiny_bundle: Path) -> None:
+    router = Router.load(tiny_bundle)
+
+    class Interrupted:
+        def extract(self, *_: Any) -> Any:
+            raise KeyboardInterrupt
+
+    router._features = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        router.decide("check email")
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, np.nan])
+def test_an_encoder_that_fails_its_self_check_is_not_used(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    forged = tmp_path / "forged"
+    shutil.copytree(tiny_bundle, forged)
+    with np.load(forged / ARRAYS) as archive:
+        arrays = dict(archive)
+    np.savez(forged / ARRAYS, **{**arrays, "self_check/vectors": arrays["self_check/vectors"] * factor})
+    write_manifest(forged, {"name": "forged", "metrics": {}})
+    with pytest.raises(BundleCorrupt, match="other vectors"):
+        Router.load(forged)
+    monkeypatch.setenv("ROUTER_ML_BUNDLE", str(forged))
+    decision = select_model("check email")
+    assert (decision.bundle, decision.degraded) == ("heuristic", True)
+    assert "mean cosine" in decision.reason
+
+
+def test_messages_are_taken_wherever_a_query_is(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_ML_BUNDLE", str(tiny_bundle))
+    said = select_model("and mail her", {"history": ["user: find Dana", "assistant: found"], "attachment": "a.pdf"})
+    file = {"type": "file", "filename": "a.pdf", "base64": "AA"}
+    messages = [("user", "find Dana"), {"role": "assistant", "content": "found"},
+                {"role": "user", "content": [{"type": "text", "text": "and mail her"}, file]}]  # fmt: skip
+    same = [select_model(messages), select_models([messages])[0], asyncio.run(aselect_model(messages)),
+            Router.load(tiny_bundle).decide(messages), select_model(messages)]  # fmt: skip
+    for decision in same:
+        assert decision.complexity_probabilities == said.complexity_probabilities
+        assert decision.ranked == said.ranked
+    assert Router.load(tiny_bundle).explain(messages).label == said.complexity
+
+
+def test_a_loop_of_tool_results_fills_the_window() -> None:
+    turns: list[Any] = [("user", "check my email and tell me who wrote")]
+    for number in range(40):
+        call = {"function": {"name": "get_mail", "arguments": {"q": str(number)}}}
+        turns += [{"role": "assistant", "content": "", "tool_calls": [call]}, ("tool", "mail " * 2400)]
+    decision = select_model(turns)
+    assert "tokens exceeds its window of 32768" in decision.excluded["qwen2.5:3b-instruct"]
+    assert decision.complexity == select_model("check my email and tell me who wrote").complexity
+
+
+def test_functions_are_tools_and_their_decision_is_cached(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_ML_BUNDLE", str(tiny_bundle))
+
+    def find_slot(person: str, minutes: int = 30) -> str:
+        """Find a free slot in a calendar."""
+        return person * minutes
+
+    decision = select_model("find a slot", {"tools": [find_slot]})
+    assert decision.ranked == Router.load(tiny_bundle).decide("find a slot", {"tools": [find_slot]}).ranked
+    cache = DEFAULT.state().cache
+    assert cache is not None
+    before = len(cache)
+    select_model("find a slot", {"tools": [find_slot]})
+    assert len(cache) == before
+
+
+def test_a_decision_is_a_value(tiny_bundle: Path) -> None:
+    router = Router.load(tiny_bundle)
+    one, other = router.decide("check email"), router.decide("check email")
+    assert len({one, other, copy.deepcopy(one)}) == 2
+
+
+def test_a_decision_leaves_nothing_in_a_new_home(tmp_path: Path) -> None:
+    """The libraries it loads phone nowhere and write nothing."""
+    code = "from router_ml import select_model; print('{\"model\": \"%s\"}' % select_model('check email'))"
+    kept = {k: v for k, v in _environment().items() if k not in ("ORT_DISABLE_TELEMETRY",) and not k.startswith("XDG_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, "HOME": str(tmp_path)}, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_a_signal_handler_may_decide(tiny_bundle: Path) -> None:
+    code = f"""
+import os, signal, time
+os.environ["ROUTER_ML_BUNDLE"] = {str(tiny_bundle)!r}
+from router_ml import select_model
+n = 0
+def handle(*_):
+    global n
+    n += 1
+    select_model(f"in the handler {{n % 7}}", {{"tools": ["a"]}})
+    signal.setitimer(signal.ITIMER_REAL, 0.003)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    select_model(f"outside {{n % 50}}", {{"tools": ["a", f"b{{n % 5}}"]}})
+signal.setitimer(signal.ITIMER_REAL, 0)
+print('{{"handled": %d}}' % n)
+"""
+    assert _python(code)["handled"] > 10
 
 
 def test_wrong_input_is_a_typed_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from router_ml.events.event import (
     Recorders,
     as_dict,
     decision_event,
+    feedback_event,
     from_dict,
     from_json,
     json_line,
@@ -91,3 +93,59 @@ def test_a_recorder_that_raises_does_not_hinder_the_next() -> None:
     feedback = FeedbackEvent("d1", "thumb", 1.0)
     Recorders((Broken(), kept)).record(feedback)
     assert kept.seen == [feedback]
+
+
+def test_an_old_row_with_fields_that_no_longer_exist_is_read() -> None:
+    row = {"event": "outcome", "v": 1, "decision_id": "d", "model": "m", "success": 1.0, "latency_s": 2.0,
+           "escalated": True, "at_s": 1.0, "event_id": "e"}  # fmt: skip
+    assert from_dict(row) == OutcomeEvent("d", "m", 1.0, 2.0, at_s=1.0, event_id="e")
+    old = {"event": "decision", "v": 1, "decision_id": "d", "model": "m", "complexity": "simple", "policy": "p",
+           "bundle": "b", "propensity": 1.0, "features_digest": "abc"}  # fmt: skip
+    assert isinstance(from_dict(old), DecisionEvent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"score": "good"}, {"score": 7.0}, {"at_s": "soon"}, {"at_s": None}, {"decision_id": ["d"]}, {"comment": 5}],
+)
+def test_a_field_of_the_wrong_type_is_a_typed_error(change: dict[str, object]) -> None:
+    row = json.loads(written_form(FeedbackEvent("d1", "thumb", 1.0))) | change
+    with pytest.raises(InputError):
+        from_dict(row)
+
+
+def test_a_candidate_without_its_predictions_is_a_typed_error() -> None:
+    row = json.loads(written_form(DecisionEvent("d", "m", "simple", "p", "b", 1.0))) | {"candidates": [{"model": "a"}]}
+    with pytest.raises(InputError, match="incomplete"):
+        from_dict(row)
+
+
+def test_numbers_that_json_does_not_know_are_left_out_and_those_of_numpy_are_numbers() -> None:
+    row = json.loads(written_form(OutcomeEvent("d", "m", np.float32(0.5), float("nan"), output_tokens=np.int64(7))))  # type: ignore[arg-type]
+    assert (row["success"], row["output_tokens"]) == (0.5, 7)
+    assert "latency_s" not in row
+
+
+@pytest.mark.parametrize("bad", [["x"], {"a": 1}, 2**70, None, "", "a\ud800", "a\0b", "x" * 2_000_000])
+def test_feedback_under_an_id_that_is_none_is_refused(bad: object) -> None:
+    with pytest.raises(InputError, match="decision id") as caught:
+        feedback_event(bad, 1.0)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.1, float("nan"), "good", None, 1j])
+def test_a_score_outside_of_0_to_1_is_refused(bad: object) -> None:
+    with pytest.raises(InputError, match="between 0 and 1"):
+        feedback_event("d", bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [5, "x" * 20_000])
+def test_a_comment_that_is_no_text_or_too_long_is_refused(bad: object) -> None:
+    with pytest.raises(InputError, match="comment"):
+        feedback_event("d", 1.0, bad)  # type: ignore[arg-type]
+
+
+def test_feedback_takes_numbers_of_other_libraries_and_names_its_kind() -> None:
+    assert (feedback_event("d", np.float32(0.5)).kind, feedback_event("d", True).kind) == ("score", "thumb")  # type: ignore[arg-type]
+    inferred = feedback_event("d", 0.0, kind="retry")
+    assert (inferred.explicit, feedback_event("d", 0.3).explicit) == (False, True)

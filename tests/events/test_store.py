@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sqlite3
+import stat
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from router_ml.events.event import AttemptEvent, DecisionEvent, ExperimentEvent,
 from router_ml.events.export import export_events, export_outcomes, export_queries
 from router_ml.events.migrations import LATEST
 from router_ml.events.retention import Retention
-from router_ml.events.store import EventFilter, EventStore
+from router_ml.events.store import EventFilter, EventStore, RefusedRecord
+from router_ml.events.writer import EventWriter
 from router_ml.jsonl import read_outcomes, read_queries
 
 Opener = Callable[..., EventStore]
@@ -256,3 +260,118 @@ def test_postgres_connects_again_after_the_server_dropped_it(postgres_url: str, 
         "after-the-cut",
     }
     store.close()
+
+
+def test_a_value_the_database_refuses_is_told_apart_from_a_database_that_fails(opener: Opener) -> None:
+    store = opener()
+    with pytest.raises(RefusedRecord):
+        store.append([outcome("fine"), FeedbackEvent(["a list"], "thumb", 1.0)])  # type: ignore[arg-type]
+    with pytest.raises(RefusedRecord):
+        store.append([OutcomeEvent("odd", "m", 1.0, 1.0, unit=7)])  # type: ignore[arg-type]
+    assert list(store.read()) == []  # all or none
+    store.append([outcome("fine")])
+    assert len(list(store.read())) == 1
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "half \ud800", "x" * 100_000, ["list"]])
+def test_an_odd_id_never_stops_the_events_after_it(opener: Opener, odd: Any) -> None:
+    store = opener()
+    writer = EventWriter(lambda: store)
+    writer.record(outcome("before"))
+    writer.record(FeedbackEvent(odd, "thumb", 1.0))
+    writer.record(outcome("after"))
+    assert writer.flush()
+    stored = [s.event for s in store.read(EventFilter(("outcome",)))]
+    assert [e.decision_id for e in stored if isinstance(e, OutcomeEvent)] == ["before", "after"]
+    assert writer.state().written + writer.state().dropped == 3
+
+
+FOREIGN = (
+    "{}", "not json", "[" * 5000, '{"event":"future","v":9}', '{"event":"feedback","decision_id":"x"}',
+    '{"event":"outcome","decision_id":"y","model":"m","at_s":"soon"}',
+    '{"event":"decision","decision_id":"x","model":"m","complexity":"simple","policy":"p","bundle":"b","propensity":1.0,'
+    '"candidates":[{"model":"a"}]}',
+)  # fmt: skip
+
+
+def test_rows_that_are_no_events_are_skipped_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(tmp_path)
+    store.append([outcome("first")])
+    with sqlite3.connect(tmp_path / "events.db") as connection:
+        for number, body in enumerate((*FOREIGN, b"\xff\xfe")):
+            connection.execute(
+                "INSERT INTO event (event_id, kind, at_s, body) VALUES (?, 'outcome', 1.0, ?)", (str(number), body)
+            )
+    store.append([outcome("last")])
+    stored = [s.event for s in store.read()]
+    assert [e.decision_id for e in stored if isinstance(e, OutcomeEvent)] == ["first", "last"]
+    assert len([r for r in caplog.records if "is no event" in r.message]) == 1
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_bytes(b"garbage" * 1000),
+    lambda path: path.mkdir(),
+    lambda path: sqlite3.connect(path).executescript("CREATE TABLE event (x); INSERT INTO event VALUES (1)"),
+    lambda path: sqlite3.connect(path).executescript("PRAGMA user_version = -7"),
+])  # fmt: skip
+def test_a_damaged_or_foreign_file_is_a_typed_error_for_writer_and_reader(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(tmp_path / "events.db")
+    with pytest.raises(StoreError):
+        open_store(tmp_path).append([outcome("d")])
+    with pytest.raises(StoreError):
+        list(open_store(tmp_path, read_only=True).read())
+
+
+def test_files_of_a_store_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "state")
+    store.append([outcome("d")])
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
+    store.close()
+    assert set(modes) >= {"events.db", "events.db-wal", "events.key"}
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_bounded_share_prunes_the_oldest_first(opener: Opener) -> None:
+    store = opener()
+    store.append([outcome(f"d{i}", at_s=float(i)) for i in range(2000)])
+    before = {"outcome": 1500.0}
+    assert store.expired(before) == (1500, 2000)
+    assert store.prune(before, share=0.1) == 200
+    assert min(s.event.at_s for s in store.read()) == 200.0
+    assert store.prune(before) == 1300
+
+
+def test_both_stores_keep_the_declared_protocol(opener: Opener) -> None:
+    assert isinstance(opener(), EventStore)
+
+
+def test_a_store_can_be_used_on_both_sides_of_a_fork(opener: Opener) -> None:
+    store = opener()
+    store.append([outcome("parent")])
+    child = os.fork()
+    if child == 0:
+        try:
+            store.append([outcome("child")])
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    store.append([outcome("again")])
+    ids = {s.event.decision_id for s in store.read() if isinstance(s.event, OutcomeEvent)}
+    assert ids == {"parent", "child", "again"}
+
+
+@pytest.mark.parametrize("url", [
+    "postgresql://u:hunter2%zz@127.0.0.1:1/db",
+    "postgresql://127.0.0.1:1/db?user=u&password=hunter2&sslmode=sometimes",
+    "postgresql://u:hunter2 pw@127.0.0.1:1/db",
+    "postgresql://u:pw@127.0.0.1:1/db?pasword=hunter2",
+    "postgresql://u:hunter2/pw@127.0.0.1:1/db",
+    "postgresql://u:pw@127.0.0.1:hunter2/db",
+])  # fmt: skip
+def test_no_error_of_an_odd_database_url_repeats_its_password(url: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        open_store(url, key_dir=tmp_path)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))

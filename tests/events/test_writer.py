@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import random
 import signal
 import sqlite3
-import stat
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import pytest
-
+from router_ml.context import parse_context
 from router_ml.errors import StoreError
 from router_ml.events.connect import open_store
-from router_ml.events.event import Event, ExperimentEvent, FeedbackEvent
-from router_ml.events.privacy import load_key, redact
-from router_ml.events.store import EVERYTHING, EventFilter, Stored
+from router_ml.events.event import DecisionEvent, Event, ExperimentEvent, FeedbackEvent, OutcomeEvent
+from router_ml.events.retention import Retention
+from router_ml.events.store import EVERYTHING, EventFilter, RefusedRecord, Stored
 from router_ml.events.writer import EventWriter
 
 
@@ -165,25 +168,184 @@ def test_kill_nine_under_load_loses_no_acknowledged_event_and_leaves_the_file_wh
     assert some > 0
 
 
-def test_the_key_is_made_once_and_only_for_its_owner(tmp_path: Path) -> None:
-    key = load_key(tmp_path)
-    assert load_key(tmp_path) == key
-    assert stat.S_IMODE((tmp_path / "events.key").stat().st_mode) == 0o600
-    assert [p.name for p in tmp_path.iterdir()] == ["events.key"]
+class Picky(Memory):
+    """A store that refuses one record for good, as a database does with a value it cannot hold."""
+
+    def append(self, events: Sequence[Event]) -> None:
+        if any(isinstance(event, FeedbackEvent) and event.decision_id == "d3" for event in events):
+            raise RefusedRecord("no such value")
+        super().append(events)
 
 
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("write to a.b+c@mail.example.org today", "write to [email] today"),
-        ("my password is hunter2!", "my [secret]"),
-        ("key sk-abcdefghijklmnopqrstuvwx", "key [secret]"),
-        ("IBAN DE89 3704 0044 0532 0130 00 please", "IBAN [iban] please"),
-        ("card 4111 1111 1111 1111", "card [number]"),
-        ("host 192.168.1.20 is down", "host [address] is down"),
-        ("https://bob:pw@host/x", "https://[credentials]@host/x"),
-        ("in 2024 we sold 1500 of 20", "in 2024 we sold 1500 of 20"),
-    ],
-)
-def test_redaction_takes_what_names_a_person_or_opens_a_door(text: str, clean: str) -> None:
-    assert redact(text) == clean
+def test_a_refused_record_is_dropped_and_counted_and_the_others_are_stored() -> None:
+    store = Picky()
+    writer = EventWriter(lambda: store)
+    for i in range(10):
+        writer.record(feedback(i))
+    assert writer.flush()
+    writer.record(feedback(10))
+    assert writer.close()
+    ids = [e.decision_id for e in store.kept if isinstance(e, FeedbackEvent)]
+    assert ids == [f"d{i}" for i in range(11) if i != 3]
+    assert (writer.state().written, writer.state().dropped) == (10, 1)
+
+
+def test_a_store_that_fails_while_records_are_sorted_out_loses_none_of_them() -> None:
+    store = Picky()
+    writer = EventWriter(lambda: store)
+    for i in range(6):
+        writer.record(feedback(i))
+    store.failures = 2  # after the refusal of the batch, two single writes fail
+    assert writer.close()
+    assert writer.state().dropped == 1
+    assert len(store.kept) == 5
+
+
+def test_an_opener_that_raises_anything_is_tried_again() -> None:
+    store, tries = Memory(), [0]
+
+    def opener() -> Memory:
+        tries[0] += 1
+        if tries[0] < 3:
+            raise ValueError("not yet")
+        return store
+
+    writer = EventWriter(opener)
+    writer.record(feedback(1))
+    assert writer.close()
+    assert len(store.kept) == 1
+
+
+def test_events_of_a_writer_nobody_refers_to_any_more_are_written_and_its_thread_ends(tmp_path: Path) -> None:
+    before = threading.active_count()
+    writer = EventWriter(lambda: open_store(tmp_path))
+    writer.record(feedback(1))
+    del writer
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+    assert len(list(open_store(tmp_path).read())) == 1
+
+
+def test_what_waits_is_written_at_the_end_of_the_interpreter(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom router_ml.events.connect import open_store\n"
+        "from router_ml.events.event import FeedbackEvent\nfrom router_ml.events.writer import EventWriter\n"
+        "def main():\n    writer = EventWriter(lambda: open_store(sys.argv[1]))\n"
+        "    for i in range(500): writer.record(FeedbackEvent(f'd{i}', 'thumb', 1.0))\n"
+        "main()\nraise SystemExit(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60).returncode == 3
+    assert len(list(open_store(tmp_path).read())) == 500
+
+
+def test_a_process_of_a_pool_writes_what_it_recorded_though_it_runs_no_exit_handlers(tmp_path: Path) -> None:
+    writer = EventWriter(lambda: open_store(tmp_path))
+    process = multiprocessing.get_context("fork").Process(target=writer.record, args=(feedback(7),))
+    process.start()
+    process.join(20)
+    assert process.exitcode == 0
+    assert [s.event.decision_id for s in open_store(tmp_path).read() if isinstance(s.event, FeedbackEvent)] == ["d7"]
+
+
+def test_children_forked_under_load_write_their_events(tmp_path: Path) -> None:
+    writer = EventWriter(lambda: open_store(tmp_path))
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.wait(0.002):
+            for _ in range(20):
+                writer.record(feedback(0))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    statuses = []
+    for child in range(12):
+        time.sleep(0.007 * (child % 5))
+        pid = os.fork()
+        if pid == 0:
+            writer.record(OutcomeEvent(f"child{child}", "m", 1.0, 1.0))
+            os._exit(0 if writer.flush(10.0) else 1)
+        statuses.append(os.waitpid(pid, 0)[1])
+    stop.set()
+    thread.join()
+    assert writer.close()
+    assert statuses == [0] * 12
+    stored = [s.event for s in open_store(tmp_path).read(EventFilter(("outcome",)))]
+    assert {e.decision_id for e in stored if isinstance(e, OutcomeEvent)} == {f"child{i}" for i in range(12)}
+    with sqlite3.connect(tmp_path / "events.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_signal_handler_may_record_while_a_record_is_under_way() -> None:
+    writer = EventWriter(Memory)
+    count = [0]
+
+    def handler(*_: object) -> None:
+        count[0] += 1
+        writer.record(feedback(0))
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            writer.record(feedback(1))
+            time.sleep(0)
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert count[0] > 10
+    assert writer.close()
+
+
+def test_a_backlog_keeps_no_conversations() -> None:
+    class Away(Memory):
+        def append(self, events: Sequence[Event]) -> None:
+            if away:
+                raise StoreError("away")
+            super().append(events)
+
+    away = [True]
+    store = Away()
+    writer = EventWriter(lambda: store)
+    context = parse_context({"history": ["a long conversation"]})
+    for i in range(4000):
+        writer.record(DecisionEvent(f"d{i}", "m", "simple", "p", "b", 1.0, context=context))
+    away.clear()
+    assert writer.close()
+    with_context = sum(isinstance(e, DecisionEvent) and e.context is not None for e in store.kept)
+    assert len(store.kept) == 4000
+    assert with_context <= 2001  # the batch in hand, and as many in the queue
+
+
+def test_a_store_whose_file_was_removed_is_made_again(tmp_path: Path) -> None:
+    writer = EventWriter(lambda: open_store(tmp_path / "store"))
+    writer.record(feedback(1))
+    assert writer.flush()
+    for path in (tmp_path / "store").iterdir():
+        path.unlink()
+    (tmp_path / "store").rmdir()
+    writer.record(feedback(2))
+    assert writer.close()
+    ids = [s.event.decision_id for s in open_store(tmp_path / "store").read() if isinstance(s.event, FeedbackEvent)]
+    assert ids == ["d2"]
+
+
+def test_a_clock_that_jumps_deletes_nothing(tmp_path: Path) -> None:
+    wall, steady = [1e9], [0.0]
+    writer = EventWriter(
+        lambda: open_store(tmp_path), retention=Retention(), clock=lambda: wall[0], monotonic=lambda: steady[0]
+    )
+    for i in range(50):
+        writer.record(OutcomeEvent(f"d{i}", "m", 1.0, 1.0, at_s=1e9))
+    assert writer.flush()
+    wall[0] += 400 * 86_400.0
+    steady[0] += 3700.0
+    writer.record(OutcomeEvent("later", "m", 1.0, 1.0, at_s=wall[0]))
+    assert writer.close()
+    assert len(list(open_store(tmp_path).read())) == 51

@@ -21,19 +21,25 @@ from router_ml.events.event import Event, ExperimentEvent, OutcomeEvent
 from router_ml.experiments import mlflow as mlflow_sink
 from router_ml.experiments.experiment import Arm, Experiment, Variant, experiment_row
 from router_ml.experiments.mlflow import MlflowSync
-from router_ml.experiments.report import difference_svg, looks_of, report_html
+from router_ml.experiments.report import analyses_of, difference_svg, report_html
 from router_ml.experiments.rollout import request_of
 from router_ml.experiments.trial import Trial
 
 START_S = 1_700_000_000.0
 WINDOWS = 6
 EXPERIMENT = Experiment(
-    "quick", Variant("old"), Variant("new", policy="fast"), START_S, unit="request", hypothesis="Faster and as good."
+    "quick",
+    Variant("old"),
+    Variant("new", policy="fast"),
+    START_S,
+    unit="request",
+    judgement_s=0.0,
+    hypothesis="Faster and as good.",
 )
 
 
 def history(windows: int = WINDOWS, per_window: int = 40) -> list[Event]:
-    """An experiment of several ten-minute windows, with a look after each."""
+    """An experiment of several ten-minute windows, with an analysis after each."""
     draw = random.Random(8)
     events: list[Event] = [
         ExperimentEvent("quick", "started", {"experiment": experiment_row(EXPERIMENT)}, at_s=START_S)
@@ -54,7 +60,7 @@ def history(windows: int = WINDOWS, per_window: int = 40) -> list[Event]:
             assert request is not None
             trial.add(request)
         now_s = START_S + 600 * (window + 1) - 1
-        detail = {"verdict": trial.look(now_s).as_dict()}
+        detail = {"verdict": trial.analyse(now_s).as_dict()}
         events.append(ExperimentEvent("quick", "look", detail, at_s=now_s, event_id=f"look-{window}"))
     return events
 
@@ -121,11 +127,11 @@ def test_windows_become_metrics_that_agree_with_the_events(place: Place) -> None
         f"verdict/{name}_{part}" for name in ("failure", "latency") for part in ("change", "low", "high")
     }
     assert not [key for arm, key, _ in found if arm == "control" and key.startswith("verdict/")]
-    mine, other = (
+    new_log, old_log = (
         np.mean([math.log(e.latency_s or 1) for e in history() if isinstance(e, OutcomeEvent) and e.variant == name])
         for name in ("new", "old")
     )
-    assert found["challenger", "verdict/latency_change", WINDOWS - 1] == pytest.approx(math.exp(mine - other) - 1)
+    assert found["challenger", "verdict/latency_change", WINDOWS - 1] == pytest.approx(math.exp(new_log - old_log) - 1)
 
 
 def test_each_section_of_the_page_has_three_to_six_charts(place: Place) -> None:
@@ -171,7 +177,7 @@ def test_a_window_waits_until_it_is_closed(place: Place) -> None:
 
 def test_an_ended_experiment_finishes_its_runs_and_says_why(place: Place) -> None:
     store = open_store(place.folder)
-    verdict = dict(looks_of([e for e in history() if isinstance(e, ExperimentEvent)])[-1].verdict)
+    verdict = dict(analyses_of([e for e in history() if isinstance(e, ExperimentEvent)])[-1].verdict)
     verdict |= {"kind": "ROLLBACK", "summary": "ROLLBACK: it was worse."}
     end_s = START_S + 600 * WINDOWS - 1
     store.append([ExperimentEvent("quick", "rolled_back", {"verdict": verdict}, at_s=end_s)])
@@ -227,18 +233,18 @@ def test_a_light_install_is_told_what_is_missing(place: Place, monkeypatch: pyte
 
 
 def test_the_report_stands_alone_and_escapes_what_people_wrote() -> None:
-    looks = looks_of([e for e in history() if isinstance(e, ExperimentEvent)])
+    analyses = analyses_of([e for e in history() if isinstance(e, ExperimentEvent)])
     row = experiment_row(EXPERIMENT) | {"hypothesis": "<script>alert(1)</script>"}
-    page = report_html(row, looks)
+    page = report_html(row, analyses)
     assert "<script>" not in page
-    assert "http" not in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert page.count("<svg") >= 3
-    assert report_html(row, []).count("No look") == 1
+    assert report_html(row, []).count("No interim analysis") == 1
 
 
 def test_the_drawing_has_the_difference_inside_its_band() -> None:
-    looks = looks_of([e for e in history() if isinstance(e, ExperimentEvent)])
-    drawing = difference_svg("log_latency", looks)
+    analyses = analyses_of([e for e in history() if isinstance(e, ExperimentEvent)])
+    drawing = difference_svg("log_latency", analyses)
     line = drawing.split('<polyline points="')[1].split('"')[0].split()
     band = drawing.split('<polygon points="')[1].split('"')[0].split()
     n = len(line)
@@ -247,4 +253,24 @@ def test_the_drawing_has_the_difference_inside_its_band() -> None:
         low, high = band[i].split(","), band[2 * n - 1 - i].split(",")
         assert float(low[0]) == float(high[0]) == x
         assert float(high[1]) <= y <= float(low[1])  # down is larger
-    assert difference_svg("log_latency", looks[:1]) == ""
+    assert difference_svg("log_latency", analyses[:1]) == ""
+
+
+def test_each_difference_is_one_picture_with_its_band_and_bounds_are_possible(place: Place) -> None:
+    place.sync().sync()
+    pictures = sorted(path.name for path in place.root.rglob("*.svg"))
+    assert {"failure.svg", "log_latency.svg"} <= set(pictures)
+    (picture,) = place.root.rglob("difference/failure.svg")
+    assert picture.read_text().count("<polygon") == picture.read_text().count("<polyline") == 1
+    bounds = [value for _, key, _, value in place.metrics() if key in ("verdict/failure_low", "verdict/failure_high")]
+    assert bounds
+    assert all(-1.0 <= value <= 1.0 for value in bounds)
+
+
+def test_bounds_of_an_earlier_version_are_clipped_to_what_is_possible() -> None:
+    finding = {"metric": "failure", "difference": 0.5, "low": -1.4, "high": 2.4, "ratio": False}
+    event = ExperimentEvent("e", "look", {"verdict": {"findings": [finding]}})
+    (analysis,) = analyses_of([event])
+    clipped = analysis.finding("failure")
+    assert clipped is not None
+    assert (clipped["low"], clipped["high"]) == (-1.0, 1.0)

@@ -60,3 +60,15 @@ def test_a_file_that_is_no_database_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database, but long enough to look at" * 10)
     with pytest.raises(StoreError, match="cannot open the MLflow store"):
         open_tracking(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["with space", "umlaut é", "hash#1", "feature%2Fx", "what?x=1", "100%"])
+def test_a_folder_may_have_any_name(mlflow_template: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name / "mlruns"
+    shutil.copytree(mlflow_template, folder)
+    uri = open_tracking(folder)
+    experiment = ensure_experiment("fits", folder, uri)
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        assert connection.execute("SELECT name FROM experiments WHERE experiment_id = ?", (experiment,)).fetchone() == (
+            "fits",
+        )

@@ -1,9 +1,10 @@
-"""The boundaries have the values of their sources, and no test cries wolf more often than it may."""
+"""The boundaries have the values of their sources, and no test raises more false alarms than it may."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from router_ml.experiments.statistics import (
     BETS,
+    Floats,
     benefit_growth,
     harm_growth,
     log_e,
@@ -19,26 +21,16 @@ from router_ml.experiments.statistics import (
     one_sided_boundary,
     one_sided_rho,
     split_log_e,
-    two_sided_boundary,
-    two_sided_rho,
     width_in_errors,
 )
 
 
 def test_normal_mixtures_have_the_values_of_the_reference_implementation() -> None:
     # Printed by the authors' package `confseq`: v = 100, alpha = .05, v_opt = 100, alpha_opt = .05.
-    assert two_sided_boundary(100, 0.05, two_sided_rho(100, 0.05)) == pytest.approx(30.35209, abs=1e-5)
     assert one_sided_boundary(100, 0.05, one_sided_rho(100, 0.05)) == pytest.approx(27.66071, abs=1e-5)
 
 
-def test_the_asymptotic_sequence_is_equation_9_of_its_paper() -> None:
-    # Half-width at t with sd 1: sqrt(2 (t rho^2 + 1) / (t^2 rho^2) * log(sqrt(t rho^2 + 1) / alpha)).
-    t, alpha, rho2 = 500, 0.05, 1 / two_sided_rho(800, 0.05)
-    equation = math.sqrt(2 * (t * rho2 + 1) / (t**2 * rho2) * math.log(math.sqrt(t * rho2 + 1) / alpha))
-    assert two_sided_boundary(t, alpha, 1 / rho2) / t == pytest.approx(equation, rel=1e-12)
-
-
-def test_a_sequence_is_wider_than_a_single_look_and_tightest_where_planned() -> None:
+def test_a_sequence_is_wider_than_a_single_test_and_tightest_where_planned() -> None:
     widths = {n: width_in_errors(n, 0.025, 1000) for n in (20, 200, 1000, 5000, 100_000)}
     assert min(widths, key=widths.__getitem__) == 1000
     assert all(width > 1.96 for width in widths.values())
@@ -64,18 +56,17 @@ def test_a_bet_on_a_share_gains_nothing_on_average_where_the_null_holds(mean: fl
     assert np.all(grown > 0)
 
 
-@given(st.floats(0.01, 0.9), st.floats(0.0, 0.09), st.floats(0.01, 0.99), st.floats(0.0, 0.2))
+@given(st.floats(0.01, 0.9), st.floats(0.0, 0.09), st.floats(0.0, 0.2))
 def test_comparing_arms_gains_nothing_on_average_where_the_null_holds(
-    control: float, drop: float, middle: float, slack: float
+    control: float, drop: float, slack: float
 ) -> None:
-    """Every outcome of one unit is enumerated: arm by a fair coin, then failure with the arm's own chance."""
+    """Every outcome of one pair of units is enumerated, each with its arm's own chance."""
 
-    def average(p_control: float, p_challenger: float, growth: object, shift: float) -> np.ndarray:
+    def average(p_control: float, p_challenger: float, growth: Callable[..., Floats], shift: float) -> Floats:
         total = np.zeros(len(BETS))
-        for sign, x in itertools.product((-1.0, 1.0), (0.0, 1.0)):
-            p = p_challenger if sign > 0 else p_control
-            weight = 0.5 * (p if x else 1 - p)
-            total += weight * np.exp(growth(np.array(x), np.array(sign), middle, shift))  # type: ignore[operator]
+        for x, y in itertools.product((0.0, 1.0), repeat=2):
+            weight = (p_control if x else 1 - p_control) * (p_challenger if y else 1 - p_challenger)
+            total += weight * np.exp(growth(np.array(y - x), shift))
         return total
 
     assert np.all(average(control, max(control - slack, 0), harm_growth, drop) <= 1 + 1e-12)
@@ -83,18 +74,17 @@ def test_comparing_arms_gains_nothing_on_average_where_the_null_holds(
     assert np.all(average(control, control + drop, benefit_growth, drop) <= 1 + 1e-12)
 
 
-def test_the_e_value_is_the_mean_wealth() -> None:
-    wealth = np.arange(1.0, len(BETS) + 1)
-    assert float(np.exp(log_e(np.log(wealth)))) == pytest.approx(wealth.mean())
+def test_the_e_value_is_the_mean_over_the_bets() -> None:
+    values = np.arange(1.0, len(BETS) + 1)
+    assert float(np.exp(log_e(np.log(values)))) == pytest.approx(values.mean())
 
 
 def test_a_harm_of_five_points_is_found_and_no_harm_is_not() -> None:
     generator = np.random.default_rng(5)
 
     def reached(p_control: float, p_challenger: float) -> float:
-        sign = generator.choice([-1.0, 1.0], size=(200, 6000))
-        x = (generator.random(sign.shape) < np.where(sign > 0, p_challenger, p_control)).astype(float)
-        path = log_e(np.cumsum(harm_growth(x, sign, 0.1, 0.0), axis=1))
+        x, y = (generator.random((200, 3000)) < p for p in (p_control, p_challenger))
+        path = log_e(np.cumsum(harm_growth(y.astype(float) - x, 0.0), axis=1))
         return float((path.max(axis=1) >= math.log(1 / 0.05)).mean())
 
     assert reached(0.10, 0.15) > 0.98

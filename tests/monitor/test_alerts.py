@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import http.server
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,13 +15,22 @@ from typing import Any
 import pytest
 
 from benchmarks.alert_replay import Fault, delay, false_alarms, traffic
+from router_ml.context import parse_context
 from router_ml.errors import SettingsError
 from router_ml.events.event import AlertEvent, AttemptEvent, DecisionEvent, Event, OutcomeEvent
 from router_ml.monitor.alerts import Alerts, WebhookChannel
 from router_ml.monitor.failure_rate import FailureRate
 from router_ml.monitor.latency_drift import LatencyDrift
 from router_ml.monitor.rule import Signal
-from router_ml.monitor.rules import BreakerOpen, BudgetMisses, CacheHits, CalibrationDrift, Novelty, default_rules
+from router_ml.monitor.rules import (
+    RULES,
+    BreakerOpen,
+    BudgetMisses,
+    CacheHits,
+    CalibrationDrift,
+    Novelty,
+    default_rules,
+)
 
 
 def outcome(number: int, **values: Any) -> OutcomeEvent:
@@ -320,3 +332,75 @@ def test_a_webhook_that_is_not_http_is_refused(url: str) -> None:
 def test_a_shadow_decision_or_cached_answer_changes_no_rule() -> None:
     events = [replace(outcome(i), cache_hit=True, success=0.0, ok=False) for i in range(500)]
     assert run(Alerts((FailureRate(), LatencyDrift(), CalibrationDrift()), channels=()), events) == []
+
+
+def test_a_url_of_the_webhook_with_a_token_is_in_no_log(
+    manager: tuple[str, type[Manager]], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, handler = manager
+    handler.refuse = 1
+    for secret in (f"{url}?token=hunter2", "http://bob:hunter2@127.0.0.1:1/x", "http://127.0.0.1:1/a b?key=hunter2"):
+        run(Alerts((Wolf(),), (WebhookChannel(secret),)), [outcome(1, ok=False)])
+    assert len([r for r in caplog.records if "could not be delivered" in r.message]) == 3
+    assert "hunter2" not in caplog.text
+    with pytest.raises(SettingsError) as caught:
+        WebhookChannel("ftp://bob:hunter2@host/?token=hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_model_names_that_clients_make_up_are_watched_as_one() -> None:
+    alerts = Alerts((FailureRate(), BreakerOpen()), channels=())
+    names = [f"made-up-{i}" for i in range(500)]
+    run(alerts, [AttemptEvent(f"d{i}", name, 0, ok=False, breaker="open") for i, name in enumerate(names)])
+    assert len(alerts.firing()) <= 25
+    assert "other" in {alert.subject for alert in alerts.firing()}
+
+
+def test_what_waits_for_the_rules_holds_no_conversation() -> None:
+    seen: list[Event] = []
+
+    class Seen:
+        name, advice = "seen", "Look."
+
+        def observe(self, event: Event) -> Iterator[Signal]:
+            seen.append(event)
+            return iter(())
+
+    context = parse_context({"history": ["a long conversation"]})
+    run(Alerts((Seen(),), channels=()), [DecisionEvent("d", "m", "simple", "p", "b", 1.0, text="q", context=context)])
+    (event,) = seen
+    assert isinstance(event, DecisionEvent)
+    assert (event.text, event.context, event.decision_id) == (None, None, "d")
+
+
+def test_alerts_that_nobody_refers_to_end_their_thread() -> None:
+    before = threading.active_count()
+    alerts = Alerts((Wolf(),), channels=())
+    alerts.start()
+    assert threading.active_count() == before + 1
+    del alerts
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() == before
+
+
+def test_a_forked_child_watches_its_own_requests() -> None:
+    alerts = Alerts((Wolf(),), channels=())
+    alerts.start()
+    child = os.fork()
+    if child == 0:
+        alerts.record(outcome(1, ok=False))
+        deadline = time.monotonic() + 5
+        while not alerts.firing() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os._exit(0 if alerts.firing() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    alerts.close()
+
+
+def test_every_rule_of_the_registry_is_made_anew() -> None:
+    first, second = default_rules(), default_rules()
+    assert [type(rule) for rule in first] == list(RULES)
+    assert not any(one is other for one, other in zip(first, second, strict=True))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
+import subprocess
+import sys
 import time
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from router_ml.context import parse_context
 from router_ml.events.connect import open_store
 from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent, Recorders
-from router_ml.events.writer import EventWriter
+from router_ml.events.writer import EventWriter, WriterState
 from router_ml.monitor.metrics import LiveMetrics
 from router_ml.monitor.prometheus import prometheus
 from router_ml.types import Candidate, Quantiles
@@ -169,3 +176,109 @@ def test_recording_and_summing_up_cost_little_on_the_request_path(tmp_path: Path
         spent.append(time.perf_counter() - began)
     writer.close()
     assert sorted(spent)[len(spent) // 2] < 50e-6
+
+
+def decision(number: int, **values: Any) -> DecisionEvent:
+    return DecisionEvent(f"d{number}", values.pop("model", "m"), "simple", "p", "b", 1.0, at_s=NOW_S, **values)
+
+
+def test_memory_does_not_depend_on_conversations_and_is_flat_once_the_window_is_full() -> None:
+    live = LiveMetrics(kept=2000, clock=lambda: NOW_S)
+
+    def record(first: int, n: int) -> int:
+        for i in range(first, first + n):
+            context = parse_context({"history": [f"{i} " + "x" * 5000]})
+            live.record(decision(i, text="y" * 5000, context=context))
+            live.record(OutcomeEvent(f"d{i}", "m", None, 1.0, at_s=NOW_S))
+            live.record(FeedbackEvent(f"unknown{i}", "thumb", 1.0))
+        assert live.snapshot().total.requests == min(first + n, 2000)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        full = record(0, 12_000)
+        assert full - before < 15e6  # with the conversations it would be 120 MB
+        assert record(12_000, 12_000) - full < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_feedback_counts_before_and_after_its_outcome_and_an_explicit_word_outranks_an_inferred_one() -> None:
+    live = LiveMetrics(clock=lambda: NOW_S)
+    live.record(FeedbackEvent("early", "thumb", 0.0))
+    live.record(OutcomeEvent("early", "m", None, 1.0, at_s=NOW_S))
+    live.record(OutcomeEvent("late", "m", None, 1.0, at_s=NOW_S))
+    live.record(FeedbackEvent("late", "thumb", 1.0))
+    live.record(FeedbackEvent("late", "retry", 0.0))
+    live.record(OutcomeEvent("never", "m", None, 1.0, at_s=NOW_S))
+    total = live.snapshot().total
+    assert (total.requests, total.judged, total.success_rate) == (3, 2, 0.5)
+
+
+def test_a_flood_of_feedback_under_unknown_ids_displaces_no_judgement() -> None:
+    live = LiveMetrics(clock=lambda: NOW_S)
+    live.record(OutcomeEvent("mine", "m", None, 1.0, at_s=NOW_S))
+    live.record(FeedbackEvent("mine", "thumb", 1.0))
+    for i in range(30_000):
+        live.record(FeedbackEvent(f"u{i}", "thumb", 0.0))
+    assert live.snapshot().total.success_rate == 1.0
+
+
+def test_recording_takes_no_lock_that_a_reader_or_a_signal_handler_may_hold() -> None:
+    live = LiveMetrics(clock=lambda: NOW_S)
+    with live._lock:
+        for i in range(5000):
+            live.record(OutcomeEvent(f"d{i}", "m", 1.0, 1.0, at_s=NOW_S))
+    assert live.snapshot().total.requests == 5000
+
+
+def test_model_names_that_clients_make_up_become_no_labels_without_end() -> None:
+    live = LiveMetrics(clock=lambda: NOW_S)
+    live.record(decision(0, model="real"))
+    for i in range(500):
+        live.record(decision(i, model=f"made-up-{i}", pinned=True))
+        live.record(OutcomeEvent(f"d{i}", f"made-up-{i}", 0.0, 1.0, ok=False, error=f"e{i}", variant=f"v{i}"))
+    live.record(OutcomeEvent("d", "answers", None, 1.0, at_s=NOW_S))
+    text = prometheus(live)
+    labels = set(re.findall(r'model="([^"]*)"', text))
+    assert {"real", "answers", "other"} <= labels
+    assert len(labels) <= 25
+    assert len(set(re.findall(r'error_type="([^"]*)"', text))) <= 51
+    assert len(set(re.findall(r'variant="([^"]*)"', text))) <= 51
+
+
+@pytest.mark.parametrize("odd", ["a\rb", "a\0b", "half \ud800", "x" * 100_000])
+def test_no_name_makes_a_scrape_fail(odd: str) -> None:
+    live = LiveMetrics(clock=lambda: NOW_S)
+    live.record(OutcomeEvent("d", odd, 1.0, 1.0, variant=odd, at_s=NOW_S))
+    text = prometheus(live, firing=[(odd, odd)])
+    assert all(_LINE.match(line) for line in text.splitlines() if line and not line.startswith("#"))
+    assert len(text.encode()) < 250_000
+
+
+def test_the_names_of_the_exposition_are_those_that_dashboards_use() -> None:
+    live = LiveMetrics(clock=lambda: NOW_S)
+    for event in traffic(50):
+        live.record(event)
+    text = prometheus(live, writer=WriterState(1, 2, 3, 4, None), firing=[("r", "s")])
+    assert set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)) == {
+        "router_ml_requests_total", "router_ml_decisions_total", "router_ml_cache_hits_total",
+        "router_ml_clarifications_total", "router_ml_fallbacks_total", "gen_ai_client_operation_duration_seconds",
+        "gen_ai_server_time_to_first_token_seconds", "gen_ai_client_token_usage", "router_ml_success_ratio",
+        "router_ml_output_tokens_per_second", "router_ml_over_routing_ratio", "router_ml_under_routing_ratio",
+        "router_ml_saved_ratio", "router_ml_alert_firing", "router_ml_events_written_total",
+        "router_ml_events_dropped_total", "router_ml_events_pending",
+    }  # fmt: skip
+    assert 'gen_ai_operation_name="chat",gen_ai_provider_name="ollama",gen_ai_request_model="small"' in text
+    parsed = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert "gen_ai_client_operation_duration_seconds_bucket" in parsed
+
+
+def test_the_exposition_library_is_imported_by_a_scrape_only() -> None:
+    code = (
+        "import sys; from router_ml.monitor.watch import open_watch; from router_ml.settings import Settings\n"
+        "assert 'prometheus_client' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -222,10 +222,11 @@ def test_what_no_model_could_take_is_an_input_error(gateway, messages, more) -> 
         gateway.chat(messages, **more)
 
 
-def test_an_option_of_the_wrong_type_is_the_callers_error_and_nobody_elses(gateway, double) -> None:
+def test_an_option_of_the_wrong_type_is_the_callers_error_and_nobody_elses(gateway, double, recording) -> None:
     with pytest.raises(QueryError, match="temperature"):
         gateway.chat(HELLO, options={"temperature": "hot"})
     assert len(double.generations) == 1
+    assert recording.events == []
     assert gateway.machine().models[LLAMA].available
 
 

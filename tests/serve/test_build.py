@@ -86,3 +86,22 @@ def test_a_deadline_that_is_none_is_refused(value: str) -> None:
 )
 def test_hosts_are_read_as_ollamas_client_reads_them(value: str, url: str) -> None:
     assert load_settings({"OLLAMA_HOST": value}).ollama_host == url
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"policy": "quick"}, {"policy": "/no/such.toml"}, {"deadline_s": float("nan")}, {"deadline_s": "5"},
+     {"parallel": 0}, {"parallel": None}, {"stick_margin": float("nan")}, {"answer_cache_size": -1}],
+    ids=str,
+)  # fmt: skip
+def test_odd_settings_are_found_when_the_gateway_is_built(tmp_path, odd) -> None:
+    settings = Settings(state_dir=tmp_path, **odd)
+    with pytest.raises(SettingsError):
+        build_gateway(settings, decider=Router.heuristic(), recorder=Recording())
+
+
+def test_a_node_reads_the_settings_given_to_it(tmp_path) -> None:
+    settings = Settings(state_dir=tmp_path, models_dir=tmp_path / "none", policy="accurate")
+    assert build_node(settings, recorder=Recording())({"query": "hi"})["routing"]["policy"] == "accurate"
+    with pytest.raises(SettingsError, match="ROUTER_ML_POLICY"):
+        build_node(Settings(state_dir=tmp_path, policy="quick"))

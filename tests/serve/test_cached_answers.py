@@ -92,12 +92,12 @@ def test_an_answer_that_cannot_be_cached_reaches_the_caller(cached, monkeypatch)
 @pytest.mark.parametrize(
     "more", [{"options": {}, "context": DANA}, {"options": {"temperature": 0.7}, "context": DANA}, {"options": COLD}]
 )
-def test_what_may_differ_or_belongs_to_nobody_is_not_kept(cached, double, more) -> None:
+def test_what_may_differ_or_belongs_to_nobody_is_not_cached(cached, double, more) -> None:
     for _ in range(2):
         assert not cached.chat(HELLO, **more).cached
 
 
-def test_an_answer_cut_short_is_not_kept(cached) -> None:
+def test_an_answer_cut_short_is_not_cached(cached) -> None:
     for _ in range(2):
         assert not cached.chat(HELLO, options={**COLD, "num_predict": 2}, context=DANA).cached
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router_ml.catalogue import load_catalogue
+from router_ml.decide.selection.policy import Policy
+from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.options import GatewayOptions
 from router_ml.serve.demand import Demand
 from router_ml.serve.order import attempt_timeout_s, chain, outage_wait_s, pin, plain_decision, restrict, shifted, stick
-from router_ml.types import Quantiles
+from router_ml.types import Context, Decision, Quantiles
 from tests.serve.deciders import FixedDecider
 
 NAMES = ModelNames(load_catalogue())
@@ -83,8 +88,8 @@ def test_no_time_is_reserved_for_a_fallback_that_could_not_finish_in_it() -> Non
 @pytest.mark.parametrize(
     ("down_s", "seen_up", "total_s", "left_s", "wait_s"),
     [
-        (0.0, True, 30.0, 30.0, 10.0),
-        (4.0, True, 30.0, 29.0, 6.0),
+        (0.0, True, 30.0, 30.0, 30.0),
+        (4.0, True, 30.0, 29.0, 26.0),
         (0.0, True, 120.0, 120.0, 30.0),  # never longer than half a minute
         (0.0, True, 30.0, 2.0, 2.0),  # nor than the deadline
         (60.0, True, 30.0, 30.0, 0.0),
@@ -147,3 +152,42 @@ def test_the_cold_model_most_wanted_is_loaded_ahead() -> None:
     for _ in range(20):
         demand.chose("a")
     assert demand.next_to_load({"a": True, "b": False}) is None  # wanted too seldom by now
+
+
+FORECAST = Forecast([0.80, 0.84, 0.90], [(1, 2, 3), (2, 3, 4), (3, 4, 4.9)], [100] * 3, [0.0] * 3)
+EXPLORING = Policy("exploring", exploration=0.2, latency_weight_per_s=0.02)
+
+
+def draws() -> Iterator[tuple[float, list[float]]]:
+    """Yield every case of two uniform draws, with its probability, for an exploration of .2 among three models."""
+    yield 0.8, [0.5]
+    for index in range(3):
+        yield 0.2 / 3, [0.1, (index + 0.5) / 3]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "models"),
+    [
+        (lambda decision, names: decision, 3),
+        (lambda decision, names: stick(decision, names[1], 0.05, NAMES), 1),
+        (lambda decision, names: stick(decision, names[0], 0.001, NAMES), 3),
+        (lambda decision, names: pin(decision, names[2], NAMES), 1),
+        (lambda decision, names: pin(decision, names[0], NAMES), 1),
+    ],
+    ids=["explored", "held", "left", "pinned to the best", "pinned to another"],
+)
+def test_logged_propensities_are_the_true_ones(
+    chosen: Callable[[Decision, Sequence[str]], Decision], models: int
+) -> None:
+    """The share-weighted inverse of the logged propensity of each model is 1."""
+    catalogue = load_catalogue(None)
+    selector, names = Selector(catalogue.models), [model.name for model in catalogue.models]
+    total: Counter[str] = Counter()
+    for probability, values in draws():
+        found = selector.select(FORECAST, Context(), EXPLORING, draw=iter(values).__next__)
+        made = Decision(
+            found.ranked[0].model, "simple", {}, found.ranked, "answer", "", "id", "p", "b", found.propensity
+        )
+        decision = chosen(made, names)
+        total[decision.model] += probability / decision.propensity
+    assert list(total.values()) == [pytest.approx(1.0)] * models

@@ -83,6 +83,12 @@ def test_parts_that_cannot_be_sent_are_refused_not_skipped() -> None:
             build_request([{"role": "user", "content": ["look", content]}])
 
 
+def test_the_url_of_an_image_never_names_a_file(photo: Path) -> None:
+    for url in (str(photo), f"file://{photo}", photo):
+        with pytest.raises(QueryError, match=r"messages\[0\]\.content\[0\]"):
+            build_request([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+
+
 class Colour(enum.StrEnum):
     RED = "red"
 
@@ -211,3 +217,15 @@ def test_tools_of_every_kind_become_schemas() -> None:
     assert functions[0]["parameters"]["properties"]["a"] == {"type": "integer", "description": "the first"}
     assert functions[1]["parameters"]["required"] == ["city"]
     assert functions[2] == functions[3] == functions[4]
+
+
+def test_a_function_that_changed_is_described_anew() -> None:
+    def look(city: str) -> str:
+        """Look outside."""
+        return city
+
+    (first,) = build_request(HELLO, [look]).tools
+    assert build_request(HELLO, [look]).tools == (first,)
+    look.__doc__ = "Look inside."
+    (second,) = build_request(HELLO, [look]).tools
+    assert (first["function"]["description"], second["function"]["description"]) == ("Look outside.", "Look inside.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router_ml.types import Outcome, Query
-from training.measuring.comparison import compare, comparison_table, summary, wilson
+from training.measuring.comparison import compare, comparison_table, model_figures, wilson
 from training.measuring.progress import Pace, duration
 
 
@@ -25,7 +25,7 @@ def test_figures_of_one_model() -> None:
     rows = [outcome(f"q{i}", "m", float(i % 2), float(i), output_tokens=10 * i, eval_s=0.5) for i in range(1, 22)]
     rows.append(outcome("e", "m", 0.0, None, error="server_error: out of memory"))
     rows.append(outcome("u", "m", None, 11.0))
-    figures = summary(rows)
+    figures = model_figures(rows)
     assert (figures.rows, figures.scored, figures.errors) == (23, 22, 1)
     assert figures.success == pytest.approx(11 / 22)
     assert figures.latency_p50_s == 11.0
@@ -33,7 +33,7 @@ def test_figures_of_one_model() -> None:
 
 
 def test_nothing_measured_is_said_as_such() -> None:
-    figures = summary([])
+    figures = model_figures([])
     assert (figures.success, figures.latency_p50_s, figures.tokens_per_s) == (None, None, None)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router_ml.errors import InputError, StoreError
-from training.measuring.journal import RowLog
+from training.measuring.row_log import RowLog
 
 ROWS = [{"query_id": f"q{i}", "model": "m", "text": "größer\u2028" * i} for i in range(5)]
 

@@ -20,7 +20,7 @@ from router_ml.jsonl import read_outcomes
 from router_ml.types import Outcome
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from training import benchmark
-from training.measuring import run as run_module
+from training.measuring import benchmark_run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 WEATHER = {
@@ -285,7 +285,7 @@ def test_a_host_that_goes_away_ends_the_run_without_false_rows(
     with monkeypatch.context() as patch:
         patch.setattr(benchmark.ollama, "Client", Leaving)
         assert bench() == 1
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue with --resume" in capsys.readouterr().err
     assert [(o.query_id, o.error) for o in bench.outcomes().values()] == [("weather", None), ("send", None)]
     double.accept()
     assert bench("--resume") == 0

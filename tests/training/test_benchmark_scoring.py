@@ -10,43 +10,43 @@ from hypothesis import strategies as st
 
 from router_ml.errors import InputError
 from router_ml.types import Query
-from training.measuring.answer import Answer
-from training.measuring.calls import Call, score_calls
-from training.measuring.expectation import Expectation, ExpectedCall, expectation
-from training.measuring.judge import Verdict
+from training.measuring.expected_answer import ExpectedAnswer, ExpectedCall, expected_answer
+from training.measuring.judge import JudgeDecision
+from training.measuring.measured_answer import MeasuredAnswer
 from training.measuring.scoring import needs_judge, outcome
-from training.measuring.text import asks_back, score_text
+from training.measuring.text_checks import is_question, score_text
+from training.measuring.tool_calls import ToolCall, score_calls
 
 LIGHT = ExpectedCall("lights", {"room": "study", "on": False}, frozenset({"color"}))
 MAIL = ExpectedCall("mail", {"unread": True})
 
 
 def test_calls_in_any_order_are_right() -> None:
-    made = [Call("mail", {"unread": "true"}), Call("lights", {"on": "off", "room": "Study"})]
+    made = [ToolCall("mail", {"unread": "true"}), ToolCall("lights", {"on": "off", "room": "Study"})]
     score = score_calls([LIGHT, MAIL], made)
     assert (score.success, score.names, score.arguments, score.problems) == (True, 1.0, 1.0, ())
 
 
 def test_optional_arguments_may_be_left_out_or_be_anything() -> None:
-    assert score_calls([LIGHT], [Call("lights", {"room": "study", "on": False, "color": "red"})]).success
+    assert score_calls([LIGHT], [ToolCall("lights", {"room": "study", "on": False, "color": "red"})]).success
 
 
 def test_an_optional_argument_with_a_value_must_have_it_where_given() -> None:
     expected = [ExpectedCall("list", {"end": "2026-03-10"}, frozenset({"end"}))]
-    assert score_calls(expected, [Call("list", {})]).success
-    assert score_calls(expected, [Call("list", {"end": ""})]).success
-    assert not score_calls(expected, [Call("list", {"end": "2026-03-11"})]).success
+    assert score_calls(expected, [ToolCall("list", {})]).success
+    assert score_calls(expected, [ToolCall("list", {"end": ""})]).success
+    assert not score_calls(expected, [ToolCall("list", {"end": "2026-03-11"})]).success
 
 
 def test_an_argument_nobody_asked_for_is_wrong_unless_it_is_empty() -> None:
-    assert score_calls([MAIL], [Call("mail", {"unread": True, "sender": None, "tags": []})]).success
-    score = score_calls([MAIL], [Call("mail", {"unread": True, "sender": "Bo"})])
+    assert score_calls([MAIL], [ToolCall("mail", {"unread": True, "sender": None, "tags": []})]).success
+    score = score_calls([MAIL], [ToolCall("mail", {"unread": True, "sender": "Bo"})])
     assert not score.success
     assert score.problems == ("mail: sender was not expected",)
 
 
 def test_a_wrong_and_a_missing_argument_cost_their_share() -> None:
-    score = score_calls([LIGHT, MAIL], [Call("lights", {"room": "attic", "on": False}), Call("mail", {})])
+    score = score_calls([LIGHT, MAIL], [ToolCall("lights", {"room": "attic", "on": False}), ToolCall("mail", {})])
     assert not score.success
     assert score.names == 1.0
     assert score.arguments == pytest.approx(1 / 3)  # of room, on, unread only `on` is right
@@ -54,7 +54,7 @@ def test_a_wrong_and_a_missing_argument_cost_their_share() -> None:
 
 
 def test_missing_superfluous_and_repeated_calls_are_failures() -> None:
-    right = Call("mail", {"unread": True})
+    right = ToolCall("mail", {"unread": True})
     assert score_calls([LIGHT, MAIL], [right]).names == 0.5
     assert not score_calls([LIGHT, MAIL], [right]).success
     assert not score_calls([MAIL], [right, right]).success
@@ -63,14 +63,14 @@ def test_missing_superfluous_and_repeated_calls_are_failures() -> None:
 
 
 def test_an_allowed_look_up_is_passed_over_and_never_needed() -> None:
-    right = Call("mail", {"unread": True})
-    assert score_calls([MAIL], [Call("find", {"name": "Bo"}), right], {"find"}).success
+    right = ToolCall("mail", {"unread": True})
+    assert score_calls([MAIL], [ToolCall("find", {"name": "Bo"}), right], {"find"}).success
     assert score_calls([MAIL], [right], {"find"}).success
 
 
 def test_two_calls_of_one_tool_are_told_apart_by_their_arguments() -> None:
     expected = [ExpectedCall("timer", {"minutes": {"$any": [8, 12]}}), ExpectedCall("timer", {"minutes": 8})]
-    assert score_calls(expected, [Call("timer", {"minutes": 8}), Call("timer", {"minutes": 12})]).success
+    assert score_calls(expected, [ToolCall("timer", {"minutes": 8}), ToolCall("timer", {"minutes": 12})]).success
 
 
 names = st.sampled_from(["a", "b", "c"])
@@ -79,18 +79,18 @@ calls = st.lists(st.tuples(names, st.dictionaries(names, st.integers(0, 2), max_
 
 @given(calls, st.randoms())
 def test_the_expected_calls_themselves_score_full_marks_in_any_order(pairs: list[Any], random: Any) -> None:
-    made = [Call(name, arguments) for name, arguments in pairs]
+    made = [ToolCall(name, arguments) for name, arguments in pairs]
     expected = [ExpectedCall(name, arguments) for name, arguments in pairs]
     random.shuffle(made)
     score = score_calls(expected, made)
     assert (score.success, score.names) == (True, 1.0)
     assert score.arguments == (1.0 if any(arguments for _, arguments in pairs) else None)
-    assert not score_calls(expected, [*made, Call("d", {})]).success
+    assert not score_calls(expected, [*made, ToolCall("d", {})]).success
 
 
 @given(calls, calls)
 def test_shares_stay_shares_and_success_means_no_problem(left: list[Any], right: list[Any]) -> None:
-    score = score_calls([ExpectedCall(*pair) for pair in left], [Call(*pair) for pair in right])
+    score = score_calls([ExpectedCall(*pair) for pair in left], [ToolCall(*pair) for pair in right])
     assert 0 <= score.names <= 1
     assert score.arguments is None or 0 <= score.arguments <= 1
     assert score.success is (score.problems == ())
@@ -138,36 +138,38 @@ def test_texts_that_fail(checks: dict[str, Any], text: str) -> None:
 
 
 def test_asking_is_more_than_being_polite() -> None:
-    assert not asks_back("I have sent it. Please enjoy your day.")
+    assert not is_question("I have sent it. Please enjoy your day.")
 
 
-def rows(**extra: Any) -> Expectation:
-    return expectation(Query("q", "text", extra=extra))
+def rows(**extra: Any) -> ExpectedAnswer:
+    return expected_answer(Query("q", "text", extra=extra))
 
 
 def test_success_of_an_answer() -> None:
     expected = rows(expected_calls=[{"name": "mail", "arguments": {"unread": True}}], expected={"contains": "two"})
-    good = Answer("q", "m", content="You have two.", calls=(Call("mail", {"unread": True}),), turns=2, latency_s=1.0)
+    good = MeasuredAnswer(
+        "q", "m", content="You have two.", calls=(ToolCall("mail", {"unread": True}),), turns=2, latency_s=1.0
+    )
     assert outcome(good, expected, None).success == 1.0
-    silent = Answer("q", "m", content="", calls=good.calls, turns=2)
+    silent = MeasuredAnswer("q", "m", content="", calls=good.calls, turns=2)
     assert outcome(silent, expected, None).success == 0.0
     assert outcome(silent, expected, None).extra["problems"] == ["text does not say 'two'"]
 
 
 def test_nothing_expected_is_not_scored_and_an_error_is_a_failure() -> None:
-    assert outcome(Answer("q", "m", content="hi"), rows(), None).success is None
-    assert outcome(Answer("q", "m", error="timeout: no answer in time"), rows(), None).success == 0.0
+    assert outcome(MeasuredAnswer("q", "m", content="hi"), rows(), None).success is None
+    assert outcome(MeasuredAnswer("q", "m", error="timeout: no answer in time"), rows(), None).success == 0.0
 
 
 def test_a_judge_decides_only_what_nothing_else_failed() -> None:
     expected = rows(expected={"contains": "dear", "judge": "is kind"})
-    kind = Answer("q", "m", content="Dear Bo")
+    kind = MeasuredAnswer("q", "m", content="Dear Bo")
     assert needs_judge(kind, expected)
-    assert not needs_judge(Answer("q", "m", content="Bo!"), expected)
+    assert not needs_judge(MeasuredAnswer("q", "m", content="Bo!"), expected)
     assert outcome(kind, expected, None).success is None
-    assert outcome(kind, expected, None, Verdict(True, "warm")).success == 1.0
-    assert outcome(kind, expected, None, Verdict(False, "cold")).success == 0.0
-    assert outcome(kind, expected, None, Verdict(None, "no verdict")).success is None
+    assert outcome(kind, expected, None, JudgeDecision(True, "warm")).success == 1.0
+    assert outcome(kind, expected, None, JudgeDecision(False, "cold")).success == 0.0
+    assert outcome(kind, expected, None, JudgeDecision(None, "no decision")).success is None
 
 
 @pytest.mark.parametrize(

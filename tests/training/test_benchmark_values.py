@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router_ml.errors import InputError
-from training.measuring.values import agrees, check_pattern, matching
+from training.measuring.argument_values import agrees, check_pattern, matching
 
 SAME = [
     (5, "5"), (5, 5.0), (250.0, "250"), (1284.5, "1,284.50"), (22.5, "22.5"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from router_ml.decide.predictors.complexity import LearnedComplexity
-from training.complexity.head import STRENGTHS, fit_complexity, held_out_probabilities
+from training.complexity.complexity_head import STRENGTHS, fit_complexity, held_out_probabilities
 
 DIM, COLUMNS = 6, 5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.complexity.correction import fit_correction
+from training.complexity.logit_correction import fit_correction
 
 MATRIX = np.array([[0.9, 0.05, 0, 0], [0, 1.1, 0, 0], [0, -0.1, 1, 0], [0, 0, 0.2, 0.95]], np.float32)
 OFFSET = np.array([0.3, -0.2, 0, 0.1], np.float32)

@@ -17,8 +17,8 @@ from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import SentenceTransformerEmbedder
 from router_ml.errors import EncoderError
 from router_ml.jsonl import read_queries
-from training.complexity import export
-from training.complexity.bert_graph import ease
+from training.complexity import encoder_export as export
+from training.complexity.bert_graph import smoothquant_scale
 from training.corpus import corpus_path
 
 N_TEXTS = 500
@@ -82,7 +82,7 @@ def test_the_quantised_graph_agrees_on_average(exported: SimpleNamespace) -> Non
     assert sorted(path.name for path in (exported.folder / "int8").iterdir()) == [ENCODER, TOKENIZER]
 
 
-def test_weights_on_the_sentence_vector_say_the_same_of_what_was_exported(exported: SimpleNamespace) -> None:
+def test_weights_on_the_sentence_vector_give_the_same_on_what_was_exported(exported: SimpleNamespace) -> None:
     weights = np.random.default_rng(0).normal(size=(4, 768)).astype(np.float32)
     sentence = SentenceTransformerEmbedder("reference", model=exported.encoder).embed(exported.texts[:8])
     wide = export.widened(weights, exported.exact.dim)
@@ -135,20 +135,20 @@ def test_an_export_that_disagrees_is_refused(
     assert not (tmp_path / ENCODER).exists()
 
 
-def test_easing_a_product_changes_nothing_but_the_ranges() -> None:
-    """One column of the input is a hundred times the others; after easing it is not, and the product is the same."""
+def test_smoothquant_changes_nothing_but_the_ranges() -> None:
+    """One column of the input is a hundred times the others; after scaling it is not, and the product is the same."""
     rng = np.random.default_rng(4)
     inputs, kernel = rng.normal(0, 1, (50, 8)).astype(np.float32), rng.normal(0, 1, (8, 5)).astype(np.float32)
     inputs[:, 3] *= 100
-    factor = ease(np.abs(inputs).max(axis=0), kernel, 0.8)
-    eased = inputs / factor
-    assert eased @ (kernel * factor[:, None]) == pytest.approx(inputs @ kernel, rel=1e-3, abs=1e-3)
-    columns = np.abs(eased).max(axis=0)
+    factor = smoothquant_scale(np.abs(inputs).max(axis=0), kernel, 0.8)
+    scaled = inputs / factor
+    assert scaled @ (kernel * factor[:, None]) == pytest.approx(inputs @ kernel, rel=1e-3, abs=1e-3)
+    columns = np.abs(scaled).max(axis=0)
     assert columns.max() / np.median(columns) < 5 < 30 < np.abs(inputs).max() / np.median(np.abs(inputs).max(axis=0))
-    assert ease(np.zeros(8, np.float32), kernel, 0.5).min() > 0  # a column that is never used
+    assert smoothquant_scale(np.zeros(8, np.float32), kernel, 0.5).min() > 0  # a column that is never used
 
 
-def test_eased_ranges_bring_int8_nearer_to_the_reference(exported: SimpleNamespace, tmp_path: Path) -> None:
+def test_activation_ranges_bring_int8_nearer_to_the_reference(exported: SimpleNamespace, tmp_path: Path) -> None:
     import onnx
 
     shutil.copy(exported.folder / "int8" / TOKENIZER, tmp_path)

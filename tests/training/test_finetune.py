@@ -1,8 +1,10 @@
-"""Planning of a training run: how much is affordable, which rows go together; and vectors that are remembered."""
+"""The schedule of a training run, its batches, and the cache of vectors."""
 
 from __future__ import annotations
 
 import collections
+import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,32 +15,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router_ml.bundles.format import ENCODER
-from training import embeddings
+from training.cache import ArrayCache, cache_dir
 from training.complexity.finetune import (
-    OPTIMISER_SHARE,
-    Arithmetic,
     Recipe,
     _batches,
     _parts,
-    _planned_examples,
     _Session,
 )
-from training.embeddings import CachedEmbedder, cache_dir
-
-SLOW = Arithmetic(threads=1, bfloat16=False, seconds_per_batch=1.0)
+from training.embeddings import CachedEmbedder
 
 
-def test_a_run_without_a_bound_sees_all_epochs() -> None:
-    assert _planned_examples(1000, Recipe(epochs=2.0), SLOW, None) == 2000
-    assert _planned_examples(1000, Recipe(epochs=0.5), SLOW, None) == 500
+def test_the_schedule_is_a_number_of_examples() -> None:
+    """Nothing but the rows and the recipe decides it: no clock, no processor."""
+    assert Recipe(epochs=2.0).examples(1000) == 2000
+    assert Recipe(epochs=0.5).examples(1000) == 500
+    assert Recipe(epochs=3.0, max_examples=2500).examples(1000) == 2500
+    assert Recipe(epochs=0.001).examples(1000) == 32  # one batch at least
+    assert Recipe(epochs=0.0).examples(1000) == 0
 
 
-def test_a_bound_in_seconds_shortens_the_schedule_before_it_begins() -> None:
-    """32 rows a second, a quarter more for the optimiser: 50 s are 40 batches."""
-    assert OPTIMISER_SHARE == 1.25
-    assert _planned_examples(1000, Recipe(epochs=2.0), SLOW, 50.0) == 40 * 32
-    assert _planned_examples(1000, Recipe(epochs=2.0), SLOW, 1e6) == 2000
-    assert _planned_examples(1000, Recipe(epochs=2.0), SLOW, 0.001) == 32  # one batch at least
+def test_a_quick_recipe_has_a_tenth_of_the_examples_and_another_name() -> None:
+    quick = Recipe(epochs=3.0, max_examples=20_000).quick()
+    assert quick.examples(1000) == 300
+    assert quick.examples(100_000) == 2000
+    assert quick.name == "tuned-quick"
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 32), st.floats(0.1, 3))
@@ -93,8 +93,58 @@ def test_another_encoder_is_never_served_from_the_cache(tiny_bundle: Path, cache
 def test_few_texts_and_a_cache_switched_off_write_nothing(tiny_bundle: Path, cache: Path) -> None:
     CachedEmbedder(tiny_bundle, enabled=False).embed(["x"] * 70)
     CachedEmbedder(tiny_bundle).embed(["x"] * 10)
-    assert not list(cache.rglob("*.pkl"))
-    assert embeddings.memory(False).location is None
+    assert not list(cache.rglob("*.npz"))
+
+
+def test_the_cache_holds_no_text_and_is_its_owners(tiny_bundle: Path, cache: Path) -> None:
+    CachedEmbedder(tiny_bundle).embed([f"a secret {i} of mine" for i in range(70)])
+    (entry,) = [path for path in cache.rglob("*") if path.is_file()]
+    assert b"secret" not in entry.read_bytes()
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o600
+    assert stat.S_IMODE(entry.parent.stat().st_mode) == 0o700
+
+
+def test_what_older_versions_cached_with_its_texts_is_removed(cache: Path) -> None:
+    old = cache / "joblib" / "training" / "metadata.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("a secret")
+    ArrayCache()
+    assert not old.exists()
+
+
+def test_an_entry_nobody_used_for_a_month_is_forgotten(cache: Path) -> None:
+    ArrayCache().get("kind", ["old"], lambda: {"x": np.ones(1)})
+    ArrayCache().get("kind", ["new"], lambda: {"x": np.ones(1)})
+    old, _ = sorted((cache / "arrays").iterdir(), key=lambda path: path.stat().st_mtime)
+    os.utime(old, (0, 0))
+    ArrayCache()
+    assert [path.exists() for path in (old, *(cache / "arrays").iterdir())] == [False, True]
+
+
+def test_a_cache_that_others_may_write_is_not_read(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ArrayCache().get("kind", ["key"], lambda: {"x": np.zeros(1)})
+    (cache / "arrays").chmod(0o777)
+    assert ArrayCache().get("kind", ["key"], lambda: {"x": np.ones(1)})["x"] == 1
+    assert "can be written by others" in caplog.text
+    (cache / "arrays").chmod(0o700)
+    (entry,) = (cache / "arrays").iterdir()
+    entry.chmod(0o666)
+    assert ArrayCache().get("kind", ["key"], lambda: {"x": np.ones(1)})["x"] == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut"])
+def test_a_damaged_entry_is_computed_anew(cache: Path, content: bytes) -> None:
+    ArrayCache().get("kind", ["key"], lambda: {"x": np.zeros(1)})
+    (entry,) = (cache / "arrays").iterdir()
+    entry.write_bytes(content)
+    assert ArrayCache().get("kind", ["key"], lambda: {"x": np.ones(1)})["x"] == 1
+
+
+def test_pickles_in_an_entry_are_never_loaded(cache: Path) -> None:
+    ArrayCache().get("kind", ["key"], lambda: {"x": np.zeros(1)})
+    (entry,) = (cache / "arrays").iterdir()
+    np.savez(entry, x=np.array([object()], dtype=object))
+    assert ArrayCache().get("kind", ["key"], lambda: {"x": np.ones(1)})["x"] == 1
 
 
 class _Words(torch.nn.Module):
@@ -130,7 +180,7 @@ def test_of_the_token_table_only_what_was_read_learns(rate: float, moved: set[in
     encoder = _Encoder()
     table = encoder.body.auto_model.table.weight
     before = table.detach().clone()
-    session = _Session(encoder, Recipe(token_learning_rate=rate, dropout=0.0), seed=0)
+    session = _Session(encoder, Recipe(token_learning_rate=rate, dropout=0.0))
     session.schedule(4)
     losses = [session.step([[3, 7], [9, 3]], np.array([0, 1])) for _ in range(4)]
     assert losses[-1] < losses[0]

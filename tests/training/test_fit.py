@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router_ml.bundles.format import load_bundle
+from router_ml.bundles.format import file_sha256, load_bundle
 from router_ml.bundles.registry import read_active
 from router_ml.catalogue import load_catalogue
 from router_ml.decide.router import Router
@@ -27,7 +27,7 @@ from router_ml.types import LABELS
 from training import evaluate as evaluating
 from training import fit as fitting
 from training import promote as promoting
-from training.tracking.tracker import Tracker
+from training.tracking.tracker import Tracker, set_champion
 
 WORDS = {
     "simple": "check read open show mute",
@@ -135,7 +135,12 @@ def test_the_run_stands_in_mlflow_with_its_artifacts_and_a_model(place: Path, fi
     uri = f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
     client = mlflow.MlflowClient(uri, registry_uri=uri)
     experiment = client.get_experiment_by_name("router_ml fits")
-    (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'first'")
+    assert "test/ is from groups" in experiment.tags["mlflow.note.content"]
+    (run,) = client.search_runs([experiment.experiment_id], "params.bundle = 'first'")
+    assert run.info.run_name == "labelled, 120 labels, encoder, untuned"
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "labelled"
+    assert file_sha256(place / "labelled.jsonl").startswith(data.dataset.digest)
     assert run.info.status == "FINISHED"
     assert run.data.params["data_sha256"] == load_bundle(fitted.answer["bundle"]).manifest["data_sha256"]
     assert run.data.metrics["test/macro_f1"] == pytest.approx(fitted.answer["metrics"]["test/macro_f1"])
@@ -144,7 +149,20 @@ def test_the_run_stands_in_mlflow_with_its_artifacts_and_a_model(place: Path, fi
     assert {"plots/confusion.png", "plots/reliability.png"} <= names
     assert "bundle/manifest.json" in {item.path for item in client.list_artifacts(run.info.run_id, "bundle")}
     assert str(place / "mlruns" / "artifacts") in run.info.artifact_uri
-    assert client.get_model_version_by_alias("router_ml", "champion").run_id == run.info.run_id
+    version = client.get_model_version_by_alias("router_ml", "challenger")
+    assert version.run_id == run.info.run_id
+    assert "macro-F1" in version.description
+    assert float(version.tags["test/macro_f1"]) == pytest.approx(run.data.metrics["test/macro_f1"], abs=1e-4)
+
+
+def test_only_a_promotion_makes_a_champion(place: Path, fitted: SimpleNamespace) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri, registry_uri=uri)
+    assert "champion" not in client.get_registered_model("router_ml").aliases
+    version = set_champion("first")
+    assert str(client.get_model_version_by_alias("router_ml", "champion").version) == version
 
 
 def test_the_registered_model_loads_without_unpickling(
@@ -164,7 +182,7 @@ def test_the_registered_model_loads_without_unpickling(
             monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     monkeypatch.setenv("ROUTER_ML_POLICY", "fast")
-    model = mlflow.pyfunc.load_model("models:/router_ml@champion")
+    model = mlflow.pyfunc.load_model("models:/router_ml@challenger")
     decisions = [json.loads(answer) for answer in model.predict(["check read", "compare unless"])]
     assert [decision["policy"] for decision in decisions] == ["fast", "fast"]
     assert decisions[0]["bundle"].startswith("first@")
@@ -172,13 +190,9 @@ def test_the_registered_model_loads_without_unpickling(
     assert not stored
 
 
-def test_a_fit_with_tuning_tries_the_alternatives(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_with_tuning_tries_the_alternatives(place: Path) -> None:
     import mlflow
 
-    from training.complexity import learning as complexity_fit
-
-    monkeypatch.setattr(complexity_fit, "TRIAL_SECONDS", 2.0)
-    monkeypatch.setattr(complexity_fit, "FINAL_SECONDS", 2.0)
     code, out, err = _fit(place, "--json", "--name", "tuned")
     assert code == 0, err
     bundle = json.loads(out.splitlines()[-1])["bundle"]
@@ -189,6 +203,32 @@ def test_a_fit_with_tuning_tries_the_alternatives(place: Path, monkeypatch: pyte
         run.info.run_name for run in client.search_runs([client.get_experiment_by_name("router_ml fits").experiment_id])
     }
     assert {"complexity: tuned encoder", "complexity: frozen encoder", "complexity: heuristic rules"} <= names
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("router_ml fits").experiment_id], "params.bundle = 'tuned'"
+    )
+    assert {"val/macro_f1", "test/macro_f1", "fit/examples"} <= run.data.metrics.keys()
+
+
+def test_a_quick_fit_is_a_choice_that_the_bundle_records(place: Path) -> None:
+    code, _, err = _fit(place, "--no-tune", "--quick", "--name", "quick")
+    assert code == 0
+    assert "do not promote it" in err
+    manifest = load_bundle(place / "models" / "quick").manifest
+    assert manifest["given"]["quick"] is True
+    assert manifest["run_name"].endswith("untuned (quick)")
+
+
+def test_an_interrupted_fit_is_one_line_and_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    before = sorted((place / "cache").rglob("*.npz"))
+    monkeypatch.setattr("training.complexity.encoder_trainer.finetune", interrupted)
+    code, _, err = _fit(place, "--no-tune", "--name", "cut", "--seed", "77")
+    assert code == 130
+    assert err.splitlines() == ["interrupted; no bundle was made, and what was finished is cached"]
+    assert not (place / "models" / "cut").exists()
+    assert sorted((place / "cache").rglob("*.npz")) == before
 
 
 def test_mlflow_that_is_broken_costs_a_warning_only(

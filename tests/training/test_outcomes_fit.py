@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +18,14 @@ from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.neighbours import PULL
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.types import Outcome, Query
-from training.outcomes import learning as learner
+from training.outcomes import learners, outcome_fit, shrinkage
 from training.outcomes.basis import fit_basis
-from training.outcomes.forest import export_forest, fit_forest
-from training.outcomes.learning import FittedOutcomes, fit_outcomes
-from training.outcomes.linear import fit_ridge
+from training.outcomes.forest_learner import export_forest, fit_forest
+from training.outcomes.learner import Export, Setting, TrainingRows
+from training.outcomes.learners import success_blends
+from training.outcomes.neighbour_learner import ROWS_PER_NEIGHBOUR
+from training.outcomes.outcome_fit import FittedOutcomes, fit_outcomes
+from training.outcomes.ridge_learner import fit_ridge
 
 N = 400
 EMPTY = Catalogue(())
@@ -97,8 +102,8 @@ def test_output_tokens_are_expected(fitted: FittedOutcomes) -> None:
 
 
 def test_the_choice_is_reported(fitted: FittedOutcomes) -> None:
-    assert fitted.report["learner"] in learner.LEARNERS
-    assert set(fitted.report["cross_validated"]) == {"prior", *learner.LEARNERS}
+    assert fitted.report["learner"] in success_blends()
+    assert set(fitted.report["cross_validated"]) == {"prior", *success_blends()}
     chosen, prior = (fitted.report["cross_validated"][name] for name in (fitted.report["learner"], "prior"))
     assert chosen["accuracy"] > prior["accuracy"] + 0.2
     json.dumps(fitted.report)
@@ -188,13 +193,13 @@ def test_missing_cells_do_no_harm() -> None:
 
 
 def test_stored_neighbours_serve_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "LEARNERS", {"knn": learner.Blend(0.0, 0.0, 1.0)})
-    monkeypatch.setattr(learner, "MARGINS", (0.0,))
-    monkeypatch.setattr(learner, "NOVEL_MARGIN", 0.0)
+    monkeypatch.setattr(outcome_fit, "success_blends", lambda: {"knn": {"knn": 1.0}})
+    monkeypatch.setattr(shrinkage, "MARGINS", (0.0,))
+    monkeypatch.setattr(outcome_fit, "NOVEL_MARGIN", 0.0)
     queries, features, complexity, kind = world()
     fit = fit_outcomes(queries, specialists(queries, kind), features, complexity, EMPTY, seed=0, tune=False)
     k = fit.config["neighbours"]["k"]
-    assert k == N // learner.ROWS_PER_NEIGHBOUR
+    assert k == N // ROWS_PER_NEIGHBOUR
     found = predict(fit, features, complexity)
     assert (found.p_success.argmax(axis=1) == kind).mean() > 0.85
     # the difference between two queries is that of scikit-learn's kNN on the stored rows
@@ -207,6 +212,37 @@ def test_stored_neighbours_serve_what_was_chosen(monkeypatch: pytest.MonkeyPatch
     differences = found.p_success[known] - found.p_success[known][0] - (expected[known] - expected[known][0])
     assert np.median(np.abs(differences)) < 1e-5  # stored keys are rounded: here and there another neighbour is met
     assert np.quantile(np.abs(differences), 0.9) < 0.02
+
+
+def test_one_group_of_queries_leaves_the_priors_alone() -> None:
+    queries, features, complexity, kind = world(n=80)
+    one_group = [replace(query, group="all") for query in queries]
+    fit = fit_outcomes(one_group, specialists(one_group, kind), features, complexity, EMPTY, seed=0, tune=False)
+    assert fit.report["learner"] == "prior"
+    assert "one group" in fit.report["reason"]
+
+
+class _Constant:
+    """A learner that predicts the same for every query."""
+
+    def __init__(self, rows: TrainingRows) -> None:
+        self._means = rows.means
+
+    def predict(self, features: Features, complexity: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(self._means, (1, len(complexity), len(self._means)))
+
+    def export(self, share: np.ndarray, setting: Setting) -> Export:
+        return Export(bias=self._means * share)
+
+
+def test_a_learner_takes_part_by_its_row_in_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(learners.LEARNERS, "constant", SimpleNamespace(fit=_Constant))
+    queries, features, complexity, kind = world(n=120)
+    fit = fit_outcomes(queries, specialists(queries, kind), features, complexity, EMPTY, seed=0, tune=False)
+    tried = fit.report["cross_validated"]
+    assert set(tried) == {"prior", "constant", *learners.SUCCESS_BLENDS}
+    assert tried["constant"]["auc"] == pytest.approx(0.5, abs=0.1)
+    assert np.isfinite(predict(fit, features, complexity).p_success).all()
 
 
 def test_ridge_is_scikit_learns_on_each_targets_rows() -> None:

@@ -10,32 +10,29 @@ import pytest
 
 from benchmarks.labelling import Agreement, main, read_agreement
 from router_ml.errors import InputError, RowError
-from training.complexity.scores import calibration_error, complexity_scores, confusion, f1_per_label
-
-
-def test_confusion_by_hand() -> None:
-    counts = confusion(np.array([0, 0, 1, 2, 3, 3]), np.array([0, 1, 1, 0, 3, 3]))
-    assert counts.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 2]]
+from router_ml.types import LABELS
+from training.measuring.classification import classification_figures
+from training.measuring.metrics import ece
 
 
 def test_f1_by_hand() -> None:
-    counts = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 2]])
     # simple: precision 1/2, recall 1/2; moderate: precision 1/2, recall 1; complex: never right; ambiguous: always
-    assert f1_per_label(counts) == pytest.approx([1 / 2, 2 / 3, 0, 1])
-    assert f1_per_label(np.zeros((4, 4), int)).tolist() == [0, 0, 0, 0]
+    p = np.eye(4)[[0, 1, 1, 0, 3, 3]]
+    figures = classification_figures(p, np.array([0, 0, 1, 2, 3, 3]))
+    assert [figures[f"f1_{label}"] for label in LABELS] == pytest.approx([1 / 2, 2 / 3, 0, 1])
 
 
 def test_calibration_error_by_hand() -> None:
     """Four bins: two at .25..5 with confidence .4 and one hit, two at .75..1 with confidence .9 and two hits."""
-    confidence, correct = np.array([0.4, 0.4, 0.9, 0.9]), np.array([True, False, True, True])
-    assert calibration_error(confidence, correct, bins=4) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
-    assert calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0.0
-    assert calibration_error(np.array([1.0, 1.0]), np.array([False, False])) == 1.0
+    confidence, correct = np.array([0.4, 0.4, 0.9, 0.9]), np.array([1.0, 0.0, 1.0, 1.0])
+    assert ece(confidence, correct, bins=4) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
+    assert ece(np.array([1.0, 1.0]), np.array([1.0, 1.0])) == 0.0
+    assert ece(np.array([1.0, 1.0]), np.array([0.0, 0.0])) == 1.0
 
 
 def test_all_figures_by_hand() -> None:
     p = np.array([[0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.0, 1.0, 0.0, 0.0]])
-    scores = complexity_scores(p, np.array([0, 1, 1]))
+    scores = classification_figures(p, np.array([0, 1, 1]))
     assert scores["accuracy"] == pytest.approx(2 / 3)
     assert scores["f1_simple"] == pytest.approx(2 / 3)
     assert scores["f1_moderate"] == pytest.approx(2 / 3)
@@ -46,20 +43,25 @@ def test_all_figures_by_hand() -> None:
     assert scores["ece"] == pytest.approx((0.3 + 0.4 + 0.0) / 3)
 
 
+def _labelled(counts: np.ndarray) -> Agreement:
+    """Two labellings with a confusion matrix of these counts."""
+    pairs = [(LABELS[i], LABELS[j]) for i, j in np.ndindex(4, 4) for _ in range(counts[i, j])]
+    return Agreement(*zip(*pairs, strict=True))
+
+
 def test_kappa_of_a_published_example() -> None:
     """Cohen (1960): 200 subjects, three categories, observed agreement .70, by chance .41, kappa .492."""
     counts = np.zeros((4, 4), dtype=np.int64)
     counts[:3, :3] = [[88, 14, 18], [10, 40, 10], [2, 6, 12]]
-    agreement = Agreement(counts)
-    assert agreement.rows == 200
+    agreement = _labelled(counts)
     assert agreement.observed == pytest.approx(0.70)
     assert agreement.kappa == pytest.approx(0.492, abs=5e-4)
 
 
 def test_kappa_at_its_ends() -> None:
-    assert Agreement(np.diag([5, 5, 5, 5])).kappa == pytest.approx(1.0)
-    assert Agreement(np.full((4, 4), 3)).kappa == pytest.approx(0.0)
-    assert Agreement(np.diag([5, 0, 0, 0])).kappa == 1.0
+    assert _labelled(np.diag([5, 5, 5, 5])).kappa == pytest.approx(1.0)
+    assert _labelled(np.full((4, 4), 3)).kappa == pytest.approx(0.0)
+    assert _labelled(np.diag([5, 0, 0, 0])).kappa == 1.0
 
 
 def test_agreement_is_read_from_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +70,7 @@ def test_agreement_is_read_from_rows(tmp_path: Path, capsys: pytest.CaptureFixtu
     path.write_text(
         "\n".join(json.dumps({"id": str(i), "first": a, "second": b}) for i, (a, b) in enumerate(rows)) + "\n\n"
     )
-    assert read_agreement(path).counts[0].tolist() == [1, 1, 0, 0]
+    assert read_agreement(path).second[:2] == ("simple", "moderate")
     assert main([str(path)]) == 0
     assert "4 rows labelled twice: 75.0% alike, Cohen's kappa 0.667" in capsys.readouterr().out
 

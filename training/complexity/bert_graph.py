@@ -1,8 +1,8 @@
-"""Writes a BERT encoder as an ONNX graph, pooling and normalising included, in float or with int8 weights.
+"""Write a BERT encoder as an ONNX graph, pooling and normalising included, in float or with int8 weights.
 
 Tracing a PyTorch module leaves shape arithmetic between the operators; written directly, a layer is twelve nodes, each
-the fastest that onnxruntime has for its work on a processor (`python -m benchmarks.speed --only operators`). All
-rows of a batch have the same number of tokens: attention and pooling then need no mask, which is cheaper than padding.
+the fastest that onnxruntime has for it on a processor (`python -m benchmarks.speed --only operators`). All rows of a
+batch have the same number of tokens: attention and pooling then need no mask, which is cheaper than padding.
 The operators of the domain `com.microsoft` are documented in onnxruntime's ContribOperators.md.
 """
 
@@ -18,39 +18,44 @@ from onnx import TensorProto, helper, numpy_helper
 
 Weights = Mapping[str, NDArray[np.float32]]
 OPSET, IR_VERSION = 17, 10
-LARGEST = {8: 127, 7: 64}  # of a weight of so many bits
-EASE = {"mix": 0.7, "wide": 0.7, "narrow": 0.9}  # share of the range that moves from a product's input to its weights
+LARGEST_WEIGHT = {8: 127, 7: 64}  # by number of bits
+SMOOTHQUANT_ALPHA = {"mix": 0.7, "wide": 0.7, "narrow": 0.9}  # share of the range moved from input to weights
 _MICROSOFT = "com.microsoft"
 
 
 def middle_layer(layers: int) -> int:
-    """After how many layers the middle of an encoder is read; 0 for one too shallow to have a middle.
+    """Return after how many layers the middle of an encoder is read; 0 for one too shallow to have a middle.
 
-    Tuning for one purpose changes the upper layers most: the middle still says what a text is about."""
+    Tuning for one task changes the upper layers most; the middle layer still represents the topic of a text."""
     return layers // 2
 
 
 def quantise(weights: NDArray[np.float32], bits: int, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8: whole numbers and the scales along `axis` that give the weights back as their product."""
-    scale = np.abs(weights).max(axis=axis, keepdims=True) / LARGEST[bits]
+    """Quantise symmetrically to int8: return whole numbers, and scales along `axis`, whose product is the weights."""
+    scale = np.abs(weights).max(axis=axis, keepdims=True) / LARGEST_WEIGHT[bits]
     scale = np.where(scale == 0, 1.0, scale).astype(np.float32)
     return np.round(weights / scale).astype(np.int8), scale
 
 
-def ease(reach: NDArray[np.float32], kernel: NDArray[np.float32], share: float) -> NDArray[np.float32]:
-    """Factors (n,) that a product's input is divided by and its weights (n, m) multiplied with: the product stays the
-    same, and no single column of the input takes up the range that all share. `reach` (n,) is the largest each column
-    gets. Source: SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, eq. 4."""
+def smoothquant_scale(
+    activation_range: NDArray[np.float32], kernel: NDArray[np.float32], alpha: float
+) -> NDArray[np.float32]:
+    """Return factors (n,) to divide a product's input by and to multiply its weights (n, m) with.
+
+    The product stays the same, and no single column of the input takes up the range that all share.
+    `activation_range` (n,) is the largest absolute value of each column. Source: SmoothQuant, Xiao et al. 2022, arXiv
+    2211.10438, eq. 4."""
     largest = np.maximum(np.abs(kernel).max(axis=1), 1e-5)
-    factor = np.maximum(reach, 1e-5) ** share / largest ** (1 - share)
-    levelled: NDArray[np.float32] = (factor / np.exp(np.log(factor).mean())).astype(np.float32)
-    return levelled
+    factor = np.maximum(activation_range, 1e-5) ** alpha / largest ** (1 - alpha)
+    centred: NDArray[np.float32] = (factor / np.exp(np.log(factor).mean())).astype(np.float32)
+    return centred
 
 
 class BertGraph:
-    """Collects the nodes and weights of one encoder. `bits` is None for float, 8 or 7 for int8 weights with
-    activations quantised as they come; `reach` says how large the inputs of the products `l0_mix`, `l0_wide`,
-    `l0_narrow` (and so on for each layer) get in each column, so that int8 can share their range fairly."""
+    """The nodes and weights of one encoder.
+
+    `bits` is None for float, 8 or 7 for int8 weights with dynamically quantised activations. `activation_ranges` holds
+    the largest absolute value of each input column of the products `l0_mix`, `l0_wide`, `l0_narrow`, and so on."""
 
     def __init__(
         self,
@@ -61,16 +66,16 @@ class BertGraph:
         epsilon: float,
         pooling: tuple[str, ...],
         bits: int | None = None,
-        reach: Weights | None = None,
+        activation_ranges: Weights | None = None,
     ) -> None:
         self._weights, self._layers, self._heads = weights, layers, heads
         self._epsilon, self._pooling, self._bits = epsilon, pooling, bits
-        self._reach: Weights = reach if reach is not None and bits is not None else {}
+        self._ranges: Weights = activation_ranges if activation_ranges is not None and bits is not None else {}
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
 
     def build(self) -> onnx.ModelProto:
-        """The graph: `input_ids` (batch, tokens), without padding, to `embedding` (batch, dim) of length 1."""
+        """Return the graph: `input_ids` (batch, tokens), without padding, to `embedding` (batch, dim) of length 1."""
         hidden = self._embed()
         middle = ""
         for index in range(self._layers):
@@ -107,7 +112,7 @@ class BertGraph:
         return self._norm("embedded", "embeddings", "hidden")
 
     def _words(self, table: NDArray[np.float32]) -> str:
-        """The rows of the word table; in int8 each word has a scale of its own."""
+        """Add the rows of the word table; in int8 each word has a scale of its own."""
         if self._bits is None:
             return self._node("Gather", [self._tensor("words", table), "input_ids"], "word")
         values, scale = quantise(table, 8, axis=1)  # nothing is summed up here, so all bits are safe
@@ -122,7 +127,7 @@ class BertGraph:
         biases = [self._weights[f"{source}attention.self.{part}.bias"] for part in parts]
         mix = self._weights[f"{source}attention.output.dense.weight"].T
         factor = self._factor(mix, name + "mix")
-        if factor is not None:  # what attention mixes it takes from the values, column by column
+        if factor is not None:  # attention mixes the values column by column, so they can be scaled
             kernels[2], biases[2], mix = kernels[2] / factor, biases[2] / factor, mix * factor[:, None]
         qkv = self._product(hidden, np.concatenate(kernels, axis=1), np.concatenate(biases), name + "qkv")
         split = [name + part for part in parts]
@@ -144,8 +149,9 @@ class BertGraph:
         return self._product(value, kernel, self._weights[f"{source}.bias"], name)
 
     def _factor(self, kernel: NDArray[np.float32], name: str) -> NDArray[np.float32] | None:
-        reach = self._reach.get(name)
-        return None if reach is None else ease(reach, kernel, EASE[name.split("_")[1]])
+        columns = self._ranges.get(name)
+        alpha = SMOOTHQUANT_ALPHA[name.split("_")[1]]
+        return None if columns is None else smoothquant_scale(columns, kernel, alpha)
 
     def _product(self, value: str, kernel: NDArray[np.float32], bias: NDArray[np.float32], name: str) -> str:
         bias_name = self._tensor(name + "_bias", bias)
@@ -157,8 +163,7 @@ class BertGraph:
         return self._node("DynamicQuantizeMatMul", [value, *weight, "", bias_name], name, _MICROSOFT)
 
     def _add_norm(self, value: str, skip: str, source: str, name: str) -> str:
-        """`Sum`, not `Add`: an addition before a normalisation is fused into SkipLayerNormalization, whose kernel takes
-        eight times as long as the two."""
+        """Add by `Sum`, since `Add` would be fused into SkipLayerNormalization, which takes eight times as long."""
         return self._norm(self._node("Sum", [value, skip], name + "_sum"), source, name)
 
     def _norm(self, value: str, source: str, name: str) -> str:
@@ -167,8 +172,7 @@ class BertGraph:
         return self._node("LayerNormalization", [value, gamma, beta], name, axis=-1, epsilon=self._epsilon)
 
     def _pool(self, hidden: str, middle: str) -> int:
-        """The chosen poolings side by side, and beside them, as weighty, the mean of the middle layer; returns the
-        width of it all."""
+        """Add the chosen poolings and, with equal weight, the mean of the middle layer; return the width."""
         pooled = [self._cls(hidden) if kind == "cls" else self._mean(hidden, "mean") for kind in self._pooling]
         joined = self._node("Concat", pooled, "pooled", axis=1) if len(pooled) > 1 else pooled[0]
         width = len(self._weights["embeddings.LayerNorm.weight"])

@@ -1,12 +1,12 @@
-"""Fine-tunes the sentence encoder on the complexity labels; at serving it is still one encoder pass.
+"""Fine-tune the sentence encoder on the complexity labels; serving it still takes one encoder pass.
 
-Cross-entropy through a linear head on the normalised [CLS, mean] vector. A frozen MiniLM cannot read complexity off
-tricky wording; a few passes over the labels teach it, and the vectors become better for predicting outcomes, too. On
-two CPU cores this takes minutes: of the token table only the rows that a batch reads are touched, short batches hold
-texts of like length, and the arithmetic is bfloat16 where this processor is faster with it.
+Cross-entropy through a linear head on the normalised [CLS, mean] vector. The length of a run is a number of examples,
+so it is the same on every machine; processors differ in rounding alone. On two CPU cores it takes minutes: of the token
+table only the rows that a batch reads are touched, batches hold texts of similar length, and the arithmetic is bfloat16
+where the processor has instructions for it.
 
-The token table learns, too, since an encoder made for English knows little of the word pieces of other languages.
-Adagrad (Duchi et al. 2011, JMLR 12:2121-2159) moves a rare piece far and a common one little.
+The token table is trained, too, since an encoder made for English knows few word pieces of other languages. Adagrad
+(Duchi et al. 2011, JMLR 12:2121-2159) gives rare pieces large steps and common ones small steps.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router_ml.decide.features.onnx import MAX_TOKENS as SERVED_TOKENS
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER, load_sentence_transformer
 from router_ml.types import LABELS
+from training.arrays import Labels, Singles
+from training.measuring.progress import duration
 
 log = logging.getLogger(__name__)
 
 MAX_PART_TOKENS = 1024
-OPTIMISER_SHARE = 1.25  # time of a whole step over that of its forward and backward pass
+STEP_COST = 1.25  # time of a whole optimiser step over that of its forward and backward pass
+TIMINGS = 3  # of which the fastest counts
+QUICK_SHARE = 0.1  # of the examples, for a fit that is only tried out
 
-Progress = Callable[[int, int, float], None]  # examples seen, examples in all, running loss
-Logits = Callable[[Sequence[str]], NDArray[np.float32]]
+ProgressCallback = Callable[[int, int, float], None]  # examples seen, examples in all, running loss
+Logits = Callable[[Sequence[str]], Singles]
 Checkpoint = Callable[[int, bool, Logits], None]  # examples seen, whether these were all, logits of texts
 
 
@@ -42,6 +45,7 @@ class Recipe:
 
     name: str = "tuned"
     epochs: float = 2.0
+    max_examples: int | None = None  # bounds the training time on large data; epochs over fewer rows stay whole
     learning_rate: float = 2e-4
     head_learning_rate: float = 1e-3
     token_learning_rate: float = 1e-2  # of the token table; 0 leaves it as it is
@@ -49,14 +53,26 @@ class Recipe:
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.01
     dropout: float = 0.1
-    scale: float = 20.0  # the unit vector is stretched by this before the head
+    scale: float = 20.0  # of the unit vector before the head
     max_tokens: int = 128
     label_smoothing: float = 0.0
+
+    def examples(self, rows: int) -> int:
+        """Return how many examples a run over so many rows sees: the same on every machine."""
+        wanted = round(rows * self.epochs)
+        if self.max_examples is not None:
+            wanted = min(wanted, self.max_examples)
+        return max(wanted, self.batch_size) if wanted else 0
+
+    def quick(self) -> Recipe:
+        """Return the recipe with a tenth of the examples: to try a fit out, not to serve it."""
+        limit = None if self.max_examples is None else round(self.max_examples * QUICK_SHARE)
+        return replace(self, name=f"{self.name}-quick", epochs=self.epochs * QUICK_SHARE, max_examples=limit)
 
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """The fastest way to train on this processor, as measured."""
+    """How this processor trains: bfloat16 where it has instructions for it, threads as measured."""
 
     threads: int
     bfloat16: bool
@@ -68,14 +84,14 @@ class Tuned:
     """A tuned encoder (a sentence-transformers model) and the head it was tuned with."""
 
     encoder: Any
-    weights: NDArray[np.float32]  # (4, dim), acts on unit vectors
-    bias: NDArray[np.float32]  # (4,)
+    weights: Singles  # (4, dim), acts on unit vectors
+    bias: Singles  # (4,)
     seconds: float
     examples: int
 
 
 def pooled_encoder(source: str | Path, max_tokens: int) -> Any:
-    """A sentence-transformers model whose vector is the CLS state beside the mean, normalised as a whole."""
+    """Load a sentence-transformers model; its vector is the CLS state beside the mean, normalised as a whole."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
@@ -87,34 +103,37 @@ def pooled_encoder(source: str | Path, max_tokens: int) -> Any:
 
 def finetune(
     texts: Sequence[str],
-    labels: NDArray[np.int64],
+    labels: Labels,
     recipe: Recipe,
     *,
     source: str | Path = DEFAULT_ENCODER,
     seed: int = 0,
-    seconds: float | None = None,
-    progress: Progress | None = None,
+    what: str = "training",
+    progress: ProgressCallback | None = None,
     checkpoint: Checkpoint | None = None,
     checkpoints: int = 4,
 ) -> Tuned:
     """Tune an encoder on texts and their labels (0..3); with a recipe of no epochs it stays as it is.
 
-    `seconds` bounds the training time: where the measured speed would not allow all epochs, the schedule is shortened
-    before it begins. `checkpoint` is called `checkpoints` times at equal distances, the last time at the end,
-    for a learning curve."""
+    `what` names the run in the log line that estimates its time. `checkpoint` is called `checkpoints` times at equal
+    distances, the last time at the end, for a learning curve.
+    Raises what `progress` and `checkpoint` raise; a run that is interrupted returns nothing."""
     import torch
 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     encoder = pooled_encoder(source, recipe.max_tokens)
     rows = _tokenise(encoder, texts, recipe.max_tokens)
-    session = _Session(encoder, recipe, seed)
-    if not recipe.epochs:
+    session = _Session(encoder, recipe)
+    planned = recipe.examples(len(rows))
+    if not planned:
         return session.finish(0.0, 0)
     arithmetic = _fastest(session, rows, labels, recipe.batch_size)
     session.use(arithmetic)
-    planned = _planned_examples(len(rows), recipe, arithmetic, seconds)
+    torch.manual_seed(seed)  # timing drew random numbers, more or fewer depending on the number of cores
     session.schedule(max(1, planned // recipe.batch_size))
+    expected_s = planned / recipe.batch_size * arithmetic.seconds_per_batch * STEP_COST
+    log.info("%s: %d examples, about %s at the speed measured now", what, planned, duration(expected_s))
     started, seen, running = time.monotonic(), 0, float(np.log(len(LABELS)))
     marks = [planned * k // checkpoints for k in range(1, checkpoints + 1)]
     for batch in _batches(rows, recipe.batch_size, planned, rng):
@@ -131,7 +150,7 @@ def finetune(
 class _Session:
     """The encoder, the head and the optimiser of one run."""
 
-    def __init__(self, encoder: Any, recipe: Recipe, seed: int) -> None:
+    def __init__(self, encoder: Any, recipe: Recipe) -> None:
         import torch
 
         self.encoder, self.recipe, self._torch = encoder, recipe, torch
@@ -163,7 +182,7 @@ class _Session:
         self._bfloat16 = arithmetic.bfloat16
 
     def schedule(self, steps: int) -> None:
-        """A linear warm-up, then a linear decay to zero."""
+        """Set a linear warm-up, then a linear decay to zero."""
         warm = max(1, round(steps * self.recipe.warmup))
 
         def share(step: int) -> float:
@@ -171,11 +190,11 @@ class _Session:
 
         self._schedulers = [self._torch.optim.lr_scheduler.LambdaLR(o, share) for o in self._optimizers]
 
-    def step(self, rows: Sequence[Sequence[int]], labels: NDArray[np.int64]) -> float:
-        """One optimiser step; returns the loss."""
+    def step(self, rows: Sequence[Sequence[int]], labels: Labels) -> float:
+        """Take one optimiser step and return the loss."""
         torch = self._torch
         self.encoder.train()
-        self._forget_gradients()
+        self._zero_gradients()
         total = 0.0
         for part in _parts(rows):  # long texts in smaller portions: the memory of one backward pass stays small
             target = torch.from_numpy(np.asarray(labels[part], dtype=np.int64))
@@ -189,23 +208,23 @@ class _Session:
             part_of_step.step()
         return total
 
-    def trial(self, rows: Sequence[Sequence[int]], labels: NDArray[np.int64], arithmetic: Arithmetic) -> float:
-        """Seconds of one forward and backward pass that changes nothing."""
+    def timed(self, rows: Sequence[Sequence[int]], labels: Labels, arithmetic: Arithmetic) -> float:
+        """Return the seconds of one forward and backward pass that changes nothing."""
         self.use(arithmetic)
         self.encoder.train()
         target = self._torch.from_numpy(np.asarray(labels, dtype=np.int64))
         started = time.monotonic()
         self._torch.nn.functional.cross_entropy(self._logits(rows), target).backward()  # type: ignore[no-untyped-call]
         elapsed = time.monotonic() - started
-        self._forget_gradients()
+        self._zero_gradients()
         return elapsed
 
-    def _forget_gradients(self) -> None:
+    def _zero_gradients(self) -> None:
         for optimizer in self._optimizers:
             optimizer.zero_grad()
 
-    def logits_of(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Logits (n, 4) of texts, in evaluation mode."""
+    def logits_of(self, texts: Sequence[str]) -> Singles:
+        """Return logits (n, 4) of texts, in evaluation mode."""
         rows = _tokenise(self.encoder, texts, self.recipe.max_tokens)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = np.zeros((len(rows), len(LABELS)), dtype=np.float32)
@@ -227,8 +246,8 @@ class _Session:
         ids, mask = _padded(torch, rows)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16):
             hidden = self._body(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-            kept = mask.unsqueeze(-1).float()
-            mean = (hidden * kept).sum(1) / kept.sum(1)
+            weight = mask.unsqueeze(-1).float()
+            mean = (hidden * weight).sum(1) / weight.sum(1)
             vector = torch.nn.functional.normalize(torch.cat([hidden[:, 0], mean], dim=1), dim=1)
             vector = vector * self.recipe.scale
             logits = self._head(self._dropout(vector) if self.encoder.training else vector)
@@ -236,7 +255,7 @@ class _Session:
 
 
 def _parts(rows: Sequence[Sequence[int]]) -> Iterator[slice]:
-    """Slices of a batch of at most `MAX_PART_TOKENS` padded tokens."""
+    """Yield slices of a batch of at most `MAX_PART_TOKENS` padded tokens."""
     size = max(1, MAX_PART_TOKENS // max(map(len, rows)))
     for start in range(0, len(rows), size):
         yield slice(start, start + size)
@@ -257,44 +276,37 @@ def _padded(torch: Any, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     return ids, mask
 
 
-def _fastest(session: _Session, rows: list[list[int]], labels: NDArray[np.int64], size: int) -> Arithmetic:
-    """Time one average batch with each kind of arithmetic: two threads can be slower than one on a busy machine, and
-    bfloat16 is slow on processors without it."""
-    torch = session._torch
-    middle = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    batch = middle[len(middle) * 6 // 10 :][:size]
-    cores = os.cpu_count() or 1
-    best: Arithmetic | None = None
-    for threads in sorted({1, min(cores, 4)}):
-        for bfloat16 in (False, True):
-            candidate = Arithmetic(threads, bfloat16, 0.0)
-            chosen, answers = [rows[i] for i in batch], labels[batch]
-            elapsed = min(session.trial(chosen, answers, candidate) for _ in range(3))
-            if best is None or elapsed < best.seconds_per_batch:
-                best = Arithmetic(threads, bfloat16, elapsed)
-    assert best is not None
+def _fastest(session: _Session, rows: list[list[int]], labels: Labels, size: int) -> Arithmetic:
+    """Time one average batch with one thread and with several, which on a busy machine can be slower.
+
+    The number of threads changes rounding alone; bfloat16, which changes more, depends on the processor only."""
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    batch = by_length[len(by_length) * 6 // 10 :][:size]
+    chosen, truth = [rows[i] for i in batch], labels[batch]
+    bfloat16 = _has_bfloat16(session._torch)
+    measured = []
+    for threads in sorted({1, min(os.cpu_count() or 1, 4)}):
+        candidate = Arithmetic(threads, bfloat16, 0.0)
+        seconds = min(session.timed(chosen, truth, candidate) for _ in range(TIMINGS))
+        measured.append(replace(candidate, seconds_per_batch=seconds))
+    best = min(measured, key=lambda one: one.seconds_per_batch)
     log.info(
         "training with %d threads, bfloat16 %s: %.0f ms a batch",
         best.threads,
         best.bfloat16,
         best.seconds_per_batch * 1e3,
     )
-    torch.set_num_threads(best.threads)
     return best
 
 
-def _planned_examples(n: int, recipe: Recipe, arithmetic: Arithmetic, seconds: float | None) -> int:
-    wanted = round(n * recipe.epochs)
-    if seconds is None:
-        return wanted
-    affordable = int(seconds / (arithmetic.seconds_per_batch * OPTIMISER_SHARE) * recipe.batch_size)
-    if affordable < wanted:
-        log.warning("time for %.1f of %.1f epochs only", affordable / n, recipe.epochs)
-    return max(min(wanted, affordable), recipe.batch_size)
+def _has_bfloat16(torch: Any) -> bool:
+    """Return whether the processor multiplies bfloat16 natively; without that it is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
 
 
 def _batches(rows: list[list[int]], size: int, planned: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Batches of texts of like length, in random order, until `planned` examples were seen."""
+    """Yield batches of texts of similar length, in random order, until `planned` examples were seen."""
     seen = 0
     while seen < planned:
         order = rng.permutation(len(rows))[: planned - seen]

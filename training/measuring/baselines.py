@@ -1,22 +1,21 @@
-"""What needs no learning, or hardly any: the figures every report of a router must stand beside.
+"""Baselines that need no learning, or little: every report shows them beside the router.
 
-Each baseline gives a score per query and model; routing by `score - weight * cost` sweeps it like a router.
+Each gives a score per query and model; routing by `score - weight * cost` sweeps it like a router.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router_ml.decide.features.extractor import TABLE_NAMES, Features
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.neighbours import Neighbours
 from router_ml.types import LABELS
+from training.arrays import Index, Matrix, Singles
 from training.outcomes.table import OutcomeTable
-
-Matrix: TypeAlias = NDArray[np.float64]
+from training.splits import permuted_folds
 
 KNN = 100
 FOLDS = 5
@@ -31,18 +30,18 @@ class Roles(NamedTuple):
     accurate: int
 
 
-def roles(table: OutcomeTable) -> Roles:
-    """By what was measured: the cheapest on average, the one with the best success, and between them the best that
-    is cheaper than the accurate one (the accurate one itself where there is none)."""
-    cost, success = model_means(table)
+def roles(cost: Matrix, success: Matrix) -> Roles:
+    """Return the roles of models by their mean cost and success (M,).
+
+    The cheapest, the most successful, and between them the best that is cheaper than the accurate one (the accurate
+    one itself where there is none)."""
     fast, accurate = int(cost.argmin()), int(success.argmax())
     between = [j for j in range(len(cost)) if j not in (fast, accurate) and cost[j] < cost[accurate]]
-    balanced = max(between, key=lambda j: success[j]) if between else accurate
-    return Roles(fast, balanced, accurate)
+    return Roles(fast, max(between, key=lambda j: success[j], default=accurate), accurate)
 
 
 def model_means(table: OutcomeTable) -> tuple[Matrix, Matrix]:
-    """Mean cost (seconds, else dollars) and mean success of each model over its known rows."""
+    """Return mean cost (seconds, else dollars) and mean success of each model over its known rows."""
     _, cost = table.cost_axis
     return _known_mean(cost), _known_mean(table.success)
 
@@ -53,24 +52,25 @@ def _known_mean(values: Matrix) -> Matrix:
 
 
 def random_scores(table: OutcomeTable, seed: int) -> Matrix:
-    """Any model, drawn evenly."""
+    """Return scores that choose any model with equal probability."""
     return np.random.default_rng(seed).random(table.success.shape)
 
 
-def heuristic_choice(table: OutcomeTable, features: Features) -> NDArray[np.intp]:
-    """The hand-written rules: simple goes to the fast model, all else to the balanced one."""
-    role = roles(table)
-    labels = HeuristicComplexity(TABLE_NAMES)(None, features.table).argmax(axis=1)
+def heuristic_choice(role: Roles, surface: Singles) -> Index:
+    """Return the choice (n,) of the hand-written rules: simple goes to the fast model, all else to the balanced one.
+
+    `surface` (n, m) is the table of surface features."""
+    labels = HeuristicComplexity(TABLE_NAMES)(None, surface).argmax(axis=1)
     of_label = np.array([role.fast if label == "simple" else role.balanced for label in LABELS], dtype=np.intp)
-    chosen: NDArray[np.intp] = of_label[labels]
+    chosen: Index = of_label[labels]
     return chosen
 
 
 def length_scores(table: OutcomeTable) -> Matrix:
-    """Success by prompt length alone: each model's rate among the queries of like length in the other folds."""
+    """Return success by prompt length alone: each model's rate among queries of similar length in the other folds."""
     length = np.array([len(query.text) for query in table.queries], dtype=np.float64)
     out = np.zeros(table.success.shape)
-    for train, test in folds(table):
+    for train, test in permuted_folds(table.groups, FOLDS):
         edges = np.quantile(length[train], np.linspace(0, 1, LENGTH_BINS + 1)[1:-1])
         inside, outside = np.digitize(length[train], edges), np.digitize(length[test], edges)
         overall = _known_mean(table.success[train])
@@ -84,18 +84,9 @@ def length_scores(table: OutcomeTable) -> Matrix:
 
 
 def knn_scores(table: OutcomeTable, features: Features) -> Matrix:
-    """The mean success of the 100 nearest queries of the other folds, by cosine of the sentence vectors."""
+    """Return the mean success of the 100 nearest queries of the other folds, by cosine of the sentence vectors."""
     out = np.zeros(table.success.shape)
-    for train, test in folds(table):
+    for train, test in permuted_folds(table.groups, FOLDS):
         stored = Neighbours(features.embedding[train], table.success[train].astype(np.float32), KNN)
         out[test] = stored(features.embedding[test])
     return out
-
-
-def folds(table: OutcomeTable) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Grouped folds over the rows to be judged, for baselines that must learn from somewhere."""
-    groups = table.groups
-    n_groups = int(groups.max()) + 1
-    fold = (np.random.default_rng(0).permutation(n_groups) % FOLDS)[groups]
-    pairs = ((np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(FOLDS))
-    return [(train, test) for train, test in pairs if len(train) and len(test)]

@@ -1,23 +1,25 @@
-"""What a run says about its models: a line each, and a line for each label."""
+"""Compare the models of a benchmark: figures for each, overall and per label."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from router_ml.terminal import format_table
 from router_ml.types import LABELS, Outcome, Query
 
-_Z95 = 1.959963984540054  # standard normal, two-sided 95 %
+_Z95 = NormalDist().inv_cdf(0.975)
 UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """Figures of one model over some rows. None: nothing to reckon with."""
+class ModelFigures:
+    """Figures of one model over some rows; None where no row has the value."""
 
     rows: int
     scored: int
@@ -33,12 +35,12 @@ class Summary:
     truncated: int
 
 
-def summary(outcomes: Sequence[Outcome]) -> Summary:
-    """The figures of some outcomes."""
+def model_figures(outcomes: Sequence[Outcome]) -> ModelFigures:
+    """Return the figures of some outcomes."""
     scored = [o.success for o in outcomes if o.success is not None]
     latencies = [o.latency_s for o in outcomes if o.latency_s is not None]
     low, high = wilson(sum(scored), len(scored)) if scored else (None, None)
-    return Summary(
+    return ModelFigures(
         rows=len(outcomes),
         scored=len(scored),
         success=sum(scored) / len(scored) if scored else None,
@@ -55,7 +57,7 @@ def summary(outcomes: Sequence[Outcome]) -> Summary:
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval at 95 % (Wilson 1927, JASA 22: 209)."""
+    """Return Wilson's score interval at 95 % (Wilson 1927, JASA 22:209)."""
     p, z2 = successes / n, _Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
@@ -78,14 +80,14 @@ def _rate(outcomes: Sequence[Outcome]) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models side by side."""
+    """Figures of several models."""
 
-    overall: Mapping[str, Summary]
-    by_label: Mapping[str, Mapping[str, Summary]]  # model -> label -> figures
+    overall: Mapping[str, ModelFigures]
+    by_label: Mapping[str, Mapping[str, ModelFigures]]  # model -> label -> figures
     warm_up_s: Mapping[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready form."""
+        """Return a JSON-ready form."""
         return {
             model: {
                 **asdict(figures),
@@ -99,14 +101,14 @@ class Comparison:
 def compare(
     queries: Sequence[Query], models: Sequence[str], outcomes: Sequence[Outcome], warm_up_s: Mapping[str, float]
 ) -> Comparison:
-    """Figures per model, and per model and label, over the given queries alone."""
+    """Return figures per model, and per model and label, over the given queries alone."""
     labels = {query.id: query.label or UNLABELLED for query in queries}
     order = [label for label in (*LABELS, UNLABELLED) if label in labels.values()]
     mine = {model: [o for o in outcomes if o.model == model and o.query_id in labels] for model in models}
     return Comparison(
-        overall={model: summary(rows) for model, rows in mine.items()},
+        overall={model: model_figures(rows) for model, rows in mine.items()},
         by_label={
-            model: {label: summary([o for o in rows if labels[o.query_id] == label]) for label in order}
+            model: {label: model_figures([o for o in rows if labels[o.query_id] == label]) for label in order}
             for model, rows in mine.items()
         },
         warm_up_s=warm_up_s,
@@ -117,27 +119,17 @@ _HEAD = ("success", "95 % interval", "names", "arguments", "p50 s", "p95 s", "to
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """The comparison for a terminal: models first, then each label."""
+    """Return the comparison as text: models first, then each label."""
     rows: list[tuple[str, ...]] = [("model", "label", *_HEAD, "load s")]
     for model, figures in comparison.overall.items():
         rows.append((model, "all", *_cells(figures), _number(comparison.warm_up_s.get(model), 1)))
     labels = list(dict.fromkeys(label for parts in comparison.by_label.values() for label in parts))
     for label in labels if labels != [UNLABELLED] else ():
         rows += [(model, label, *_cells(parts[label]), "") for model, parts in comparison.by_label.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    n = len(comparison.overall)
-    groups = [lines[start : start + n] for start in range(1, len(lines), n)]
-    return "\n".join([lines[0].rstrip(), *(line.rstrip() for group in groups for line in (rule, *group))])
+    return format_table(rows, left=(0, 1), rule=True)
 
 
-def _cells(figures: Summary) -> tuple[str, ...]:
+def _cells(figures: ModelFigures) -> tuple[str, ...]:
     interval = "-"
     if figures.success_low is not None and figures.success_high is not None:
         interval = f"{figures.success_low:.1%} to {figures.success_high:.1%}"

@@ -13,10 +13,10 @@ import ollama
 from router_ml.hosts.failure import BadAnswer, classify
 from router_ml.hosts.names import normal
 from router_ml.types import Query
-from training.measuring.answer import Answer
-from training.measuring.calls import Call
-from training.measuring.expectation import Expectation, ToolResult
-from training.measuring.values import agrees
+from training.measuring.argument_values import agrees
+from training.measuring.expected_answer import ExpectedAnswer, ToolResult
+from training.measuring.measured_answer import MeasuredAnswer
+from training.measuring.tool_calls import ToolCall
 
 SYSTEM = (
     "You are the assistant that serves the user through the tools offered. Call the tools that the request needs, all "
@@ -30,29 +30,35 @@ _TYPES = {"dict": "object", "float": "number", "double": "number", "long": "inte
 
 
 class ChatClient(Protocol):
-    """The part of `ollama.Client` that is used here."""
+    """The part of `ollama.Client` that a conversation needs."""
 
     @property
-    def chat(self) -> Callable[..., Any]: ...
+    def chat(self) -> Callable[..., Any]:
+        """Ask a model."""
+        ...
 
-    def ps(self) -> ollama.ProcessResponse: ...
+    def ps(self) -> ollama.ProcessResponse:
+        """List the loaded models."""
+        ...
 
-    def list(self) -> ollama.ListResponse: ...
+    def list(self) -> ollama.ListResponse:
+        """List the installed models."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How models are asked; the same for every row of a run, so that nothing reloads them."""
+class ChatSettings:
+    """How models are asked; the same for every row of a run, so that no model is reloaded."""
 
     system: str = SYSTEM
     options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "seed": 0, "num_predict": 2048})
-    think: bool | None = None  # None: as the model does by itself
+    think: bool | None = None  # None: the model's default
     keep_alive: str = "10m"
     max_turns: int = 8
 
 
 def messages_of(query: Query, system: str) -> list[dict[str, str]]:
-    """The conversation up to and with the query. The context's `now` stands in the system prompt."""
+    """Return the conversation up to and including the query; the context's `now` is part of the system prompt."""
     raw = query.raw_context or {}
     now = f"\nIt is now {raw['now']} for the user." if raw.get("now") else ""
     turns = [{"role": turn.role, "content": turn.content} for turn in query.context.history]
@@ -62,7 +68,7 @@ def messages_of(query: Query, system: str) -> list[dict[str, str]]:
 
 
 def tools_of(query: Query) -> list[dict[str, Any]]:
-    """The tools offered, in the form Ollama takes; a bare name becomes a tool without parameters."""
+    """Return the offered tools in Ollama's form; a bare name becomes a tool without parameters."""
     return [_tool(item) for item in (query.raw_context or {}).get("tools") or ()]
 
 
@@ -82,32 +88,34 @@ def _tool(item: Any) -> dict[str, Any]:
 
 
 def _json_types(schema: Any) -> Any:
-    """A schema with the type names of other languages (dict, float, tuple) in JSON's words."""
+    """Return a schema with the type names of other languages (dict, float, tuple) replaced by JSON's."""
     if isinstance(schema, Mapping):
         named = schema.get("type")
-        mended = {key: _json_types(value) for key, value in schema.items()}
-        return mended | ({"type": _TYPES.get(named, named)} if isinstance(named, str) else {})
+        mapped = {key: _json_types(value) for key, value in schema.items()}
+        return mapped | ({"type": _TYPES.get(named, named)} if isinstance(named, str) else {})
     return [_json_types(item) for item in schema] if isinstance(schema, list) else schema
 
 
 class Conversation:
-    """Asks one model one query, turn by turn while it calls tools that have results to give."""
+    """One query asked of one model, turn by turn while it calls tools that have results."""
 
-    def __init__(self, client: ChatClient, manner: Manner, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._client, self._manner, self._clock = client, manner, clock
+    def __init__(
+        self, client: ChatClient, settings: ChatSettings, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._client, self._settings, self._clock = client, settings, clock
 
-    def ask(self, model: str, query: Query, expected: Expectation, *, can_think: bool = False) -> Answer:
-        """The answer, with the error in it where the model failed.
+    def ask(self, model: str, query: Query, expected: ExpectedAnswer, *, can_think: bool = False) -> MeasuredAnswer:
+        """Return the answer, with its error where the model failed.
 
         Raises what the client raises where the host cannot be reached (`Failure.kind` refused, connection, busy)."""
         resident = self._resident(model)
-        messages: list[Any] = messages_of(query, self._manner.system)
+        messages: list[Any] = messages_of(query, self._settings.system)
         arguments = self._arguments(query, can_think)
         replies: list[ollama.ChatResponse] = []
-        calls: list[Call] = []
+        calls: list[ToolCall] = []
         latency_s = 0.0
         error = None
-        for _ in range(1 if expected.results is None else self._manner.max_turns):
+        for _ in range(1 if expected.results is None else self._settings.max_turns):
             began = self._clock()
             try:
                 reply = _checked(model, self._client.chat(model, messages, **arguments))
@@ -116,12 +124,12 @@ class Conversation:
                 if failure.kind in ("refused", "connection", "busy"):
                     raise
                 error = str(failure)
-                # How long a refusal took says nothing about the model; how long we waited in vain does.
+                # The time of a refusal is not the model's; the time until a timeout is.
                 latency_s = latency_s + self._clock() - began if "timeout" in failure.kind else 0.0
                 break
             latency_s += self._clock() - began
             replies.append(reply)
-            made = [Call(c.function.name, dict(c.function.arguments)) for c in reply.message.tool_calls or ()]
+            made = [ToolCall(c.function.name, dict(c.function.arguments)) for c in reply.message.tool_calls or ()]
             calls += made
             if not made or expected.results is None:
                 break
@@ -129,18 +137,21 @@ class Conversation:
         return _answer(query.id, model, replies, calls, latency_s, resident, error)
 
     def _arguments(self, query: Query, can_think: bool) -> dict[str, Any]:
-        think = self._manner.think
-        arguments: dict[str, Any] = {"options": dict(self._manner.options), "keep_alive": self._manner.keep_alive}
+        think = self._settings.think
+        arguments: dict[str, Any] = {
+            "options": dict(self._settings.options),
+            "keep_alive": self._settings.keep_alive,
+        }
         if tools := tools_of(query):
             arguments["tools"] = tools
-        if think is False or (think and can_think):  # `think: true` is refused by a model that cannot
+        if think is False or (think and can_think):  # a model that cannot think refuses `think: true`
             arguments["think"] = think
         return arguments
 
     def _resident(self, model: str) -> bool | None:
         try:
             return any(normal(entry.model or "") == normal(model) for entry in self._client.ps().models)
-        except Exception:  # a look that fails says nothing; the call itself will
+        except Exception:  # residency is unknown; the call itself reports the error
             return None
 
 
@@ -152,13 +163,13 @@ def _checked(model: str, reply: ollama.ChatResponse) -> ollama.ChatResponse:
     return reply
 
 
-def _tool_message(call: Call, results: Sequence[ToolResult]) -> dict[str, str]:
+def _tool_message(call: ToolCall, results: Sequence[ToolResult]) -> dict[str, str]:
     found: Any = next((r.result for r in results if r.name == call.name and _takes(r, call)), _DONE)
     content = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
     return {"role": "tool", "tool_name": call.name, "content": content}
 
 
-def _takes(result: ToolResult, call: Call) -> bool:
+def _takes(result: ToolResult, call: ToolCall) -> bool:
     return all(agrees(wanted, call.arguments.get(key)) for key, wanted in result.arguments.items())
 
 
@@ -166,12 +177,12 @@ def _answer(
     query_id: str,
     model: str,
     replies: Sequence[ollama.ChatResponse],
-    calls: Sequence[Call],
+    calls: Sequence[ToolCall],
     latency_s: float,
     resident: bool | None,
     error: str | None,
-) -> Answer:
-    return Answer(
+) -> MeasuredAnswer:
+    return MeasuredAnswer(
         query_id=query_id,
         model=model,
         content=(replies[-1].message.content or "") if replies else "",

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from router_ml.hosts.failure import classify
 from router_ml.types import Query
-from training.measuring.answer import Answer
 from training.measuring.conversation import ChatClient
-from training.measuring.text import without_thoughts
+from training.measuring.measured_answer import MeasuredAnswer
+from training.measuring.text_checks import without_thoughts
 
 _SCHEMA = {
     "type": "object",
@@ -22,33 +22,33 @@ length nor style counts unless the criterion says so. The texts between the mark
 Give a short reason first, then "pass": true or false."""
 
 
-class Verdict(NamedTuple):
-    """What a judge said."""
+class JudgeDecision(NamedTuple):
+    """The decision of a judge model."""
 
-    passed: bool | None  # None: it gave no usable verdict
+    passed: bool | None  # None: it gave no usable decision
     reason: str
 
 
 class Judge:
-    """Asks a judge model, at temperature 0, for a verdict in JSON."""
+    """A judge model, asked at temperature 0 for a decision in JSON."""
 
     def __init__(self, client: ChatClient, model: str, options: Mapping[str, Any] | None = None) -> None:
         self._client, self.model = client, model
         self._options = {"temperature": 0.0, "seed": 0, "num_predict": 512, **(options or {})}
 
-    def decide(self, query: Query, answer: Answer, criterion: str) -> Verdict:
-        """The verdict on one answer.
+    def decide(self, query: Query, answer: MeasuredAnswer, criterion: str) -> JudgeDecision:
+        """Return the decision on one answer.
 
         Raises what the client raises where the host cannot be reached."""
-        said = without_thoughts(answer.content)
-        question = f"<<REQUEST>>\n{query.text}\n<<ANSWER>>\n{said}\n<<CRITERION>>\n{criterion}\n<<END>>"
+        text = without_thoughts(answer.content)
+        question = f"<<REQUEST>>\n{query.text}\n<<ANSWER>>\n{text}\n<<CRITERION>>\n{criterion}\n<<END>>"
         messages = [{"role": "system", "content": _TASK}, {"role": "user", "content": question}]
         try:
             reply = self._client.chat(self.model, messages, format=_SCHEMA, options=self._options, think=False)
-            verdict = json.loads(without_thoughts(reply.message.content or ""))
-            return Verdict(bool(verdict["pass"]), str(verdict.get("reason", ""))[:300])
+            decision = json.loads(without_thoughts(reply.message.content or ""))
+            return JudgeDecision(bool(decision["pass"]), str(decision.get("reason", ""))[:300])
         except Exception as error:
             failure = classify(error)
             if failure.kind in ("refused", "connection", "busy"):
                 raise
-            return Verdict(None, str(failure))
+            return JudgeDecision(None, str(failure))

@@ -1,4 +1,4 @@
-"""How far a run is and how long it will take, from the pace of each model."""
+"""Progress of a benchmark and an estimate of the time left, from the pace of each model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _RECENT = 0.1  # weight of the latest row in a model's pace
 
 
 class Pace:
-    """Seconds a row takes, per model; a model not yet seen is taken to be as slow as the average of the others."""
+    """Seconds per row of each model; a model not yet measured is assumed to take the average of the others."""
 
     def __init__(self) -> None:
         self._s_per_row: dict[str, float] = {}
 
     def add(self, model: str, seconds: float) -> None:
-        """Take in one row."""
+        """Record one row."""
         old = self._s_per_row.get(model)
         self._s_per_row[model] = seconds if old is None else old + _RECENT * (seconds - old)
 
     def remaining_s(self, rows: Mapping[str, int]) -> float | None:
-        """Seconds for so many further rows of each model; None before the first row."""
+        """Return seconds for so many further rows of each model; None before the first row."""
         if not self._s_per_row:
             return None
         average = sum(self._s_per_row.values()) / len(self._s_per_row)
@@ -32,7 +32,7 @@ class Pace:
 
 
 def duration(seconds: float | None) -> str:
-    """A duration to read: 42 s, 3 min 20 s, 2 h 5 min."""
+    """Return a duration as text: 42 s, 3 min 20 s, 2 h 5 min."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -41,7 +41,7 @@ def duration(seconds: float | None) -> str:
 
 
 class Progress:
-    """A bar on standard error: rows done, the model at work, the time that is left."""
+    """A bar on standard error: rows done, the model at work, the time left."""
 
     def __init__(self, left: Mapping[str, int], done: int, *, quiet: bool = False) -> None:
         self._left = dict(left)
@@ -63,12 +63,12 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def say(self, text: str) -> None:
-        """Show what is going on beside the bar."""
+    def status(self, text: str) -> None:
+        """Show a status beside the bar."""
         self._bar.set_postfix_str(text)
 
     def row(self, model: str, seconds: float) -> None:
-        """One row of a model is done."""
+        """Count one row of a model as done."""
         self._left[model] -= 1
         self._pace.add(model, seconds)
         self._bar.set_postfix_str(f"{model}, {duration(self.remaining_s)} left", refresh=False)
@@ -76,5 +76,5 @@ class Progress:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds still to go, as far as can be told."""
+        """Estimated seconds left; None before the first row."""
         return self._pace.remaining_s(self._left)

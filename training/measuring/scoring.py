@@ -1,4 +1,4 @@
-"""From an answer to an outcome: was it what the query's row expects?"""
+"""Turn an answer into an outcome by what the query's row expects."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 from router_ml.catalogue import Model
 from router_ml.types import Outcome
-from training.measuring.answer import Answer
-from training.measuring.calls import CallScore, score_calls
-from training.measuring.expectation import Expectation
-from training.measuring.judge import Verdict
-from training.measuring.text import score_text
+from training.measuring.expected_answer import ExpectedAnswer
+from training.measuring.judge import JudgeDecision
+from training.measuring.measured_answer import MeasuredAnswer
+from training.measuring.text_checks import score_text
+from training.measuring.tool_calls import CallScore, score_calls
 
 _MAX_PROBLEMS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What can be said without a judge."""
+    """The part of a score that needs no judge."""
 
     calls: CallScore | None
     problems: tuple[str, ...]
 
 
-def score(answer: Answer, expected: Expectation) -> Score:
+def score(answer: MeasuredAnswer, expected: ExpectedAnswer) -> Score:
     """Compare calls and text with what is expected."""
     calls = None if expected.calls is None else score_calls(expected.calls, answer.calls, expected.allowed)
     problems = list(calls.problems) if calls is not None else []
@@ -33,13 +33,15 @@ def score(answer: Answer, expected: Expectation) -> Score:
     return Score(calls, tuple(problems))
 
 
-def needs_judge(answer: Answer, expected: Expectation) -> bool:
-    """Whether only a judge can still decide: nothing else failed."""
+def needs_judge(answer: MeasuredAnswer, expected: ExpectedAnswer) -> bool:
+    """Return whether a judge has to decide: nothing else failed."""
     return expected.judged is not None and answer.error is None and not score(answer, expected).problems
 
 
-def outcome(answer: Answer, expected: Expectation, model: Model | None, verdict: Verdict | None = None) -> Outcome:
-    """The outcome of an answer; `model` is its catalogue entry, for the price."""
+def outcome(
+    answer: MeasuredAnswer, expected: ExpectedAnswer, model: Model | None, decision: JudgeDecision | None = None
+) -> Outcome:
+    """Return the outcome of an answer; `model` is its catalogue entry, for the price."""
     scored = score(answer, expected)
     extra: dict[str, Any] = {"turns": answer.turns}
     if scored.calls is not None and answer.error is None:
@@ -50,12 +52,12 @@ def outcome(answer: Answer, expected: Expectation, model: Model | None, verdict:
         extra["problems"] = list(scored.problems[:_MAX_PROBLEMS])
     if answer.truncated:
         extra["truncated"] = True
-    if verdict is not None:
-        extra["judge"] = verdict.reason
+    if decision is not None:
+        extra["judge"] = decision.reason
     return Outcome(
         query_id=answer.query_id,
         model=answer.model,
-        success=_success(answer, expected, scored, verdict),
+        success=_success(answer, expected, scored, decision),
         latency_s=answer.latency_s,
         prompt_tokens=answer.prompt_tokens,
         output_tokens=answer.output_tokens,
@@ -69,7 +71,9 @@ def outcome(answer: Answer, expected: Expectation, model: Model | None, verdict:
     )
 
 
-def _success(answer: Answer, expected: Expectation, scored: Score, verdict: Verdict | None) -> float | None:
+def _success(
+    answer: MeasuredAnswer, expected: ExpectedAnswer, scored: Score, decision: JudgeDecision | None
+) -> float | None:
     if answer.error is not None:
         return 0.0
     if not expected.scored:
@@ -78,10 +82,10 @@ def _success(answer: Answer, expected: Expectation, scored: Score, verdict: Verd
         return 0.0
     if expected.judged is None:
         return 1.0
-    return None if verdict is None or verdict.passed is None else float(verdict.passed)
+    return None if decision is None or decision.passed is None else float(decision.passed)
 
 
-def _cost_usd(answer: Answer, model: Model | None) -> float | None:
+def _cost_usd(answer: MeasuredAnswer, model: Model | None) -> float | None:
     if model is None or answer.prompt_tokens is None or answer.output_tokens is None:
         return None
     cost = (

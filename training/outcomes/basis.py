@@ -1,4 +1,4 @@
-"""What the outcome learners see: scaled features, a few main directions, and how far a query is from the known ones."""
+"""The inputs of the outcome learners: scaled features, principal directions, and the distance to known queries."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from sklearn.decomposition import PCA
 
 from router_ml.decide.features.extractor import Features
 from router_ml.decide.predictors.outcomes import TABLE_LIMIT, TRANSFER_LIMIT
-from training.outcomes.linear import Matrix
+from training.arrays import Matrix
 
-# Standardised columns beside 768 of the embedding would drown: the embedding speaks through its main directions.
+# Dozens of standardised columns beside 768 of the embedding would not count: the embedding is reduced to its principal
+# directions.
 EMBEDDING_WEIGHT = 8.0
 BASIS_TABLE_WEIGHT = 0.3
 DIRECTIONS = 32
-JOINT_TABLE_WEIGHT = 0.5  # of the table beside the scaled main directions, where queries are compared
+JOINT_TABLE_WEIGHT = 0.5  # of the table beside the scaled principal directions, where queries are compared
 NEIGHBOUR_DIRECTIONS = 48
 CENTROIDS = 64
 ROWS_PER_CENTROID = 8
-CLUSTERED_ROWS = 4_000  # k-means sees at most so many
-SMALLEST_SCALE = 0.05  # a column that never varied in training still shows when it does
+CLUSTERED_ROWS = 4_000  # the most that k-means is fitted on
+SMALLEST_SCALE = 0.05  # a column that never varied in training still counts when it varies later
 
 
 @dataclass(frozen=True)
@@ -39,51 +40,52 @@ class Basis:
     centroids: Matrix  # (c, m + p), in the joint space
 
     def standardised(self, table: NDArray[np.float32]) -> Matrix:
-        """The table as the heads see it: standardised and cut."""
+        """Return the table (n, m) as the heads read it: standardised and clipped."""
         return np.clip((table - self.table_mean) * self.table_scale, -TABLE_LIMIT, TABLE_LIMIT)
 
     def inputs(self, features: Features, complexity: Matrix) -> Matrix:
-        """The linear learner's inputs (n, p + m + 4): main directions, table and probabilities on one scale."""
+        """Return the linear learner's inputs (n, p + m + 4): directions, table and probabilities on one scale."""
         z = self.standardised(features.table)
         return np.hstack((self.keys(features) * self.direction_scale, z, complexity - self.complexity_mean))
 
     def keys(self, features: Features) -> Matrix:
-        """Coordinates in the main directions (n, p)."""
+        """Return coordinates in the principal directions (n, p)."""
         z = self.standardised(features.table)
         embedding = features.embedding - self.embedding_mean
         return np.hstack((EMBEDDING_WEIGHT * embedding, BASIS_TABLE_WEIGHT * z)) @ self.directions
 
     def forest_inputs(self, features: Features) -> Matrix:
-        """The forest's inputs (n, p + m)."""
+        """Return the forest's inputs (n, p + m)."""
         return np.hstack((self.keys(features), self.standardised(features.table)))
 
     def transfer_inputs(self, features: Features) -> Matrix:
-        """The transfer head's inputs (n, m): which way a surface feature leans, hardly how far."""
+        """Return the transfer head's inputs (n, m): the table clipped to little more than its signs."""
         return np.clip(self.standardised(features.table), -TRANSFER_LIMIT, TRANSFER_LIMIT)
 
     @property
     def joint_scale(self) -> Matrix:
-        """What table and main directions are multiplied with where queries are compared (m + p,)."""
+        """Factors (m + p,) of table and principal directions where queries are compared."""
         return np.concatenate((np.full(len(self.table_mean), JOINT_TABLE_WEIGHT), self.direction_scale))
 
     def joint(self, features: Features) -> Matrix:
-        """The space in which queries are compared (n, m + p): the table and the main directions, as weighty as each
-        other, for topics alone do not tell one task from the next."""
+        """Return coordinates (n, m + p) in the space where queries are compared.
+
+        Table and principal directions weigh the same: topics alone do not separate one task from another."""
         return np.hstack((self.standardised(features.table), self.keys(features))) * self.joint_scale
 
     def neighbour_keys(self, features: Features) -> Matrix:
-        """The joint space's main directions (n, q): few enough to compare thousands of rows."""
+        """Return the joint space's principal directions (n, q): few enough to compare thousands of rows."""
         return self.joint(features) @ self.rotation
 
     def distance(self, features: Features) -> Matrix:
-        """How unlike the training queries (n,): squared distance to the nearest centroid."""
+        """Return the squared distance (n,) to the nearest centroid of the training queries."""
         joint = self.joint(features)
         squares = (joint**2).sum(axis=1)[:, None] - 2 * joint @ self.centroids.T + (self.centroids**2).sum(axis=1)
         distance: Matrix = squares.min(axis=1)
         return distance
 
     def folded(self, weights: Matrix, bias: Matrix) -> tuple[Matrix, Matrix]:
-        """A linear map of `inputs` as one of the raw embedding, the standardised table and the probabilities."""
+        """Return a linear map of `inputs` as one of the raw embedding, the standardised table and the probabilities."""
         d, m, p = len(self.embedding_mean), len(self.table_mean), len(self.direction_scale)
         keys, keys_bias = self.folded_keys()
         of_keys = weights[:p] * self.direction_scale[:, None]
@@ -93,7 +95,7 @@ class Basis:
         return raw, bias + keys_bias @ of_keys - self.complexity_mean @ weights[p + m :]
 
     def folded_keys(self) -> tuple[Matrix, Matrix]:
-        """`keys` as a map of the same raw inputs."""
+        """Return `keys` as a map of the same raw inputs."""
         d = len(self.embedding_mean)
         scale = np.concatenate((np.full(d, EMBEDDING_WEIGHT), np.full(len(self.table_mean), BASIS_TABLE_WEIGHT)))
         raw = self.directions * scale[:, None]
@@ -101,7 +103,7 @@ class Basis:
 
 
 def fit_basis(features: Features, complexity: Matrix, seed: int) -> Basis:
-    """Scalings, principal directions and centroids of the training queries."""
+    """Compute scalings, principal directions and centroids of the training queries."""
     embedding, table = features.embedding.astype(np.float64), features.table.astype(np.float64)
     scale = 1.0 / np.maximum(table.std(axis=0), SMALLEST_SCALE)
     mean, table_mean = embedding.mean(axis=0), table.mean(axis=0)

@@ -1,6 +1,7 @@
-"""`python -m training.tracking BUNDLE`: log a bundle that was fitted while MLflow was unreachable."""
+"""`python -m training.tracking BUNDLE`: log a bundle that was fitted while MLflow was down."""
+
+import sys
 
 from training.tracking.tracker import main
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+sys.exit(main())

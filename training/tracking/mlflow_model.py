@@ -1,6 +1,6 @@
 """The registered form of a bundle: a model from code, so that loading it unpickles nothing.
 
-MLflow runs this file when it loads the model; the bundle lies beside it as an artifact and is verified first.
+MLflow runs this file when it loads the model; the bundle is an artifact beside it and is verified first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from router_ml.settings import load_settings
 
 
 class RouterModel(PythonModel):  # type: ignore[misc]
-    """Answers queries with decisions as JSON texts, under the policy of ROUTER_ML_POLICY."""
+    """Decisions as JSON texts, under the policy of ROUTER_ML_POLICY."""
 
     def load_context(self, context: Any) -> None:
         """Verify and load the bundle."""
@@ -24,7 +24,7 @@ class RouterModel(PythonModel):  # type: ignore[misc]
         self._policy = load_settings().policy
 
     def predict(self, context: Any, model_input: list[str]) -> list[str]:
-        """One decision a query."""
+        """Return one decision per query."""
         return [
             json.dumps(decision.as_dict()) for decision in self._router.decide_many(model_input, policy=self._policy)
         ]

@@ -1,23 +1,22 @@
-"""Every fit is a run in MLflow. MLflow missing or down never fails a fit: a warning says how to log it later."""
+"""Log work to MLflow. Where MLflow is missing or down, a warning says how to log it later, and the work goes on."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import logging
 import os
 import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from router_ml.bundles.format import load_bundle
 from router_ml.experiments.mlflow_store import ensure_experiment, open_tracking
 from router_ml.settings import CHECKOUT
 from router_ml.terminal import run_command
+from training.command import command_parser
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +24,35 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 REGISTERED = "router_ml"
-BUNDLE_LATER = "the bundle is saved all the same. To log it later: python -m training.tracking BUNDLE"
-CHAMPION = "champion"
+BUNDLE_LATER = "the bundle is saved all the same; to log it later, run 'python -m training.tracking BUNDLE'"
+CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG = "bundle"
-FITS = "router_ml fits"
+FITS, EVALUATIONS, BENCHMARKS = "router_ml fits", "router_ml evaluations", "router_ml benchmarks"
+NOTE = "mlflow.note.content"  # MLflow's tag for descriptions of runs and experiments
+DESCRIPTIONS = {
+    FITS: "Each run learned one bundle. val/ was cross-validated or held out, test/ is from groups that took part in "
+    "nothing else; nested runs are the alternatives that were tried. The bundle that serves is the champion alias.",
+    EVALUATIONS: "Each run judged one bundle on queries with measured outcomes, through the serving code.",
+    BENCHMARKS: "Each run measured one model: success against what was expected, and seconds per query.",
+}
+REGISTRY_DESCRIPTION = (
+    "Bundles of router_ml. The alias champion marks the one that was promoted, challenger the newest that was not."
+)
+_DIGEST_CHARACTERS = 36  # the most that MLflow stores
+_SHOWN_METRICS = ("test/macro_f1", "test/ece", "val/outcomes_utility_gain", "val/outcomes_accuracy")
+
+
+class DataFile(NamedTuple):
+    """A file that was learned from."""
+
+    name: str
+    path: Path
+    sha256: str
+    rows: int
 
 
 def _guarded(method: Callable[P, T]) -> Callable[P, T | None]:
-    """A failure of the tracking store is said once and then left alone."""
+    """Return a method that does nothing once the tracking store has failed; the first failure is one warning."""
 
     @functools.wraps(method)
     def attempt(*args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -49,9 +69,9 @@ def _guarded(method: Callable[P, T]) -> Callable[P, T | None]:
 
 
 class Tracker:
-    """Logs one fit: a run, nested runs for what was tried, the bundle as an artifact and a registered model.
+    """One run in MLflow, with nested runs for alternatives, artifacts, data sets and a registered model.
 
-    `later` is what a warning says about the work that could not be logged."""
+    `later` ends the warning about work that could not be logged."""
 
     def __init__(
         self, experiment: str, name: str, note: str, *, root: Path | None = None, later: str = BUNDLE_LATER
@@ -64,7 +84,7 @@ class Tracker:
         self._open(name, note)
 
     def give_up(self, error: Exception) -> None:
-        """Remember that the store does not work."""
+        """Stop logging, with one warning."""
         self.broken = f"{type(error).__name__}: {error}".splitlines()[0]
         log.warning("MLflow is not usable (%s); %s", self.broken, self._later)
 
@@ -76,11 +96,13 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is down: seconds, not minutes
         import mlflow
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # it advises on requirements at every model
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # else it advises on requirements at every model
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
         self._experiment_id = ensure_experiment(self._experiment, self._root, uri)
-        tags = {"mlflow.note.content": note, "git_commit": git_commit()}
+        if description := DESCRIPTIONS.get(self._experiment):
+            mlflow.MlflowClient().set_experiment_tag(self._experiment_id, NOTE, description)
+        tags = {NOTE: note, "git_commit": git_commit()}
         self.run_id = mlflow.start_run(experiment_id=self._experiment_id, run_name=name, tags=tags).info.run_id
 
     @_guarded
@@ -98,15 +120,29 @@ class Tracker:
         mlflow.log_metrics({name: float(value) for name, value in values.items() if value == value}, step=step)
 
     @_guarded
-    def note(self, text: str) -> None:
-        """Replace the run's description; its first line is what lists show."""
+    def describe(self, name: str, note: str) -> None:
+        """Name the run after what it became, and replace its description; the first line is what lists show."""
         import mlflow
 
-        mlflow.set_tag("mlflow.note.content", text)
+        mlflow.set_tags({"mlflow.runName": name, NOTE: note})
+
+    @_guarded
+    def data(self, files: Iterable[DataFile]) -> None:
+        """Log the files that were learned from as data sets: name, digest, place and number of rows."""
+        import mlflow
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+
+        for file in files:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it finds two names for the same kind of source
+                source = resolve_dataset_source(str(file.path))
+            dataset = MetaDataset(source, name=file.name, digest=file.sha256[:_DIGEST_CHARACTERS])
+            mlflow.log_input(dataset, context="training", tags={"rows": str(file.rows), "sha256": file.sha256})
 
     @_guarded
     def tried(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """A nested run for one alternative of the choice."""
+        """Log a nested run for one alternative that was tried."""
         import mlflow
 
         with mlflow.start_run(run_name=name, nested=True, experiment_id=self._experiment_id):
@@ -121,8 +157,10 @@ class Tracker:
         mlflow.log_artifacts(str(folder), artifact_path=under)
 
     @_guarded
-    def register(self, bundle: Path, *, champion: bool) -> str | None:
-        """Log the bundle as a registered model from code and point an alias at it; returns its version."""
+    def register(self, bundle: Path, description: str, metrics: Mapping[str, float]) -> str | None:
+        """Register the bundle as a model from code, as the challenger; return its version.
+
+        Only a promotion makes a champion, see `set_champion`."""
         import mlflow
 
         with warnings.catch_warnings():
@@ -136,10 +174,12 @@ class Tracker:
             )
         version = str(logged.registered_model_version)
         client = mlflow.MlflowClient()
-        client.set_model_version_tag(REGISTERED, version, BUNDLE_TAG, bundle.name)
-        aliases = client.get_registered_model(REGISTERED).aliases
-        alias = CHAMPION if champion or CHAMPION not in aliases else "challenger"
-        client.set_registered_model_alias(REGISTERED, alias, version)
+        client.update_registered_model(REGISTERED, REGISTRY_DESCRIPTION)
+        client.update_model_version(REGISTERED, version, description)
+        tags = {BUNDLE_TAG: bundle.name, **{n: f"{metrics[n]:.4f}" for n in _SHOWN_METRICS if n in metrics}}
+        for key, value in tags.items():
+            client.set_model_version_tag(REGISTERED, version, key, value)
+        client.set_registered_model_alias(REGISTERED, CHALLENGER, version)
         return version
 
     def close(self, failed: bool = False) -> None:
@@ -150,7 +190,7 @@ class Tracker:
 
         try:
             mlflow.end_run("FAILED" if failed else "FINISHED")
-        except Exception as error:  # the store went away in the meantime; said once is enough
+        except Exception as error:  # the store failed in the meantime; one warning is enough
             if not self.broken:
                 self.give_up(error)
 
@@ -159,7 +199,7 @@ class Tracker:
 def tracked(
     experiment: str, name: str, note: str, root: Path | None = None, later: str = BUNDLE_LATER
 ) -> Iterator[Tracker]:
-    """A tracker whose run ends FAILED where an exception leaves the block."""
+    """Yield a tracker; its run ends as FAILED where an exception leaves the block."""
     tracker = Tracker(experiment, name, note, root=root, later=later)
     try:
         yield tracker
@@ -170,7 +210,7 @@ def tracked(
 
 
 def git_commit() -> str:
-    """The commit of the checkout this runs in, or "" where there is none."""
+    """Return the commit of the checkout this runs in, or "" where there is none."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, timeout=5, check=False
@@ -181,9 +221,9 @@ def git_commit() -> str:
 
 
 def set_champion(bundle: str, root: Path | None = None) -> str | None:
-    """Point the alias `champion` at the newest registered version of a bundle; returns that version.
+    """Point the alias `champion` at the newest registered version of a bundle, and return that version.
 
-    None where MLflow is missing or down, or never heard of the bundle: a promotion does not depend on it."""
+    Return None where MLflow is missing or down, or the bundle is not registered: a promotion does not depend on it."""
     try:
         uri = open_tracking(root)
         from mlflow import MlflowClient
@@ -196,35 +236,28 @@ def set_champion(bundle: str, root: Path | None = None) -> str | None:
         newest = str(max(int(version.version) for version in known))
         client.set_registered_model_alias(REGISTERED, CHAMPION, newest)
     except Exception as error:
-        log.info("the champion's alias in MLflow stays where it is: %s", error)
+        log.info("the alias %s in MLflow is not changed: %s", CHAMPION, error)
         return None
     return newest
 
 
 def log_bundle(folder: Path, experiment: str) -> bool:
-    """Log a bundle that was made while MLflow was down. Raises `BundleError` where it cannot be used."""
-    bundle = load_bundle(folder)
-    manifest = bundle.manifest
-    note = f"logged later; made {manifest.get('created_at')}"
-    with tracked(experiment, str(manifest.get("name", folder.name)), note) as tracker:
+    """Log a bundle that was fitted while MLflow was down. Raises `BundleError` where it cannot be used."""
+    manifest = load_bundle(folder).manifest
+    metrics = manifest.get("metrics", {})
+    note = f"logged later; fitted {manifest.get('created_at')}"
+    with tracked(experiment, str(manifest.get("run_name", manifest.get("name", folder.name))), note) as tracker:
         tracker.params({**manifest.get("given", {}), "data_sha256": manifest.get("data_sha256"), "bundle": folder.name})
-        tracker.metrics(manifest.get("metrics", {}))
+        tracker.metrics(metrics)
         tracker.files(folder, "bundle")
-        tracker.register(folder, champion=False)
+        tracker.register(folder, note, metrics)
     return not tracker.broken
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Log a bundle to MLflow after the event."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.tracking",
-        description="Log a bundle to MLflow that was fitted while MLflow was down.",
-    )
+    """Log a bundle; exit code 2 where it cannot be used, 1 where MLflow cannot."""
+    parser = command_parser("training.tracking", "Log a bundle to MLflow that was fitted while MLflow was down.")
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
-    parser.add_argument("--experiment", default=FITS, help="MLflow experiment (%(default)s)")
+    parser.add_argument("--experiment", default=FITS, help="MLflow experiment (default: %(default)s)")
     options = parser.parse_args(argv)
     return run_command("training.tracking", lambda: not log_bundle(options.bundle, options.experiment))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

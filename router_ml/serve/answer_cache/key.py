@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """A request's identity: `whole` with its text, `setting` with everything but the last words of the user."""
+    """A request's identity: `whole` with its text, `setting` with everything but the last message of the user."""
 
     whole: str
     setting: str

@@ -1,0 +1,96 @@
+"""Promotion in the light install, and what status says of hosts, folders and models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from router_ml.bundles.registry import active_bundle
+from router_ml.cli import main
+from router_ml.settings import load_settings
+from router_ml.terminal import format_table, source_of
+from router_ml.types import Candidate, Quantiles
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ROUTER_ML_BUNDLE", "ROUTER_ML_MODELS_DIR", "ROUTER_ML_CATALOGUE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ROUTER_ML_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("OLLAMA_HOST", "http://127.0.0.1:9")
+
+
+@pytest.fixture
+def host() -> Iterator[str]:
+    """A server that has one model of the catalogue, and wants a password."""
+
+    class Tags(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers.get("authorization") == "Basic Y2Fyb2w6c2VjcmV0"  # carol:secret
+            self.send_response(200 if known and self.path == "/api/tags" else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"models": [{"model": "qwen3:8b"}]}).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Tags) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://carol:secret@127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_bundle_is_listed_promoted_and_rolled_back(tiny_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    elsewhere = Path(shutil.copytree(tiny_bundle, tmp_path / "elsewhere" / "mine"))
+    registry = tmp_path / "state" / "models"
+    assert main(["promote", str(elsewhere)]) == 0
+    assert capsys.readouterr().out == f"active: mine in {registry}; processes that run load it when they start again\n"
+    shutil.rmtree(elsewhere)
+    assert active_bundle(load_settings()) == registry / "mine"
+    assert main(["promote"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].split()[:2] == ["mine", "active"]
+    assert out[-1] == f"registry: {registry}"
+    assert main(["promote", "--rollback"]) == 0
+    assert "active: default" in capsys.readouterr().out
+    assert main(["promote", "--rollback"]) == 2
+    assert "nothing was promoted" in capsys.readouterr().err
+    assert main(["promote", "typo"]) == 2
+    assert "no bundle 'typo'" in capsys.readouterr().err
+
+
+def test_a_registry_that_cannot_be_written_is_one_line(tmp_path: Path, tiny_bundle: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["promote", str(tiny_bundle), "--models-dir", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "cannot write the bundle registry" in said
+
+
+def test_status_names_the_models_that_no_host_has(host: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    assert main(["status", "--json"]) == 0
+    text = capsys.readouterr().out
+    facts = json.loads(text)
+    assert facts["ollama"]["models"] == ["qwen3:8b"]
+    assert facts["unserved"] == ["llama3.2:3b-instruct", "qwen2.5:3b-instruct"]
+    assert facts["registry"] == f"{facts['state_dir']}/models"
+    assert "secret" not in text
+    assert main(["status"]) == 0
+    assert "secret" not in capsys.readouterr().out
+
+
+def test_the_source_of_a_prediction_is_named() -> None:
+    candidate = Candidate("m", 0.5, Quantiles(1.0, 2.0, 3.0), 0.0, 0.0)
+    assert [source_of(candidate, learned) for learned in ((), ("m",))] == ["prior", "learned"]
+
+
+def test_odd_cells_do_not_break_a_table() -> None:
+    assert format_table([("a", "b"), ("x\ny", "1")]).splitlines() == ["a    b", "x y  1"]

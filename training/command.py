@@ -1,0 +1,27 @@
+"""What the command lines of this package share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from router_ml.files import atomic_write
+
+
+def command_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is a module's docstring: its first line, the options, then the rest."""
+    first, _, rest = (doc or "").partition("\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m {prog}",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Write a value as JSON where a path was given."""
+    if path is not None:
+        atomic_write(path, json.dumps(value, indent=1, default=str) + "\n")

@@ -1,0 +1,348 @@
+"""Learn the complexity part of a bundle: an encoder, a calibrated head, and their test figures.
+
+With tuning, grouped cross-validation chooses between a frozen encoder and a tuned one, and the head is fitted on the
+held-out logits of the tuned one. The test groups take part in nothing but the last figures.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from router_ml.bundles.format import ENCODER, TOKENIZER, Bundle
+from router_ml.decide.features.composition import compose
+from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
+from router_ml.decide.predictors.complexity import LearnedComplexity
+from router_ml.decide.predictors.heads import LinearHead
+from router_ml.decide.predictors.heuristic import HeuristicComplexity
+from router_ml.errors import BundleCorrupt, InputError
+from router_ml.types import LABELS, Query
+from training.arrays import Labels, Singles
+from training.complexity.complexity_head import (
+    ComplexityFit,
+    fit_complexity,
+    fit_inverse_temperature,
+    held_out_probabilities,
+    rescaled,
+)
+from training.complexity.encoder_trainer import EncoderFiles, EncoderTrainer, ValidationRun
+from training.complexity.finetune import Recipe
+from training.complexity.logit_correction import fit_correction
+from training.embeddings import CachedEmbedder, frozen_vectors
+from training.measuring import plots as draw
+from training.measuring.classification import classification_figures
+from training.measuring.metrics import reliability
+from training.splits import TEST_SHARE, group_of, grouped_folds, is_test
+from training.tracking.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+
+MIN_LABELS = 40
+MIN_CALIBRATION = 60  # rows held out of the training run for the calibrated head
+# Two free cores with bfloat16 train on about 130 examples a second: 40 s untuned; 2 x 65 s and 190 s tuned.
+TUNED = Recipe(epochs=3.0, max_examples=25_200)
+VALIDATED = replace(TUNED, epochs=2.0, max_examples=12_000)  # in cross-validation: enough to fit the head on its logits
+UNTUNED = replace(TUNED, name="fixed", epochs=1.0, max_examples=5_000)  # the one training run of a fit without tuning
+FROZEN = replace(TUNED, name="frozen", epochs=0.0)
+FOLDS = 2
+TEMPERATURE_SHARE = 0.05  # of the training groups, held out of the last training run to fit the inverse temperature
+FROZEN_SCALE = np.float32(4.0)  # of unit vectors, so that C is of the usual order
+CHECKED_TEXTS, CHECKED_TEXTS_UNTUNED = 500, 100  # on which the exported encoder must agree with its reference
+
+
+@dataclass(frozen=True)
+class ComplexityPart:
+    """The complexity part of a bundle; the encoder's files are already in the bundle's folder."""
+
+    head: LinearHead
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    encoder: dict[str, Any]
+
+    def probabilities(self, features: Features) -> Singles:
+        """Return label probabilities (n, 4)."""
+        return LearnedComplexity(self.head)(features.embedding, features.table)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled queries as arrays; `texts` are what the encoder reads."""
+
+    queries: list[Query]
+    texts: list[str]
+    labels: Labels
+    groups: list[str]
+    table: Singles
+
+    def __add__(self, other: Labelled) -> Labelled:
+        return Labelled(
+            self.queries + other.queries,
+            self.texts + other.texts,
+            np.concatenate([self.labels, other.labels]),
+            self.groups + other.groups,
+            np.concatenate([self.table, other.table]),
+        )
+
+    def rows(self, index: Labels) -> Labelled:
+        """Return some of the rows."""
+        return Labelled(
+            [self.queries[i] for i in index],
+            [self.texts[i] for i in index],
+            self.labels[index],
+            [self.groups[i] for i in index],
+            self.table[index],
+        )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A chosen encoder with its head."""
+
+    files: EncoderFiles
+    fitted: ComplexityFit
+    head: LinearHead
+    unseen: Labelled  # rows the encoder was not tuned on; the test rows are the last of them
+    exact: Singles  # their probabilities by the unquantised encoder
+    recipe: Recipe
+    validation: dict[str, float] = field(default_factory=dict)  # held-out figures of what was chosen
+
+
+class _NoVectors:
+    """An encoder for extractors of which only the table is used."""
+
+    name, dim = "none", 1
+
+    def embed(self, texts: Sequence[str]) -> Singles:
+        return np.zeros((len(texts), 1), dtype=np.float32)
+
+
+def check_label_count(queries: Sequence[Query]) -> None:
+    """Raise `InputError` where there are too few labelled queries to learn from, or one label alone."""
+    labels = [query.label for query in queries if query.label is not None]
+    if len(labels) < MIN_LABELS or len(set(labels)) < 2:
+        raise InputError(
+            f"{len(labels)} labelled queries with {len(set(labels))} different labels are too few; give at least "
+            f"{MIN_LABELS} queries with two labels, or leave out --alone to add the shipped corpus"
+        )
+
+
+def labelled_rows(queries: Sequence[Query]) -> Labelled:
+    """Return arrays of queries that all have a label.
+
+    The table's columns about the tools on offer are zero: a label does not depend on them."""
+    labels = np.array([LABELS.index(query.label) for query in queries if query.label is not None], dtype=np.int64)
+    table = Extractor(_NoVectors()).extract([q.text for q in queries], [q.context for q in queries]).table
+    table[:, list(TOOL_COLUMNS)] = 0.0
+    texts = [compose(query.text, query.context) for query in queries]
+    return Labelled(list(queries), texts, labels, [group_of(query) for query in queries], table)
+
+
+def borrow_complexity(bundle: Bundle, folder: Path) -> ComplexityPart:
+    """Copy the encoder and the complexity head of another bundle, for queries without labels."""
+    for name in (ENCODER, TOKENIZER):
+        shutil.copyfile(bundle.path / name, folder / name)
+    if tuple(bundle.config.get("table", ())) != TABLE_NAMES:
+        raise BundleCorrupt(f"{bundle.path} was fitted on features that this version does not compute; fit it again")
+    head = LinearHead(bundle.arrays["complexity/weights"], bundle.arrays["complexity/bias"])
+    config = {**bundle.config["complexity"], "borrowed_from": bundle.name}
+    return ComplexityPart(head, config, {}, {**bundle.manifest.get("encoder", {}), "borrowed_from": bundle.name})
+
+
+def learn_complexity(
+    queries: Sequence[Query],
+    folder: Path,
+    plots: Path,
+    tracker: Tracker,
+    *,
+    source: str,
+    seed: int,
+    tune: bool,
+    quick: bool = False,
+    cache: bool,
+    progress: bool,
+) -> ComplexityPart:
+    """Learn from labelled queries, and write the encoder into `folder` and plots into `plots`."""
+    check_label_count(queries)
+    data = labelled_rows(queries)
+    test_mask = np.array([is_test(group) for group in data.groups])
+    test = data.rows(np.flatnonzero(test_mask))
+    train = data.rows(np.flatnonzero(~test_mask))
+    if len(set(train.labels.tolist())) < 2 or not len(test.labels):
+        raise InputError(
+            f"{len(set(data.groups))} groups of labelled queries are too few to hold out a tenth of them for the test; "
+            "give more queries, or leave out --alone to add the shipped corpus"
+        )
+    run = _Run(train, test, EncoderTrainer(source, seed, cache=cache, progress=progress), source, seed, quick)
+    learned = run.tuned(tracker, plots) if tune else run.untuned()
+    learned.files.write(folder)
+    unseen = learned.unseen
+    vectors = CachedEmbedder(folder, enabled=cache).embed(unseen.texts)
+    served = LearnedComplexity(learned.head)(vectors, unseen.table)
+    _draw(served[-len(test.texts) :], test, plots)
+    metrics = _metrics(served, learned, test) | learned.validation
+    recipe, files = learned.recipe, learned.files
+    config = {"recipe": asdict(recipe), "strength": learned.fitted.strength, "examples": files.examples}
+    encoder = {"source": source, "pooling": ["cls", "mean"], "recipe": recipe.name, **asdict(files.exported)}
+    return ComplexityPart(learned.head, config, metrics, encoder)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One way from labelled rows to an encoder and a head."""
+
+    train: Labelled
+    test: Labelled
+    trainer: EncoderTrainer
+    source: str
+    seed: int
+    quick: bool
+
+    def untuned(self) -> Learned:
+        """Train once; a tenth of the groups is held out for the calibrated head."""
+        seen, held = _split(self.train, "calibration", TEST_SHARE)
+        if len(held.labels) < MIN_CALIBRATION or set(held.labels.tolist()) != set(self.train.labels.tolist()):
+            return self.frozen()  # too few to hold some out, and too few to tune on
+        recipe, unseen = self._recipe(UNTUNED), held + self.test
+        what = "tuning the encoder"
+        files = self.trainer.train(seen.texts, seen.labels, unseen.texts, recipe, CHECKED_TEXTS_UNTUNED, what)
+        n_held = len(held.texts)
+        fitted = fit_complexity(files.held_logits[:n_held], held.table, held.labels, held.groups)
+        exact = fitted.probabilities(files.held_logits, unseen.table)
+        return Learned(files, fitted, self._head(fitted, files, unseen, n_held), unseen, exact, recipe)
+
+    def tuned(self, tracker: Tracker, plots: Path) -> Learned:
+        """Cross-validate, choose between a frozen and a tuned encoder, and train once more on the training groups."""
+        train = self.train
+        logits, runs = self._held_out_logits()
+        fitted = fit_complexity(logits, train.table, train.labels, train.groups, seed=self.seed)
+        tuned = held_out_probabilities(logits, train.table, train.labels, train.groups, fitted.strength, self.seed)
+        figures = {
+            "tuned encoder": classification_figures(tuned, train.labels),
+            "frozen encoder": self._frozen_figures(),
+            "heuristic rules": _heuristic_figures(train),
+        }
+        for name, values in figures.items():
+            tracker.tried(f"complexity: {name}", {"part": "complexity", "candidate": name}, _sectioned("val", values))
+        draw.learning_curve(_curves(runs, figures), plots / "learning_curve.png", "Macro-F1 while the encoder is tuned")
+        if figures["frozen encoder"]["macro_f1"] > figures["tuned encoder"]["macro_f1"]:
+            return self.frozen(_sectioned("val", figures["frozen encoder"]))
+        return self._final(fitted, _sectioned("val", figures["tuned encoder"]))
+
+    def frozen(self, validation: dict[str, float] | None = None) -> Learned:
+        """Leave the encoder as it is and fit the head on its vectors, for which few labels are enough."""
+        train, test = self.train, self.test
+        what = "exporting the encoder"
+        files = self.trainer.train(train.texts, train.labels, test.texts, FROZEN, CHECKED_TEXTS, what)
+        vectors = self._embed(files, train + test) * FROZEN_SCALE
+        block, rest = vectors[: len(train.texts)], vectors[len(train.texts) :]
+        fitted = fit_complexity(block, train.table, train.labels, train.groups, seed=self.seed)
+        scale = np.eye(block.shape[1], dtype=np.float32) * FROZEN_SCALE
+        head = fitted.head(scale, np.zeros(block.shape[1], dtype=np.float32))
+        exact = fitted.probabilities(rest, test.table)
+        return Learned(files, fitted, head, test, exact, FROZEN, validation or {})
+
+    def _final(self, fitted: ComplexityFit, validation: dict[str, float]) -> Learned:
+        seen, held = _split(self.train, "sharpness", TEMPERATURE_SHARE)  # a salt never changes
+        recipe, unseen = self._recipe(TUNED), held + self.test
+        what = "tuning the encoder on the training groups"
+        files = self.trainer.train(seen.texts, seen.labels, unseen.texts, recipe, CHECKED_TEXTS, what)
+        head = self._head(fitted, files, unseen, len(held.texts))
+        exact = fitted.probabilities(files.held_logits, unseen.table)
+        factor = fit_inverse_temperature(exact[: len(held.texts)], held.labels)
+        scaled = LinearHead(head.weights * factor, head.bias * factor)
+        return Learned(files, fitted, scaled, unseen, rescaled(exact, factor), recipe, validation)
+
+    def _recipe(self, recipe: Recipe) -> Recipe:
+        return recipe.quick() if self.quick else recipe
+
+    def _embed(self, files: EncoderFiles, rows: Labelled) -> Singles:
+        with tempfile.TemporaryDirectory() as scratch:
+            files.write(Path(scratch))
+            return CachedEmbedder(Path(scratch), enabled=self.trainer.cache).embed(rows.texts)
+
+    def _head(self, fitted: ComplexityFit, files: EncoderFiles, unseen: Labelled, n_held: int) -> LinearHead:
+        """Return the head, with the correction from int8 logits to exact ones, fitted on the first `n_held` rows."""
+        rough = self._embed(files, unseen) @ files.weights.T + files.bias
+        correction = fit_correction(rough[:n_held], files.held_logits[:n_held])
+        return fitted.head(*correction.folded(files.weights, files.bias))
+
+    def _held_out_logits(self) -> tuple[Singles, list[ValidationRun]]:
+        logits = np.zeros((len(self.train.labels), len(LABELS)), dtype=np.float32)
+        runs, recipe = [], self._recipe(VALIDATED)
+        for fold, (seen, held) in enumerate(grouped_folds(self.train.groups, FOLDS, self.seed), 1):
+            part, rest = self.train.rows(seen), self.train.rows(held)
+            what = f"cross-validation {fold}/{FOLDS}"
+            run = self.trainer.validate(part.texts, part.labels, rest.texts, rest.labels, recipe, what)
+            logits[held] = run.logits
+            runs.append(run)
+        return logits, runs
+
+    def _frozen_figures(self) -> dict[str, float]:
+        train = self.train
+        block = frozen_vectors(train.texts, self.source, cache=self.trainer.cache) * FROZEN_SCALE
+        probabilities = held_out_probabilities(block, train.table, train.labels, train.groups, 1.0, self.seed)
+        return classification_figures(probabilities, train.labels)
+
+
+def _split(rows: Labelled, salt: str, share: float) -> tuple[Labelled, Labelled]:
+    """Return the rows to train on and, of whole groups, about a share of them to hold out."""
+    held = np.array([is_test(f"{salt}:{group}", share) for group in rows.groups])
+    return rows.rows(np.flatnonzero(~held)), rows.rows(np.flatnonzero(held))
+
+
+def _heuristic_figures(data: Labelled) -> dict[str, float]:
+    return classification_figures(HeuristicComplexity(TABLE_NAMES)(None, data.table), data.labels)
+
+
+def _curves(
+    runs: list[ValidationRun], figures: Mapping[str, Mapping[str, float]]
+) -> dict[str, Sequence[tuple[int, float]]]:
+    curves: dict[str, Sequence[tuple[int, float]]] = {f"tuned, fold {i}": run.curve for i, run in enumerate(runs, 1)}
+    last = max((seen for run in runs for seen, _ in run.curve), default=1)
+    for name in ("frozen encoder", "heuristic rules"):
+        value = figures[name]["macro_f1"]
+        curves[name] = [(0, value), (last, value)]
+    return curves
+
+
+def _metrics(served: Singles, learned: Learned, test: Labelled) -> dict[str, float]:
+    """Return figures of the test groups, of the rules beside them, and of what int8 costs.
+
+    The cost of int8 is measured on every row the encoder did not see, since it is a few rows in a thousand."""
+    truth, files = learned.unseen.labels, learned.files
+    metrics = _sectioned("test", classification_figures(served[-len(test.labels) :], test.labels))
+    metrics["test/heuristic_macro_f1"] = _heuristic_figures(test)["macro_f1"]
+    metrics["encoder/accuracy_lost_to_int8"] = float(
+        (learned.exact.argmax(1) == truth).mean() - (served.argmax(1) == truth).mean()
+    )
+    metrics["encoder/int8_cosine_mean"] = files.exported.quantised_cosine_mean
+    metrics["encoder/float_cosine_min"] = files.exported.float_cosine_min
+    metrics["fit/encoder_seconds"] = files.seconds
+    metrics["fit/examples"] = float(files.examples)
+    return metrics
+
+
+def _sectioned(split: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics under `split/`, and F1 per label under `split_f1/`: MLflow shows a section for each."""
+    return {
+        f"{split}_f1/{name.removeprefix('f1_')}" if name.startswith("f1_") else f"{split}/{name}": value
+        for name, value in scores.items()
+    }
+
+
+def _draw(served: Singles, test: Labelled, plots: Path) -> None:
+    predicted, confidence = served.argmax(axis=1), served.max(axis=1)
+    counts = confusion_matrix(test.labels, predicted, labels=range(len(LABELS)))
+    share = f"{TEST_SHARE:.0%} of the groups, not trained on"
+    draw.confusion(counts, plots / "confusion.png", f"Complexity, {share}")
+    lines = {"complexity": reliability(confidence, (predicted == test.labels).astype(float))}
+    draw.reliability(lines, plots / "reliability.png", f"Confidence, {share}")

@@ -1,0 +1,224 @@
+"""Learn success, latency, output tokens and cost of every model from measured outcomes, and export arrays.
+
+The same recipe for every data set: the learners of `learners.LEARNERS` predict every row held out by its group
+(`cross_fitting`); their blend is chosen by routing utility (`routing_utility`), recalibrated (`calibration`) and shrunk
+towards the models' means as far as its gain over the best single model is not proven (`shrinkage`); residuals give the
+quantiles of latency (`conformal`); the result is folded into the arrays that serving computes (`head_export`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_ml.catalogue import Catalogue, Model, model_entry
+from router_ml.decide.features.extractor import Features
+from router_ml.decide.predictors.outcomes import FORMAT
+from router_ml.types import Outcome, Query
+from training.arrays import Arrays, Matrix
+from training.outcomes.blending import (
+    Settings,
+    best_settings,
+    blended_quantities,
+    blended_success,
+    latency_from_tokens,
+)
+from training.outcomes.calibration import fit_calibration
+from training.outcomes.conformal import residual_quantiles, smearing
+from training.outcomes.cross_fitting import HeldOut, cross_fit, fit_learners
+from training.outcomes.head_export import export_heads
+from training.outcomes.learner import TrainingRows
+from training.outcomes.learners import Blend, success_blends
+from training.outcomes.neighbour_learner import neighbour_count
+from training.outcomes.ridge_learner import penalties
+from training.outcomes.routing_utility import routing_utility
+from training.outcomes.shrinkage import NOVEL_MARGIN, best_factor, best_margin, significantly_better
+from training.outcomes.table import MIN_QUERIES, MIN_ROWS, OutcomeTable, derived_profiles, outcome_table
+from training.outcomes.targets import targets_of
+from training.outcomes.transfer_learner import shrinkage_correction
+
+NOVELTY_QUANTILES = (0.92, 0.955)  # of the training queries' own distance, between which novelty rises from 0 to 1
+MARGIN_QUANTILES = (0.6, 0.96)  # the same for the margin, which grows for queries that are only a little unusual
+_MIN_DISTANCE_RANGE = 1e-3
+
+Log = Callable[[str, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class FittedOutcomes:
+    """What was learned: JSON-ready configuration, arrays, a report, and profiles of models in no catalogue."""
+
+    config: dict[str, Any]
+    arrays: Arrays
+    report: dict[str, Any]
+    profiles: tuple[Model, ...]
+
+
+class Chosen(NamedTuple):
+    """What cross-validation chose."""
+
+    blend: Blend
+    settings: Settings
+    factor: float  # of shrinkage
+    margin: float
+
+
+def fit_outcomes(
+    queries: Sequence[Query],
+    outcomes: Sequence[Outcome],
+    features: Features,
+    complexity: NDArray[Any],
+    catalogue: Catalogue,
+    *,
+    seed: int,
+    tune: bool,
+    log: Log | None = None,
+) -> FittedOutcomes:
+    """Learn outcomes of all models; `features` and `complexity` (n, 4) are rows of the same queries.
+
+    `log(name, metrics)` is called for each blend tried. Raises `InputError` for outcomes that cannot be used."""
+    table = outcome_table(queries, outcomes)
+    place = {query.id: i for i, query in enumerate(queries)}
+    index = np.array([place[query.id] for query in table.queries], dtype=np.intp)
+    features, probabilities = features.rows(index), np.asarray(complexity, np.float64)[index]
+    profiles = derived_profiles(table, probabilities, catalogue)
+    table, features, probabilities = _learnable(table, features, probabilities)
+    if reason := _too_few(table):
+        return _priors_alone(reason, profiles)
+    rows = TrainingRows(features, probabilities, targets_of(table), seed, tune)
+    held_out = cross_fit(rows, table.groups)
+    chosen, report = _choose(table, rows, held_out, log)
+    return _final(table, rows, held_out, chosen, report, profiles, catalogue)
+
+
+def _learnable(table: OutcomeTable, features: Features, complexity: Matrix) -> tuple[OutcomeTable, Features, Matrix]:
+    """Keep models with enough known successes, and queries with a known success of one of them."""
+    enough = np.flatnonzero((~np.isnan(table.success)).sum(axis=0) >= MIN_ROWS)
+    table = table.columns(enough.tolist())
+    rows: NDArray[np.intp] = np.flatnonzero((~np.isnan(table.success)).any(axis=1))
+    return table.rows(rows), features.rows(rows), complexity[rows]
+
+
+def _too_few(table: OutcomeTable) -> str:
+    """Return why nothing can be learned, or ""."""
+    if len(table) < MIN_QUERIES or not table.models:
+        return f"{len(table)} queries with outcomes; {MIN_QUERIES} are needed before anything is learned"
+    if not table.groups.any():
+        return "all queries are of one group, so none can be held out; give queries of several groups"
+    return ""
+
+
+def _priors_alone(reason: str, profiles: tuple[Model, ...]) -> FittedOutcomes:
+    entries = [model_entry(model) for model in profiles]
+    config = {"format": FORMAT, "models": [], "profiles": entries, "learner": "prior"}
+    return FittedOutcomes(config, {}, {"learner": "prior", "reason": reason}, profiles)
+
+
+def _choose(
+    table: OutcomeTable, rows: TrainingRows, held_out: HeldOut, log: Log | None
+) -> tuple[Chosen, dict[str, Any]]:
+    """Choose settings, blend, margin and shrinkage by held-out routing utility."""
+    n_models, blends = len(table.models), success_blends()
+    settings = best_settings(held_out, rows.targets, next(iter(blends.values())))
+    utility = routing_utility(table, rows.targets, blended_quantities(held_out, settings, n_models))
+    means = held_out.means[:, :n_models]
+    baseline = utility(means)
+    tried = {"prior": utility.figures(means, baseline)}
+    best_name, best_p, best_utilities = "", means, baseline
+    for name, blend in blends.items():
+        raw = blended_success(held_out, settings, blend, n_models)
+        p = fit_calibration(raw, table.success)(raw)
+        tried[name], utilities = utility.figures(p, baseline), utility(p)
+        if not best_name or significantly_better(utilities, best_utilities):
+            best_name, best_p, best_utilities = name, p, utilities
+    for name, figures in tried.items():
+        if log is not None:
+            log(name, {f"val/{key}": value for key, value in figures.items()})
+    margin = best_margin(best_p, means, utility)
+    factor = best_factor(best_p, means, utility, baseline, margin)
+    single = {model: float(np.nanmean(table.success[:, j])) for j, model in enumerate(table.models)}
+    learner = best_name if factor else "prior"
+    report = {
+        "learner": learner,
+        "shrinkage": factor,
+        "margin": margin,
+        "queries": len(table),
+        "outcomes": table.n_outcomes,
+        "penalty": penalties(rows.tune)[settings["linear"].success],
+        "best_single": max(single, key=single.__getitem__),
+        "best_single_success": max(single.values()),
+        "cross_validated": tried,
+    }
+    return Chosen(blends[best_name], settings, factor, margin), report
+
+
+def _final(
+    table: OutcomeTable,
+    rows: TrainingRows,
+    held_out: HeldOut,
+    chosen: Chosen,
+    report: dict[str, Any],
+    profiles: tuple[Model, ...],
+    catalogue: Catalogue,
+) -> FittedOutcomes:
+    """Fit on all rows and fold in what the held-out predictions taught."""
+    targets, n_models = rows.targets, rows.targets.n_models
+    fitted = fit_learners(rows)
+    raw = blended_success(held_out, chosen.settings, chosen.blend, n_models)
+    calibration = fit_calibration(raw, table.success).shrunk(chosen.factor, rows.means[:n_models])
+    predicted = np.hstack((raw, blended_quantities(held_out, chosen.settings, n_models)))
+    mix = latency_from_tokens(targets, predicted)
+    novelty, unusual = (_between(held_out.distance, quantiles) for quantiles in (NOVELTY_QUANTILES, MARGIN_QUANTILES))
+    served = _with_transfer(mix(predicted), held_out, novelty)
+    offset = smearing(targets, served)
+    mix.matrix[:n_models, :n_models] *= calibration.slope
+    mix.constant[:n_models] = calibration.intercept
+    mix.constant[n_models:] += offset[n_models:]
+    scale = shrinkage_correction(held_out.transfer[:, :n_models], table.success)
+    fitted = replace(fitted, transfer=fitted.transfer.rescaled(scale, n_models))
+    arrays = export_heads(fitted, chosen.settings, chosen.blend, mix, offset)
+    config = {
+        "format": FORMAT,
+        "learner": report["learner"],
+        "trust": chosen.factor,
+        "models": list(table.models),
+        "default_model": table.models[int(rows.means[:n_models].argmax())],
+        "profiles": [model_entry(model) for model in profiles],
+        "columns": targets.columns,
+        "latency_residuals": residual_quantiles(targets, served),
+        "prior_weight": _prior_weights(table, catalogue),
+        "basis": int(rows.basis.directions.shape[1]),
+        "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN)},
+        "novelty": _range(novelty),
+        "doubt": _range(unusual),
+        "neighbours": {"k": neighbour_count(len(rows))} if "neighbour_keys" in arrays else None,
+    }
+    return FittedOutcomes(config, arrays, report, profiles)
+
+
+def _between(distance: Matrix, quantiles: tuple[float, float]) -> tuple[float, float]:
+    return float(np.quantile(distance, quantiles[0])), float(np.quantile(distance, quantiles[1]))
+
+
+def _range(bounds: tuple[float, float]) -> dict[str, float]:
+    near, far = bounds
+    return {"near": near, "far": max(far, near + _MIN_DISTANCE_RANGE)}
+
+
+def _with_transfer(predicted: Matrix, held_out: HeldOut, bounds: tuple[float, float]) -> Matrix:
+    """Return held-out predictions (n, K) as they are served: novel queries lean on the transfer head."""
+    near, far = bounds
+    novelty = np.clip((held_out.distance - near) / max(far - near, _MIN_DISTANCE_RANGE), 0.0, 1.0)
+    return np.asarray(predicted + novelty[:, None] * (held_out.transfer - predicted))
+
+
+def _prior_weights(table: OutcomeTable, catalogue: Catalogue) -> list[float]:
+    """Return the weight of each model's prior: its strength, in rows, beside the rows that were measured."""
+    strength = np.array([m.prior.strength if (m := catalogue.find(name)) else 0.0 for name in table.models])
+    rows = (~np.isnan(table.success)).sum(axis=0)
+    weights: list[float] = (strength / (rows + strength)).tolist()
+    return weights

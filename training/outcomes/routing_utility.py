@@ -1,0 +1,84 @@
+"""The value of choices on held-out rows: success less the price of time, at several prices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_ml.decide.predictors.outcomes import QUANTITIES
+from training.arrays import Matrix
+from training.measuring.metrics import aiq, auc, brier, choose, ece, sweep
+from training.outcomes.table import OutcomeTable
+from training.outcomes.targets import Targets
+
+PRICES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)  # of cost, in units of the models' range of quality over that of cost
+SMALLEST_RANGE = 0.05  # of quality, for that unit
+
+
+class RoutingUtility(NamedTuple):
+    """What choices cost and give, on rows with at least one known success. Matrices are (n, M)."""
+
+    success: Matrix  # 0 where unknown
+    cost: Matrix  # measured; the model's mean where unknown
+    expected_cost: Matrix  # held-out prediction
+    measured: NDArray[np.bool_]
+    unit: float  # quality per cost at a price of 1; 0 where all models cost the same
+
+    def __call__(self, p: Matrix) -> Matrix:
+        """Return each query's success minus price times cost of the model chosen by `p`, averaged over the prices."""
+        rows = np.arange(len(p))
+        total = np.zeros(len(p))
+        for price in PRICES:
+            weight = price * self.unit
+            chosen = choose(p - weight * self.expected_cost, self.measured)
+            total += self.success[rows, chosen] - weight * self.cost[rows, chosen]
+        return total / len(PRICES)
+
+    def success_of_best(self, p: Matrix) -> Matrix:
+        """Return each query's success (n,) with the model most likely to succeed."""
+        return np.asarray(self.success[np.arange(len(p)), choose(p, self.measured)])
+
+    def best_single(self) -> Matrix:
+        """Return each query's success (n,) with the model that succeeds most often over all rows."""
+        rates = np.nanmean(np.where(self.measured, self.success, np.nan), axis=0)
+        return np.asarray(self.success[:, rates.argmax()])
+
+    def figures(self, p: Matrix, baseline: Matrix) -> dict[str, float]:
+        """Return the figures of held-out predictions (n, M) beside the utilities (n,) of a baseline."""
+        truth, clipped = np.where(self.measured, self.success, np.nan), np.clip(p, 0.0, 1.0)
+        gain = self(p) - baseline
+        aucs = [value for j in range(p.shape[1]) if np.isfinite(value := auc(p[:, j], truth[:, j]))]
+        figures = {
+            "utility": float(self(p).mean()),
+            "utility_gain": float(gain.mean()),
+            "utility_gain_se": float(gain.std() / np.sqrt(len(gain))),
+            "accuracy": float(self.success_of_best(p).mean()),
+            "brier": brier(clipped, truth),
+            "ece": float(np.nanmean([ece(clipped[:, j], truth[:, j]) for j in range(p.shape[1])])),
+            "auc": float(np.mean(aucs)) if aucs else float("nan"),
+        }
+        if self.unit:
+            area = aiq(sweep(p, self.expected_cost, truth, self.cost), truth, self.cost)
+            figures |= {"aiq": area.raw, "aiq_normalised": area.normalised}
+        return {name: value for name, value in figures.items() if np.isfinite(value)}
+
+
+def routing_utility(table: OutcomeTable, targets: Targets, quantities: Matrix) -> RoutingUtility:
+    """Return the utility of choices on a table; `quantities` (n, K - M) are held-out log predictions."""
+    name, cost = table.cost_axis
+    known = ~np.isnan(cost)
+    means = np.where(known, cost, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    means = np.where(known.any(axis=0), means, means[known.any(axis=0)].mean() if known.any() else 0.0)
+    expected = np.broadcast_to(means, cost.shape).copy()
+    for j in range(len(means)):
+        column = targets.column(name, j) if name in QUANTITIES else -1
+        if column >= 0:
+            predicted = np.exp(quantities[:, column - targets.n_models])
+            expected[:, j] = predicted * means[j] / predicted.mean()
+    rates = np.nanmean(table.success, axis=0)
+    cost_range = float(means.max() - means.min())
+    unit = max(float(rates.max() - rates.min()), SMALLEST_RANGE) / cost_range if cost_range > 0 else 0.0
+    measured = ~np.isnan(table.success)
+    return RoutingUtility(np.nan_to_num(table.success), np.where(known, cost, means), expected, measured, unit)
