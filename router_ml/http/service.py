@@ -60,11 +60,16 @@ class Service:
     stopping: threading.Event  # set once the server stops
 
     def full_s(self) -> float | None:
-        """Seconds until some model may have a place, where every queue is full; else None."""
+        """Seconds until some model may have a place, where every queue is full; else None.
+
+        A model that is not in memory has no place on a host where another one's queue is full."""
         limits = self.gateway.options
         rows = [row for row in self.gateway.status()["backends"] if row["available"]]
         full = [row for row in rows if row["running"] >= limits.parallel and row["waiting"] >= limits.max_waiting]
-        return min(float(row["queue_s"]) for row in rows) if rows and len(full) == len(rows) else None
+        crowded = {row["host"] for row in full}
+        if not full or any(r not in full and (r["resident"] or r["host"] not in crowded) for r in rows):
+            return None
+        return min(float(row["queue_s"]) for row in full)
 
     def close(self) -> None:
         """End what runs and write what waits."""
