@@ -14,7 +14,7 @@ from router_ml.types import ROLES, Decision, Label
 
 LABEL_OPTIONS: Mapping[str, Label] = {
     "simple": "simple", "moderate": "moderate", "medium": "moderate", "complex": "complex", "reasoning": "complex",
-    "ambiguous": "ambiguous",
+    "ambiguous": "ambiguous", "non_reasoning": "simple",
 }  # fmt: skip
 _TEMPERATURE = 0.1  # utility by which a model must lead to be e times as likely
 

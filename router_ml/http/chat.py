@@ -14,7 +14,8 @@ from router_ml.http.body import lenient_json, parse_json, read_body
 from router_ml.http.caller import Caller, caller_of
 from router_ml.http.headers import decision_headers
 from router_ml.http.ollama_chat import loaded
-from router_ml.http.reply import ChatCall, piece_of
+from router_ml.http.problems import Problem
+from router_ml.http.reply import ChatCall, piece_of_wire
 from router_ml.http.routed_models import AUTO
 from router_ml.http.service import Service
 from router_ml.http.streaming import Dialect, json_response, told, while_connected
@@ -46,6 +47,9 @@ class ChatEndpoint:
     async def _routed(
         self, request: Request, body: Mapping[str, Any], call: ChatCall, caller: Caller, policy: Policy
     ) -> Response:
+        full_s = self._service.full_s()
+        if full_s is not None:  # at the door: deciding first would cost the requests that can be served
+            raise Problem("overloaded", "the queue of every model is full", retry_after_s=full_s)
         arguments = {**call.arguments(), "context": caller.context, "policy": policy}
         given = await while_connected(request, self._service.gateway.achat(**arguments, stream=call.stream))
         self._service.decided.remember(given.decision)
@@ -55,4 +59,4 @@ class ChatEndpoint:
         if isinstance(given, AsyncAnswerStream):
             events = self._dialect.events(body, model)
             return StreamingResponse(told(events, given), headers=headers, media_type=self._dialect.media_type)
-        return json_response(self._dialect.whole(body, model, piece_of(given.response)), headers=headers)
+        return json_response(self._dialect.whole(body, model, piece_of_wire(given.reply.wire)), headers=headers)

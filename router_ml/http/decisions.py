@@ -32,6 +32,7 @@ from router_ml.types import Decision
 
 _MAX_STATE_BYTES = 64 * 2**10
 _QUERY_KEYS = ("query", "text", "prompt", "input", "question", "message", "user_request", "request")
+_LITELLM_FRAME = "Classify this message:\n"  # LiteLLM's classifier puts the user's words after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ def _asked(body: Mapping[str, Any]) -> Asked:
 def _state(state: Any) -> Asked:
     """The query in System One's state: a text, messages, or an object that holds one of them."""
     if isinstance(state, str) and state.strip():
-        return Asked(state, {})
+        return Asked(state.rpartition(_LITELLM_FRAME)[2].strip() or state, {})
     if isinstance(state, list) and state and all(isinstance(item, Mapping) and "role" in item for item in state):
         return _of_messages(state)
     if isinstance(state, Mapping) and state:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from router_ml.types import Candidate, Decision
 
 _MAX_REASON = 300  # characters
+_UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def decision_headers(decision: Decision, model: str) -> dict[str, str]:
@@ -38,5 +40,4 @@ def without_credentials(url: str) -> str:
 
 def header_text(value: str) -> str:
     """A text as a header can carry it: one line of ASCII."""
-    printable = "".join(ch if " " <= ch <= "~" else "?" for ch in value[:_MAX_REASON])
-    return printable.strip()
+    return _UNPRINTABLE.sub("?", value[:_MAX_REASON]).strip()

@@ -84,9 +84,30 @@ def piece_of(response: Any) -> Piece:
     )
 
 
+def piece_of_wire(wire: Mapping[str, Any]) -> Piece:
+    """The plain form of an object of `/api/chat`."""
+    message = wire.get("message") or {}
+    return Piece(
+        content=message.get("content") or "",
+        thinking=message.get("thinking") or "",
+        calls=tuple(_wire_call(call) for call in message.get("tool_calls") or ()),
+        logprobs=tuple(wire.get("logprobs") or ()),
+        done_reason=wire.get("done_reason"),
+        figures={name: wire[name] for name in _DURATIONS if wire.get(name) is not None},
+    )
+
+
+def _wire_call(call: Mapping[str, Any]) -> ToolCall:
+    function = call["function"]
+    return ToolCall(function["name"], function.get("arguments") or {}, call.get("id") or _call_id())
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(4)}"
+
+
 def _call(call: Any) -> ToolCall:
-    identity = getattr(call, "id", None) or f"call_{secrets.token_hex(4)}"
-    return ToolCall(call.function.name, dict(call.function.arguments or {}), identity)
+    return ToolCall(call.function.name, dict(call.function.arguments or {}), getattr(call, "id", None) or _call_id())
 
 
 def _plain(entry: Any) -> Mapping[str, Any]:

@@ -59,6 +59,18 @@ class Service:
     recent: RecentRequests
     stopping: threading.Event  # set once the server stops
 
+    def full_s(self) -> float | None:
+        """Seconds until some model may have a place, where every queue is full; else None.
+
+        A model that is not in memory has no place on a host where another one's queue is full."""
+        limits = self.gateway.options
+        rows = [row for row in self.gateway.status()["backends"] if row["available"]]
+        full = [row for row in rows if row["running"] >= limits.parallel and row["waiting"] >= limits.max_waiting]
+        crowded = {row["host"] for row in full}
+        if not full or any(r not in full and (r["resident"] or r["host"] not in crowded) for r in rows):
+            return None
+        return min(float(row["queue_s"]) for row in full)
+
     def close(self) -> None:
         """End what runs and write what waits."""
         self.gateway.close()
@@ -78,7 +90,7 @@ def open_service(
     Raises `SettingsError`, `CatalogueError` and `PolicyError`."""
     hosts = tuple(base_url(url) for url in options.hosts) or (settings.ollama_host,)
     settings = dataclasses.replace(settings, ollama_host=hosts[0])
-    decider = decider or Router.load_or_heuristic(settings=settings)
+    decider = decider or Router.load_or_heuristic(settings=settings, remember=settings.decision_cache_size)
     served = _hosted(catalogue or _known(decider, settings), hosts)
     models = RoutedModels(served, settings.policy, options.policy_files)  # first: a bad policy file starts nothing
     recent, watch = RecentRequests(), open_watch(settings)

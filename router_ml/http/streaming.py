@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from router_ml.http.problems import Problem, problem_of
-from router_ml.http.reply import ChatCall, Piece, piece_of
+from router_ml.http.reply import ChatCall, Piece, piece_of, piece_of_wire
 from router_ml.serve.stream import AsyncAnswerStream
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ async def told(events: Events, stream: AsyncAnswerStream) -> AsyncIterator[bytes
         async for part in stream:
             if data := events.piece(piece_of(part)):
                 yield data
-        yield events.end(piece_of(stream.answer.response))
+        yield events.end(piece_of_wire(stream.answer.reply.wire))
     except Exception as error:
         yield events.failed(problem_of(error))
     finally:

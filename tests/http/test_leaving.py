@@ -81,6 +81,22 @@ def test_too_many_requests_are_refused_at_once(server_of: Callable[..., Running]
     assert took_s < 0.05
 
 
+def test_full_queues_refuse_at_the_door(server_of: Callable[..., Running], double: OllamaDouble) -> None:
+    options = {"o_parallel": 1, "o_max_waiting": 0, "o_attempt_min_s": 30.0, "o_deadline_s": 30.0, "o_idle_s": 30.0}
+    server = server_of(**options)
+    decider = server.service.decider
+    held = begin(server, "/api/chat", {"model": "auto", "messages": HELLO})  # the others would have to be loaded
+    until(lambda: len(double.generations) == 1, 5.0)
+    decided = len(decider.seen)  # type: ignore[attr-defined]
+    with server.client() as client:
+        refused = client.post("/v1/messages", json={"model": "auto", "messages": HELLO, "max_tokens": 5})
+    held.close()
+    assert refused.status_code == 529
+    assert refused.json()["error"]["type"] == "overloaded_error"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert len(decider.seen) == decided  # type: ignore[attr-defined]
+
+
 def test_a_stop_lets_a_stream_finish(server_of: Callable[..., Running]) -> None:
     quick = DoubleModel(MODELS[0], " ".join(["word"] * 80), decode_tokens_per_s=100.0)
     with OllamaDouble([quick]) as double:
