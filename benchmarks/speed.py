@@ -362,9 +362,11 @@ def _without_encoder(bundle: Path, predictor: OutcomePredictor) -> Router:
 
 def _bare(heads: Any) -> None:
     """Do the least work of the outcome heads: their matrix product and the forest's tests."""
-    slate, forest = heads._slates.own, heads._forest
-    heads._matrix.dot(slate.inputs, slate.product)
-    slate.whole.take(forest._feature, mode="wrap") > forest._threshold  # noqa: B015
+    forest: Any = heads._forest
+    n_outputs, n_inputs = heads._matrix.shape
+    both = np.ones(n_inputs + n_outputs, np.float32)
+    heads._matrix.dot(both[:n_inputs])
+    both.take(forest._feature, mode="wrap") > forest._threshold  # noqa: B015
 
 
 def _models(n: int) -> list[Model]:

@@ -403,7 +403,7 @@ def _is_name(value: Any) -> TypeGuard[str]:
 
 
 def _inner(part: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A part, and the object in which most formats keep the data of a file."""
+    """Yield a part, and the object in which most formats keep the data of a file."""
     yield part
     for key in ("source", *_FILES):
         if isinstance(inner := part.get(key), Mapping):

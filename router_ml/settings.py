@@ -23,6 +23,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGED_BUNDLES = Path(__file__).resolve().parent / "bundles"
 MAX_THREADS = 1024
 _OLLAMA_PORT = 11434
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+_HOST_TYPE = re.compile(r"[a-z][a-z0-9]*\+(?=https?://)")
 _SWITCH = {"": False, "0": False, "false": False, "no": False, "off": False,
            "1": True, "true": True, "yes": True, "on": True}  # fmt: skip
 
@@ -78,9 +80,12 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
 def base_url(value: str, name: str = "OLLAMA_HOST") -> str:
     """Return the base URL of a host, read as Ollama's own client reads it, with its user and password.
 
-    Without a scheme the port is 11434; a missing host is this machine, and so is 0.0.0.0. Raises `SettingsError`
-    naming the setting, never with the password."""
+    Without a scheme the port is 11434; a missing host is this machine, and so is 0.0.0.0. A prefix such as `ollama+`
+    before the scheme names the type of the host and stays. Raises `SettingsError` naming the setting, never with the
+    password."""
     given = value.strip().strip("\"'")
+    if typed := _HOST_TYPE.match(given):
+        return typed.group() + base_url(given[typed.end() :], name)
     scheme, separator, rest = given.partition("://")
     scheme, rest, default_port = (scheme.lower(), rest, None) if separator else ("http", given, _OLLAMA_PORT)
     try:
@@ -100,10 +105,14 @@ def base_url(value: str, name: str = "OLLAMA_HOST") -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL without user, password and query: the form for messages, logs and status."""
-    scheme, separator, rest = url.partition("://")
-    scheme, rest = (scheme + separator, rest) if separator else ("", url)
-    return scheme + rest.rpartition("@")[2].partition("?")[0]
+    """Return a URL without user, password, query and fragment: the form for messages, logs, events and status.
+
+    Of a malformed URL, whose password holds a slash, say, only what follows the last `@` is left."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    authority, slash, path = rest.partition("/")
+    if "@" not in authority and "@" in path and not _HOST_AND_PORT.fullmatch(authority):
+        authority, slash, path = path.rpartition("@")[2].partition("/")
+    return re.split("[?#]", f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}", maxsplit=1)[0]
 
 
 def _bracketed(host: str) -> str:

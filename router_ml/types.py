@@ -146,11 +146,11 @@ class Decision:
 
     @property
     def candidate(self) -> Candidate:
-        """The chosen candidate."""
+        """Return the chosen candidate."""
         return self.ranked[0]
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {
             "model": self.model,
             "complexity": self.complexity,
@@ -170,7 +170,7 @@ class Decision:
 
 
 def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
-    """JSON knows no NaN: what is unknown is null."""
+    """Return a JSON-ready dictionary; unknown values (NaN) are null."""
     values = {k: None if v != v else v for k, v in candidate._asdict().items()}
     latency = {k: None if v != v else v for k, v in candidate.latency_s._asdict().items()}
     return {**values, "latency_s": latency, "reasons": list(candidate.reasons)}
@@ -186,7 +186,7 @@ class Explanation:
     contributions: tuple[tuple[str, float], ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {
             "decision": self.decision.as_dict(),
             "label": self.label,

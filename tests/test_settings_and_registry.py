@@ -67,6 +67,9 @@ def test_passwords_of_urls_are_not_printed() -> None:
     assert "secret" not in repr(settings)
     assert without_credentials("http://carol:se@cret@h:1/a?key=secret") == "http://h:1/a"
     assert without_credentials("carol:secret@h") == "h"
+    assert without_credentials("http://carol:sec?ret#x@h/p") == "http://h/p"
+    assert without_credentials("http://carol:sec/ret@h:1/p") == "http://h:1/p"
+    assert without_credentials("http://[::1]:80/a@b") == "http://[::1]:80/a@b"
 
 
 def test_without_a_home_state_goes_to_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ from router_ml.catalogue import load_catalogue
 from router_ml.errors import InputError
 from router_ml.hosts.names import normal
 from router_ml.jsonl import query_row, read_outcomes, read_queries, write_rows
-from router_ml.settings import load_settings
+from router_ml.settings import base_url, load_settings, without_credentials
 from router_ml.terminal import run_command
 from router_ml.types import Query
 from training.command import command_parser
@@ -94,7 +94,7 @@ def prepare(options: argparse.Namespace) -> tuple[BenchmarkPlan, Path]:
         models=tuple(name for name in options.models if models.get(normal(name)) == name),
         queries=tuple(queries),
         out=options.out,
-        host=options.host or load_settings().ollama_host,
+        host=base_url(options.host, "--host") if options.host else load_settings().ollama_host,
         settings=_settings(options),
         catalogue=load_catalogue(options.catalogue),
         judge=options.judge,
@@ -154,7 +154,7 @@ def report(options: argparse.Namespace, plan: BenchmarkPlan, source: Path, compa
     print(f"\noutcomes: {plan.out}\nlearn:    python -m training.fit --queries {source} --outcomes {plan.out}")
     if not options.no_mlflow:
         params: dict[str, Any] = {
-            "host": plan.host,
+            "host": without_credentials(plan.host),
             "queries": len(plan.queries),
             "data_sha256": data_sha256(plan.queries),
             "think": plan.settings.think,

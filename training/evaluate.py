@@ -424,7 +424,7 @@ def _run(options: argparse.Namespace) -> None:
     print(summary(found))
     if found["learned_from"]:
         print(
-            f"warning: {found['learned_from']} of the {found['queries']} queries were used in training "
+            f"warning: {found['learned_from']} of the {found['queries']} queries were used to train "
             f"{found['bundle']}; the figures are optimistic, so judge it on other queries",
             file=sys.stderr,
         )

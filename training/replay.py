@@ -54,6 +54,7 @@ class Traffic:
     latency_s: Matrix
     success: Matrix
     weight: Matrix
+    source: str  # of seconds and success
 
     def row(self, chosen: Index) -> dict[str, float]:
         """Return mean latency, share over five seconds and success of a choice (n,)."""
@@ -82,6 +83,7 @@ def traffic_of_priors(queries: Sequence[Query], catalogue: Catalogue, mix: Mappi
         np.array([[m.prior.latency_s[_label(q)] for m in models] for q in labelled]),
         np.array([[m.prior.success[_label(q)] for m in models] for q in labelled]),
         np.array([mix.get(_label(q), 0.0) / counts[_label(q)] for q in labelled]),
+        "priors of the catalogue",
     )
 
 
@@ -109,7 +111,7 @@ def traffic_of_outcomes(table: OutcomeTable, mix: Mapping[Label, float] | None) 
     weight = np.ones(len(part))
     if mix is not None and all(label is not None for label in labels):
         weight = np.array([mix.get(label, 0.0) / labels.count(label) for label in labels if label is not None])
-    return Traffic(part.queries, part.models, part.latency_s, part.success, weight)
+    return Traffic(part.queries, part.models, part.latency_s, part.success, weight, "measured outcomes")
 
 
 def replay(traffic: Traffic, router: Router, give: float = 0.0, floor: float = FLOOR) -> dict[str, Any]:
@@ -139,7 +141,13 @@ def replay(traffic: Traffic, router: Router, give: float = 0.0, floor: float = F
     slow = rows[f"always {reference}"]["mean_latency_s"]
     for row in rows.values():
         row["speed_up"] = slow / row["mean_latency_s"]
-    return {"reference": reference, "queries": len(traffic.queries), "price_per_s": prices, "rows": rows}
+    return {
+        "reference": reference,
+        "source": traffic.source,
+        "queries": len(traffic.queries),
+        "price_per_s": prices,
+        "rows": rows,
+    }
 
 
 def _own_name(router: Router, model: str) -> str:
@@ -180,7 +188,7 @@ def summary(found: Mapping[str, Any]) -> str:
     for name, row in found["rows"].items():
         shares = f"{row['share_over_5_s']:.1%}", f"{row['success']:.3f}"
         rows.append((name, f"{row['mean_latency_s']:.2f}", *shares, f"{row['speed_up']:.2f}x"))
-    head = f"{found['queries']} queries; speed-up is over always {found['reference']}"
+    head = f"{found['queries']} queries; {found['source']}; speed-up is over always {found['reference']}"
     return f"{head}\n{format_table(rows)}"
 
 

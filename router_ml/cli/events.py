@@ -33,7 +33,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export = verbs.add_parser(
         "export", help="write outcomes (for training), decisions with rewards, queries or events as JSON Lines"
     )
-    export.add_argument("--out", type=Path, required=True, help="the file to write; - for standard output")
+    export.add_argument("--out", type=Path, default=Path("-"), help="the file to write (default -: standard output)")
     export.add_argument(
         "--what",
         dest="content",

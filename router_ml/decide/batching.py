@@ -25,12 +25,12 @@ class BatchDecider(Protocol):
     """What decides for a batch, as `Router` does."""
 
     def decide_many(self, queries: Sequence[Any], contexts: Sequence[Any] | None, policy: Any) -> list[Decision]:
-        """One decision for each query, in their order."""
+        """Return one decision for each query, in their order."""
         ...
 
 
 class PendingDecision(NamedTuple):
-    """One caller's question and where its answer goes."""
+    """One caller's query and where its decision goes."""
 
     decider: BatchDecider
     query: Any
@@ -54,7 +54,7 @@ class MicroBatcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="router_ml-decide")
 
     async def decide(self, decider: BatchDecider, query: Any, context: Any, policy: Any) -> Decision:
-        """One decision; raises what the decider raises for this query alone."""
+        """Return one decision; raises what the decider raises for this query alone."""
         loop = asyncio.get_running_loop()
         request = PendingDecision(decider, query, context, policy, loop, loop.create_future())
         with self._lock:
@@ -80,7 +80,7 @@ class MicroBatcher:
 
 
 def _decided(batch: list[PendingDecision]) -> list[Answer]:
-    """An answer for each request whose caller still waits; one caller's mistake is no other's trouble."""
+    """Return an answer for each request whose caller still waits; an error reaches its own caller only."""
     groups: dict[tuple[int, Any], list[PendingDecision]] = {}
     for request in batch:
         if not request.future.cancelled():

@@ -59,9 +59,11 @@ def sized(text: str, context: Context) -> Context:
     """Return the context with an estimate of its tokens where the prompt could exceed a context window."""
     if context.prompt_tokens is not None:
         return context
-    schemas = sum(tool.schema_chars for tool in context.tools) // 4
-    most = len(text) + sum(len(turn.content) for turn in context.history) + context.unread_tokens + schemas
-    if most < LONG_PROMPT_TOKENS:  # no script takes more than a token a character
+    most = len(text) + context.unread_tokens
+    if context.history:
+        most += sum(len(turn.content) for turn in context.history)
+    schemas = sum(tool.schema_chars for tool in context.tools) // 4 if context.tools else 0
+    if most + schemas < LONG_PROMPT_TOKENS:  # no script takes more than a token a character
         return context
     spoken = estimate_tokens(text) + sum(estimate_tokens(turn.content) for turn in context.history)
     tokens = int(spoken + context.unread_tokens + schemas)

@@ -89,7 +89,7 @@ class Router:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, embedder: Embedder, catalogue: Catalogue, **options: Any) -> Router:
-        """A router from a bundle in memory and any encoder of the same vectors."""
+        """Return a router from a bundle in memory and any encoder of the same vectors."""
         with corrupt_bundle(bundle.path):
             complexity = _complexity(bundle, embedder)
             check = _self_check(bundle, embedder)
@@ -123,7 +123,7 @@ class Router:
 
     @classmethod
     def heuristic(cls, catalogue: Catalogue | None = None, *, why: str = "no bundle", **options: Any) -> Router:
-        """A router without anything learned: rules and priors."""
+        """Return a router without anything learned: rules and priors."""
         catalogue = catalogue or load_catalogue()
         outcomes = OutcomePredictor.from_arrays({}, {}, catalogue)
         return cls(
@@ -138,7 +138,7 @@ class Router:
 
     @classmethod
     def load_or_heuristic(cls, *, settings: Settings | None = None, **options: Any) -> Router:
-        """The active bundle's router, or the heuristic one where that bundle cannot be used; never an error for it."""
+        """Return the active bundle's router, or the heuristic one if that bundle cannot be used; never raise for it."""
         settings = settings or load_settings()
         try:
             return cls.load(settings=settings, **options)
@@ -149,7 +149,7 @@ class Router:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The models it chooses among, in the order of the predictions."""
+        """Return the models it chooses among, in the order of the predictions."""
         return self._selector.models
 
     def decide(
@@ -178,7 +178,7 @@ class Router:
     def explain(
         self, query: str | Sequence[Any], context: ContextLike = None, policy: Policy | str = "balanced"
     ) -> Explanation:
-        """A decision with the evidence behind its label, in log-odds against the runner-up. Raises as `decide` does."""
+        """Return a decision with the evidence behind its label, in log-odds. Raises as `decide` does."""
         decision = self.decide(query, context, policy)
         order = sorted(LABELS, key=lambda label: -decision.complexity_probabilities[label])
         first, second = LABELS.index(order[0]), LABELS.index(order[1])
@@ -192,7 +192,7 @@ class Router:
 
     @property
     def learned(self) -> frozenset[str]:
-        """Models whose predictions were learned from outcomes; the others ride on their priors."""
+        """Return the models whose predictions were learned from outcomes; the others have their priors."""
         return frozenset(self._outcomes.learned)
 
     def decide_many(
@@ -216,7 +216,7 @@ class Router:
     def predict_many(
         self, texts: Sequence[str], contexts: Sequence[ContextLike] | None = None
     ) -> tuple[Floats, Predictions]:
-        """Complexity probabilities (n, 4) and predictions per model, without choosing."""
+        """Return complexity probabilities (n, 4) and predictions per model, without choosing."""
         read = [read_query(*pair) for pair in zip(texts, contexts or [None] * len(texts), strict=True)]
         parsed = [context for _, context in read]
         features, probabilities, _ = self._judge([text for text, _ in read], parsed)
@@ -289,7 +289,7 @@ class Router:
         return self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
 
     def _judge(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
-        """Features and complexity; a query that says nothing is ambiguous."""
+        """Return features and complexity; a query that says nothing is ambiguous."""
         features, probabilities, degraded = self._read(texts, contexts)
         for i, text in enumerate(texts):
             if not text and not contexts[i].attachment:
@@ -297,7 +297,7 @@ class Router:
         return features, probabilities, degraded
 
     def _read(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
-        """Features and complexity of what the texts say; the rules stand in where the encoder fails."""
+        """Return features and complexity of what the texts say; the rules stand in where the encoder fails."""
         if self._features is not None:
             try:
                 features = self._features.extract(texts, contexts)
@@ -321,12 +321,12 @@ def _prompt_tokens(context: Context) -> float:
 
 
 def is_list(value: object) -> bool:
-    """Whether a value may stand for many queries or contexts."""
+    """Return whether a value may stand for many queries or contexts."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
-    """The user's catalogue where there is one, else the models the bundle was made for."""
+    """Return the user's catalogue where there is one, else the models the bundle was made for."""
     if settings.catalogue is not None or not bundle.models:
         return load_catalogue(settings.catalogue)
     try:

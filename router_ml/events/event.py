@@ -332,7 +332,7 @@ def _check(kind: str, values: Mapping[str, Any]) -> None:
 
 @functools.cache
 def _expected_types(kind: str) -> Mapping[str, tuple[type, ...]]:
-    """The JSON types of each plain field of a kind of event."""
+    """Return the JSON types of each plain field of a kind of event."""
     found = {}
     for name, hint in get_type_hints(KINDS[kind]).items():
         parts = get_args(hint) if get_origin(hint) is UnionType else (hint,)

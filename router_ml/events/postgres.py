@@ -118,7 +118,7 @@ class PostgresStore(SqlStore):
 
 
 def _reason(error: Exception, state: str | None) -> str:
-    """The first line of what the server says; of what the driver says, only known phrases."""
+    """Return the first line of the server's message, but only known phrases of the driver's."""
     kind, text = type(error).__name__, str(error)
     if state and text and "://" not in text:
         return text.splitlines()[0]

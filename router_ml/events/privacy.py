@@ -46,30 +46,37 @@ _VALUE = (
 )
 _OF = r"(?:\s(?:for|of|to|para|de|del|für|zu|zum|pour|du|di|do|voor|till|для|от)\b(?:\s[\w.-]{1,30}){1,3}?)?"
 
+_STEMS = (  # one of them stands in every text that the patterns of named secrets match, lower-cased
+    "pass", "pwd", "pin", "kennwort", "geheim", "zugang", "mdp", "code", "contrase", "clave", "senha", "parol", "wacht",
+    "senord", "adgang", "kodeord", "salasana", "has", "heslo", "geslo", "lozinka", "jelsz", "ifre", "парол", "лозинк",
+    "κωδικ", "συνθηματ", "סיסמ", "كلمة", "رمز", "पासवर्ड", "mật", "sandi", "nenosiri", "secret", "credential", "token",
+    "key", "signature",
+)  # fmt: skip
 # Every pattern takes time linear in the text: repetitions are possessive or bounded, and a lookbehind keeps a match
-# from starting again inside what failed. Order matters: what is narrow comes before what is wide.
-_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(pattern))
-    for kind, pattern in (
-        ("secret", r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]*+(?:-----END [A-Z ]{0,30}-----)?"),
-        ("secret", r"(?i)(?<![\w-])(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,30}(?:key|token))"
-                   r"\s{0,5}[:=][^\n]++"),
-        ("secret", r"(?i)(?<!\w)(?:bearer|basic)\s{1,5}[\w.~+/=-]{8,}+"),
-        ("credentials", r"(?<=://)[^\s/@?#]++(?=@)"),
-        ("email", r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+"),
-        ("secret", r"(?<![\w.-])eyJ[\w-]{8,}+\.[\w-]{4,}+(?:\.[\w-]*+)?"),
-        ("secret", rf"{_NAMED}{_OF}['\"]?\s{{0,5}}{_IS}(?:\s{{0,3}}{_IS})?\s{{0,5}}{_VALUE}"),
-        ("secret", rf"{_PASSWORD_CJK}\s{{0,5}}{_IS}?\s{{0,5}}{_VALUE}"),
-        ("secret", rf"{_NAMED}\s{{1,5}}(?=[^\s\d]{{0,60}}\d)[!-~]++"),
-        ("secret", r"(?<![\w-])(?:sk|pk|rk|gh[opsur]|github_pat|glpat|xox[a-z]|xapp|hf|npm|pypi|dop_v1|shpat|ya29"
-                   r"|AKIA|ASIA|AIza)[-_.]?(?=[\w-]{16})[\w-]++"),
-        ("iban", r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,4})?\b"),
-        ("address", r"(?i)(?<![\w:.-])(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}(?![\w:-])"),
-        ("address", r"(?<![\w:.])[0-9A-Fa-f:]{1,40}:(?:\d{1,3}\.){3}\d{1,3}(?![\w])"),
-        ("address", r"(?<![\w:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{3,45}+(?![\w:])(?:%\w{1,15})?"),
-        ("address", r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w)"),
-        ("number", r"(?<![\w.])\+?\d(?:[ ()./-]{0,2}\d){7,}+(?!\w)"),
-        ("secret", r"(?<!\w)(?=[^\W\d]*+\d)(?=\d*+[^\W\d])\w{32,}+"),
+# from starting again inside what failed. It is tried where one of its words is in the text, lower-cased. Order matters:
+# what is narrow comes before what is wide.
+_PATTERNS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
+    (kind, words, re.compile(pattern))
+    for kind, words, pattern in (
+        ("secret", ("-----begin",), r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]*+(?:-----END [A-Z ]{0,30}-----)?"),
+        ("secret", ("authorization", "cookie", "key", "token"),
+         r"(?i)(?<![\w-])(?:(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,30}(?:key|token))\s{0,5}[:=][^\n]++"),
+        ("secret", ("bearer", "basic"), r"(?i)(?<!\w)(?:bearer|basic)\s{1,5}[\w.~+/=-]{8,}+"),
+        ("credentials", ("://",), r"(?<=://)[^\s/@?#]++(?=@)"),
+        ("email", ("@",), r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+"),
+        ("secret", ("eyj",), r"(?<![\w.-])eyJ[\w-]{8,}+\.[\w-]{4,}+(?:\.[\w-]*+)?"),
+        ("secret", _STEMS, rf"{_NAMED}{_OF}['\"]?\s{{0,5}}{_IS}(?:\s{{0,3}}{_IS})?\s{{0,5}}{_VALUE}"),
+        ("secret", ("",), rf"{_PASSWORD_CJK}\s{{0,5}}{_IS}?\s{{0,5}}{_VALUE}"),
+        ("secret", _STEMS, rf"{_NAMED}\s{{1,5}}(?=[^\s\d]{{0,60}}\d)[!-~]++"),
+        ("secret", ("",), r"(?<![\w-])(?:sk|pk|rk|gh[opsur]|github_pat|glpat|xox[a-z]|xapp|hf|npm|pypi|dop_v1|shpat"
+                          r"|ya29|AKIA|ASIA|AIza)[-_.]?(?=[\w-]{16})[\w-]++"),
+        ("iban", ("",), r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,4})?\b"),
+        ("address", (":", "-"), r"(?i)(?<![\w:.-])(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}(?![\w:-])"),
+        ("address", (":",), r"(?<![\w:.])[0-9A-Fa-f:]{1,40}:(?:\d{1,3}\.){3}\d{1,3}(?![\w])"),
+        ("address", (":",), r"(?<![\w:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{3,45}+(?![\w:])(?:%\w{1,15})?"),
+        ("address", (".",), r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w)"),
+        ("number", ("",), r"(?<![\w.])\+?\d(?:[ ()./-]{0,2}\d){7,}+(?!\w)"),
+        ("secret", ("",), r"(?<!\w)(?=[^\W\d]*+\d)(?=\d*+[^\W\d])\w{32,}+"),
     )
 )  # fmt: skip
 
@@ -78,8 +85,10 @@ def redact(text: str) -> str:
     """Return the text with addresses, numbers of eight digits and more, and what looks like a secret replaced.
 
     Each becomes its kind in brackets, such as `[email]`. Takes time linear in the length of the text."""
-    for kind, pattern in _PATTERNS:
-        text = pattern.sub(functools.partial(_replacement, kind), text)
+    lowered = text.lower()
+    for kind, words, pattern in _PATTERNS:
+        if any(word in lowered for word in words):
+            text = pattern.sub(functools.partial(_replacement, kind), text)
     return text
 
 
@@ -124,7 +133,7 @@ def redacted(value: Any) -> Any:
 
 
 def _cut(text: str) -> str:
-    """The beginning of a long text; a word cut in two goes, lest half a secret stay unrecognised."""
+    """Return the beginning of a long text, without a word cut in two, which might be half a secret."""
     return text if len(text) <= MAX_TEXT_CHARS else " ".join(text[:MAX_TEXT_CHARS].rsplit(None, 1)[:1])
 
 

@@ -128,7 +128,7 @@ class SqlStore(ABC):
         return f"WHERE kind = {self._mark} AND at_s < {self._mark}", [kind, at_s]
 
     def _event(self, seq: int, body: str) -> Event | None:
-        """The event of a row; None for what another version, or another program, has written."""
+        """Return the event of a row; None for what another version, or another program, has written."""
         try:
             return from_json(body)
         except InputError as error:

@@ -170,7 +170,10 @@ class _Worker:
         tries = 0
         while True:
             if self.batch or self._take(_IDLE_S) or self._flushed:
-                self._hurry.wait(_RETRY_S[min(tries, len(_RETRY_S)) - 1] if tries else _GATHER_S)
+                if tries:
+                    self._hurry.wait(_RETRY_S[min(tries, len(_RETRY_S)) - 1])
+                else:
+                    time.sleep(_GATHER_S)
                 self._hurry.clear()
                 tries = 0 if self._drain() else tries + 1
             if self._pruning is not None and self._store is not None:
@@ -180,6 +183,9 @@ class _Worker:
         self._end()
 
     def _end(self) -> None:
+        left = self.queue.qsize() + len(self.batch)
+        if left:
+            _LOG.warning("%d events could not be stored before the end: %s", left, self.last_error)
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -258,7 +264,7 @@ class _Worker:
     def _note_failure(self, error: StoreError) -> None:
         self.failures += 1
         if self.last_error is None:
-            _LOG.warning("events wait in memory: %s", error)
+            _LOG.warning("events wait in memory (at most %d, then they are dropped): %s", CAPACITY, error)
         self.last_error = str(error)
 
     def _prune(self) -> None:

@@ -15,6 +15,7 @@ import httpx
 
 from router_ml.errors import SettingsError
 from router_ml.hosts.failure import HostError
+from router_ml.settings import without_credentials
 
 MAX_REPLY_BYTES = 32 * 2**20  # of one reply, or of all the parts of a streamed one
 MAX_LIST_BYTES = 8 * 2**20  # of a list of models
@@ -28,11 +29,11 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
 
     A host on this machine is never reached through a proxy. Raises `SettingsError` for a proxy, a certificate file or
     an address that cannot be used."""
-    local = is_loopback(url)
+    local, shown = is_loopback(url), without_credentials(url)
     try:
         login = httpx.URL(url)
         return httpx.AsyncClient(
-            base_url=without_login(url),  # httpx logs the address of every call
+            base_url=shown,  # httpx logs the address of every call
             auth=httpx.BasicAuth(login.username, login.password) if login.userinfo else None,
             timeout=timeout,
             headers={"accept-encoding": "identity", **(headers or {})},
@@ -44,10 +45,10 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         names = [name for name in _PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
         if not names or isinstance(error, httpx.InvalidURL):
-            raise SettingsError(f"the address of a host, {without_login(url)}, cannot be used: {error}") from error
+            raise SettingsError(f"the address of a host, {shown}, cannot be used: {error}") from error
         raise SettingsError(
             f"the proxy in {' or '.join(names)} cannot be used ({type(error).__name__}); give an http:// or https:// "
-            f"proxy, install httpx[socks] for socks5://, or put the host of {without_login(url)} in NO_PROXY"
+            f"proxy, install httpx[socks] for socks5://, or put the host of {shown} in NO_PROXY"
         ) from error
 
 
@@ -61,13 +62,6 @@ def is_loopback(url: str) -> bool:
     except ValueError:
         return False
     return address.is_loopback or address.is_unspecified
-
-
-def without_login(url: str) -> str:
-    """Return the address without user name and password, fit for events and messages."""
-    head, _, tail = url.partition("://")
-    name, slash, path = tail.partition("/")
-    return f"{head}://{name.rpartition('@')[2]}{slash}{path}" if tail else url
 
 
 @functools.cache

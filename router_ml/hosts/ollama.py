@@ -12,9 +12,10 @@ import httpx
 
 from router_ml.hosts.failure import HostError, failure_of
 from router_ml.hosts.host import HostRequest, Installed, Running
-from router_ml.hosts.http import MAX_LIST_BYTES, http_client, lines, parsed, read_error, read_json, without_login
+from router_ml.hosts.http import MAX_LIST_BYTES, http_client, lines, parsed, read_error, read_json
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.reply import Reply
+from router_ml.settings import without_credentials
 
 _PROBE_S = 2.0
 _MAX_MODELS = 2_000  # of a list; a host has no more
@@ -30,7 +31,7 @@ class OllamaHost:
 
     def __init__(self, url: str, names: ModelNames, connect_s: float = 2.0) -> None:
         self._names = names
-        self.url = without_login(url.rstrip("/"))
+        self.url = without_credentials(url.rstrip("/"))
         key = os.environ.get("OLLAMA_API_KEY")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = http_client(url, httpx.Timeout(None, connect=connect_s), headers)

@@ -78,6 +78,11 @@ class Reply:
         wire = {**last.wire, "message": message, **({"logprobs": logprobs} if logprobs else {})}
         return dataclasses.replace(last, wire=wire, content=content, thinking=thinking, tool_calls=calls)
 
+    def end(self) -> Reply:
+        """Return the last part of a stream of this reply: its figures, without content."""
+        message = {"role": "assistant", "content": ""}
+        return dataclasses.replace(self, wire={**self.wire, "message": message}, content="", thinking="", tool_calls=())
+
     @property
     def queue_s(self) -> float | None:
         """Return the seconds the host let the request wait: its total less loading, prompt and generation."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +11,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router_ml.decide.choices import OptionShares, choice_question
 from router_ml.decide.selection.policy import Policy
-from router_ml.errors import StoreError
+from router_ml.errors import QueryError, StoreError
 from router_ml.events.connect import open_store
 from router_ml.events.event import as_dict, decision_event
 from router_ml.events.store import EventFilter
@@ -29,16 +28,11 @@ from router_ml.http.proxy import TAGS_TTL_S
 from router_ml.http.service import Service
 from router_ml.http.streaming import json_response
 from router_ml.messages import read_messages
-from router_ml.types import ROLES, Decision, Label
+from router_ml.types import Decision
 
 _MAX_STATE_BYTES = 64 * 2**10
-_LABELS: Mapping[str, Label] = {
-    "simple": "simple", "moderate": "moderate", "medium": "moderate", "complex": "complex", "reasoning": "complex",
-    "ambiguous": "ambiguous", "non_reasoning": "simple",
-}  # fmt: skip
 _QUERY_KEYS = ("query", "text", "prompt", "input", "question", "message", "user_request", "request")
 _LITELLM_FRAME = "Classify this message:\n"  # LiteLLM's classifier puts the user's words after it
-_TEMPERATURE = 0.1  # utility by which a model must lead to be e times as likely
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +41,6 @@ class Asked:
 
     query: str
     context: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """The probability of each option of a question, in the order of the options."""
-
-    choice: int
-    probabilities: tuple[float, ...]
-
-    @property
-    def confidence(self) -> float:
-        """0 where all options are as likely, 1 where one is certain."""
-        n = len(self.probabilities)
-        return max(0.0, (n * max(self.probabilities) - 1) / (n - 1))
 
 
 class DecisionEndpoints:
@@ -169,53 +149,16 @@ class DecisionEndpoints:
     def _name(self, body: Mapping[str, Any]) -> str:
         return str(body.get("model") or getattr(self._service.decider, "name", "auto"))
 
-    async def _shares(self, name: object, kind: str, options: Sequence[str], asked: Asked) -> Shares:
-        """The probabilities of a question's options. Raises `Problem` (422) where it is none we can answer."""
-        labels = [_LABELS.get(option.strip().lower()) for option in options]
-        policy = self._policy(None)
-        if len(options) > 1 and all(labels):
-            decision = await self._decision(asked.query, asked.context, policy)
-            return _label_shares([label for label in labels if label], decision)
-        models = [self._model(option) for option in options]
-        if kind == "choice" and len(options) > 1 and all(models):
-            offered = tuple(dict.fromkeys(model for model in models if model))
-            limited = dataclasses.replace(policy, models=offered)
-            return _model_shares(models, await self._decision(asked.query, asked.context, limited))
-        raise Problem(
-            "unprocessable",
-            f"question {name!r:.60}: its options must all be models of the catalogue, tiers ({', '.join(ROLES)}) or "
-            f"complexity labels ({', '.join(_LABELS)}); this router answers no other question",
+    async def _shares(self, name: object, kind: str, options: Sequence[str], asked: Asked) -> OptionShares:
+        """Return the probabilities of a question's options. Raises `Problem` (422) where it is none we can answer."""
+        try:
+            question = choice_question(str(name), options, self._service.catalogue, ordered=kind != "choice")
+        except QueryError as error:
+            raise Problem("unprocessable", str(error)) from error
+        machine, decide = self._service.gateway.machine(), self._service.decider.decide
+        return await asyncio.to_thread(
+            question.answer, lambda policy: decide(asked.query, asked.context, policy, machine), self._policy(None)
         )
-
-    def _model(self, option: str) -> str | None:
-        catalogue = self._service.catalogue
-        entry = catalogue.find(option) or next((m for m in catalogue.models if m.role == option.strip().lower()), None)
-        return entry.name if entry else None
-
-
-def _label_shares(labels: Sequence[Label], decision: Decision) -> Shares:
-    """Two options of one label share its probability; what falls on labels that are not offered is spread."""
-    raw = [decision.complexity_probabilities[label] / labels.count(label) for label in labels]
-    return _normalised(raw)
-
-
-def _model_shares(models: Sequence[str | None], decision: Decision) -> Shares:
-    """A softmax over the utilities of the models within every limit; all of them where none is."""
-    ranked = [c for c in decision.ranked if c.model in models]
-    usable = {c.model: c.utility for c in ranked if c.admissible} or {c.model: c.utility for c in ranked}
-    best = max(usable.values(), default=0.0)
-    raw = [
-        math.exp((usable[m] - best) / _TEMPERATURE) / models.count(m) if m is not None and m in usable else 0.0
-        for m in models
-    ]
-    shares = _normalised(raw)
-    return dataclasses.replace(shares, choice=models.index(decision.model)) if decision.model in models else shares
-
-
-def _normalised(raw: Sequence[float]) -> Shares:
-    total = sum(raw)
-    probabilities = tuple(value / total for value in raw) if total > 0 else (1.0 / len(raw),) * len(raw)
-    return Shares(probabilities.index(max(probabilities)), probabilities)
 
 
 def _systemone_options(name: str, question: Any) -> tuple[str, list[str]]:
@@ -230,7 +173,7 @@ def _systemone_options(name: str, question: Any) -> tuple[str, list[str]]:
     raise Problem("invalid", f"question {name!r:.60} must be of type choice, score or noul, with its criteria")
 
 
-def _systemone(question: Mapping[str, Any], shares: Shares) -> dict[str, Any]:
+def _systemone(question: Mapping[str, Any], shares: OptionShares) -> dict[str, Any]:
     if question["type"] == "choice":
         options = list(question["criteria"])
         probabilities = dict(zip(options, shares.probabilities, strict=True))
@@ -238,7 +181,7 @@ def _systemone(question: Mapping[str, Any], shares: Shares) -> dict[str, Any]:
                 "confidence": shares.confidence}  # fmt: skip
     levels = {str(i): level for i, level in enumerate(question["criteria"])}
     probabilities = {str(i): p for i, p in enumerate(shares.probabilities)}
-    return {"type": "score", "score": _expected(shares), "legend": levels, "probabilities": probabilities,
+    return {"type": "score", "score": shares.expected, "legend": levels, "probabilities": probabilities,
             "confidence": shares.confidence}  # fmt: skip
 
 
@@ -253,7 +196,7 @@ def _openai_options(question: Mapping[str, Any]) -> tuple[str, list[str]]:
     raise Problem("invalid", "a question must be of type predicate, choice or score")
 
 
-def _openai(question: Mapping[str, Any], shares: Shares) -> dict[str, Any]:
+def _openai(question: Mapping[str, Any], shares: OptionShares) -> dict[str, Any]:
     named = {"type": question["type"], "name": question.get("name")}
     if question["type"] == "choice":
         values = [choice.get("value") for choice in question["choices"]]
@@ -264,11 +207,7 @@ def _openai(question: Mapping[str, Any], shares: Shares) -> dict[str, Any]:
         {"value": i, "label": label, "probability": p}
         for i, (label, p) in enumerate(zip(labels, shares.probabilities, strict=True))
     ]
-    return {**named, "score": _expected(shares), "probabilities": levels, "confidence": shares.confidence}
-
-
-def _expected(shares: Shares) -> float:
-    return sum(index * p for index, p in enumerate(shares.probabilities))
+    return {**named, "score": shares.expected, "probabilities": levels, "confidence": shares.confidence}
 
 
 def _asked(body: Mapping[str, Any]) -> Asked:

@@ -258,7 +258,7 @@ def _watch(alerts: weakref.ref[Alerts], stop: threading.Event) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, without the URL that an error may quote, and with it a token."""
+    """Return what is wrong, without the URL that an error may quote, and with it a token."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP status {error.code}"
     if isinstance(error, urllib.error.URLError):

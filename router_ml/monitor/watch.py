@@ -1,4 +1,4 @@
-"""Everything that remembers and watches, put together: event writer, live metrics, alerts and rollout."""
+"""The watch: event writer, live metrics, alerts and rollout behind one recorder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watch:
     rollout: Rollout
 
     def start(self) -> None:
-        """Begin to look at experiments and alerts in threads of their own."""
+        """Start the threads of experiments and alerts."""
         self.rollout.start()
         self.alerts.start()
 
@@ -40,13 +40,13 @@ class Watch:
         self.writer.close()
 
     def prometheus(self) -> str:
-        """Everything as text for a scrape."""
+        """Return all metrics as text for a scrape."""
         firing = [(alert.rule, alert.subject) for alert in self.alerts.firing()]
         return prometheus(self.metrics, writer=self.writer.state(), firing=firing)
 
 
 def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch:
-    """The parts as the settings describe them; nothing runs before `start`, and a store that is away is no error.
+    """Return the parts as the settings describe them; nothing runs before `start`, and a failing store is no error.
 
     Alerts go to the log, to the webhook of the settings, and to further `channels`."""
     read_store = functools.partial(_readable, settings)
@@ -59,7 +59,7 @@ def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch
 
 
 def open_writer(settings: Settings) -> EventWriter:
-    """The background writer into the event store of the settings."""
+    """Return the background writer into the event store of the settings."""
     opener = functools.partial(
         open_store,
         settings.events or settings.state_dir,

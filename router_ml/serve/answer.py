@@ -12,13 +12,14 @@ import functools
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from router_ml.hosts.failure import Failure
 from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
 from router_ml.types import Decision
 
+ChatResponse: TypeAlias = ollama.ChatResponse  # what callers written for the ollama client read
 PROMPT_CUT = "prompt_cut"  # in `Attempt.adapted`: the server dropped the beginning of the prompt
 
 
@@ -74,7 +75,7 @@ class Answer:
     clarify: bool = False  # no model was called: the message is a clarifying question
 
     @functools.cached_property
-    def response(self) -> ollama.ChatResponse:
+    def response(self) -> ChatResponse:
         """Return the answer as the ollama client gives it; built when it is first read, and the caller's own."""
         return response_of(self.reply)
 
@@ -127,14 +128,14 @@ class Answer:
         return iter(self.response)
 
 
-def response_of(reply: Reply) -> ollama.ChatResponse:
+def response_of(reply: Reply) -> ChatResponse:
     """Return a reply as the ollama client gives it, a copy that is the caller's own."""
     try:
-        return ollama.ChatResponse.model_validate(copy.deepcopy(dict(reply.wire)))
+        return ChatResponse.model_validate(copy.deepcopy(dict(reply.wire)))
     except ValueError:  # some field that nobody needs has a form the client does not read
         parts = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
         message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(parts)})
-        return ollama.ChatResponse(
+        return ChatResponse(
             model=reply.model, message=message, done=reply.done, done_reason=reply.done_reason,
             prompt_eval_count=reply.prompt_tokens, eval_count=reply.output_tokens,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from router_ml.hosts.backend import Backend
 from router_ml.hosts.host import HostRequest
 from router_ml.hosts.reply import Reply
-from router_ml.serve.answer import says_something
+from router_ml.serve.answer import is_empty, may_be_empty, says_something
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.stream import Opened, Sink
 
@@ -41,21 +41,29 @@ class ModelCall:
             if sink is None:
                 return await host.chat(self._request)
             parts: list[Reply] = []
+            answered = may_be_empty(self._state.request.options)
             async for part in host.stream(self._request):
                 parts.append(part)
-                if sink.started:
-                    sink.part(part)
-                elif says_something(part):
-                    self._open(sink, parts)
+                answered = answered or not is_empty(part)
+                if part.tool_calls:
+                    self._state.asked = (self._backend.model, [call for seen in parts for call in seen.tool_calls])
+                if answered or not part.done:  # the end of thoughts alone is held back: another model goes on
+                    self._pass_on(sink, parts)
                 left_s = max(0.0, self._state.deadline_s - self._clock())
                 limit.reschedule(asyncio.get_running_loop().time() + min(self._idle_s, left_s))
             return Reply.joined(parts)
 
-    def _open(self, sink: Sink, parts: list[Reply]) -> None:
-        """Pass on what was held back: until a part says something another model may still answer."""
+    def _pass_on(self, sink: Sink, parts: list[Reply]) -> None:
+        """Pass the latest part on; while nothing was said all are held back."""
+        if self.first_token_s is not None:
+            sink.part(parts[-1])
+            return
+        if not says_something(parts[-1]):
+            return
         now_s = self._clock()
         self.first_token_s = now_s - self.began_s
-        self._state.first_token_s = now_s - self._state.began_s
+        if self._state.first_token_s is None:
+            self._state.first_token_s = now_s - self._state.began_s
         sink.opened(Opened(self._state.chosen, self._backend.model, tuple(self._state.attempts)))
         for part in parts:
             sink.part(part)

@@ -99,9 +99,13 @@ class DecisionStep:
 
     def answered(self, state: RequestState, answer: Answer) -> None:
         """Note which model a session spoke with last, and which one asked for a tool."""
-        self._turns.answered(state, answer)
+        self._turns.asked(state, answer.model, answer.reply.tool_calls)
         if state.context.session_id is not None:
             self._sessions[state.context.session_id] = answer.model
+
+    def interrupted(self, state: RequestState) -> None:
+        """Note which model asked for a tool in a stream that did not reach its end: the result goes to it."""
+        self._turns.asked(state, *state.asked)
 
     def _continued(self, decision: Decision, model: str) -> Decision:
         """Return the decision with the model that asked for the tool in front, where it may serve the request."""

@@ -73,14 +73,14 @@ class FallbackRunner:
         self._clock = clock
 
     async def run(self, state: RequestState, sink: Sink | None) -> Answer:
-        """Return the first answer of the chain. After the first part went to `sink` nothing is tried again.
+        """Return the first answer of the chain. After an answer's first part went to `sink` nothing is tried again.
 
-        After an empty answer one more model is called; where it gives none either, the last empty answer is returned.
-        Raises `QueryError` for a request no model can take, and `GatewayError`."""
+        After an empty answer, thoughts alone included, one more model is called; where it gives none either, the last
+        empty answer is returned. Raises `QueryError` for a request no model can take, and `GatewayError`."""
         try:
             return await self._first_answer(state, sink)
         except (AttemptsFailed, DeadlineExceeded, NoModelAvailable, Overloaded):
-            if state.empty is None or (sink is not None and sink.started):
+            if state.empty is None:
                 raise
             return self._finished(state, *state.empty)
 
@@ -88,13 +88,12 @@ class FallbackRunner:
         untried = _Untried(self._ordered(state))
         while (backend := await self._next(state, untried)) is not None:
             reply = await self._try(state, backend, untried, sink)
-            started = sink is not None and sink.started
             if reply is not None:
-                if state.attempts[-1].ok or state.empty is not None or started:
+                if state.attempts[-1].ok or state.empty is not None:
                     return self._finished(state, backend, reply)
                 state.empty = (backend, reply)
                 untried.without(backend.model)
-            elif started:
+            elif state.attempts[-1].first_token_s is not None:
                 raise StreamInterrupted(f"the stream of {backend.model} failed: {state.attempts[-1].error}")
             self._raise_if_over(state)
         raise _nothing_left(state.attempts)
@@ -189,7 +188,7 @@ class FallbackRunner:
     async def _attempt(
         self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None
     ) -> Reply | None:
-        timeout_s = self._timeout_s(state, backend, untried.left)
+        timeout_s = self._timeout_s(state, backend, untried)
         candidate = state.candidate(backend.model)
         service_s = backend.rates.service_s or (candidate.latency_s.p50 if candidate else 1.0)
         needed_s = _SERVICE_MARGIN * service_s
@@ -294,9 +293,9 @@ class FallbackRunner:
         except TimeoutError:
             return True
 
-    def _timeout_s(self, state: RequestState, backend: Backend, later: Sequence[Backend]) -> float:
+    def _timeout_s(self, state: RequestState, backend: Backend, untried: _Untried) -> float:
         candidate = state.candidate(backend.model)
-        able = [other for other in later if other.unavailable() is None and not other.host.down]
+        able = [other for other in untried.left if other.unavailable() is None and not other.host.down]
         return attempt_timeout_s(
             candidate.latency_s if candidate else None,
             backend.resident,
@@ -304,7 +303,7 @@ class FallbackRunner:
             state.deadline_s - self._clock(),
             [self._expected(state, other) for other in able],
             self._options,
-            probe=backend.breaker.state == "half_open",
+            probe=untried.at_once or backend.breaker.state == "half_open",
             decode_tokens_per_s=backend.rates.decode_tokens_per_s,
             service_s=backend.rates.service_s,
         )

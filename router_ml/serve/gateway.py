@@ -185,6 +185,7 @@ class Gateway:
 
     def machine(self) -> MachineState:
         """Return what is known of every model right now, by the latest looks; no host is asked."""
+        self._restart_after_fork()
         return self._fleet.state()
 
     def refresh(self) -> MachineState:
@@ -220,6 +221,7 @@ class Gateway:
 
     def status(self) -> dict[str, Any]:
         """Return a JSON-ready view: every model on every host, and the cache."""
+        self._restart_after_fork()
         stats = self.cache_stats
         cache = None if stats is None else {**dataclasses.asdict(stats), "hit_rate": stats.hit_rate}
         return {"backends": self._fleet.rows(), "cache": cache}
@@ -307,6 +309,8 @@ class Gateway:
             if not sink.started:  # a cached or empty answer, or a question: one part that is the whole
                 sink.opened(Opened(state.chosen, answer.model, ()))
                 sink.part(answer.reply)
+            elif not sink.finished:  # thoughts alone: they were passed on, their end was not
+                sink.part(answer.reply.end())
             sink.ended(answer)
 
     @contextlib.contextmanager
@@ -315,11 +319,13 @@ class Gateway:
             yield
         except asyncio.CancelledError:
             self._recorder.failed(state, "cancelled")
+            self._decision.interrupted(state)
             raise
         except InputError:  # the caller's own mistake is no outcome of any model
             raise
         except Exception as error:
             self._recorder.failed(state, type(error).__name__)
+            self._decision.interrupted(state)
             raise
 
     def _decide_in_shadow(self, state: RequestState) -> None:
@@ -364,7 +370,10 @@ class Gateway:
         """Raise `NoModelAvailable` on a closed gateway; in a forked process, start it anew."""
         if self._closed:
             raise _is_closed()
-        if not self._loop.usable:
+        self._restart_after_fork()
+
+    def _restart_after_fork(self) -> None:
+        if not self._loop.usable and not self._closed:
             with self._start_lock:
                 if not self._loop.usable:
                     self._start()

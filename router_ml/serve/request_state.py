@@ -35,6 +35,7 @@ class RequestState:
     decide_s: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
     empty: tuple[Backend, Reply] | None = None  # the first empty answer; a second one ends the request
+    asked: tuple[str, list[Mapping[str, Any]]] = ("", [])  # the model whose stream called tools, and its calls
     waited_s: float = 0.0  # in our own queues
     resident: bool | None = None  # was the model that answered in memory
     first_token_s: float | None = None

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from router_ml.errors import StreamInterrupted
-from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
-from router_ml.serve.answer import Answer, Attempt, response_of
+from router_ml.serve.answer import Answer, Attempt, ChatResponse, response_of
 from router_ml.types import Decision
 
 
@@ -28,20 +27,22 @@ Item = Opened | Reply | Answer | BaseException
 
 
 class Sink:
-    """Where the gateway puts the parts of a stream. `started` is true once a part was passed on: from then on nothing
-    is repeated."""
+    """Where the gateway puts the parts of a stream. `started` is true once a part was passed on, `finished` once the
+    last one was."""
 
     def __init__(self, put: Callable[[Item], None]) -> None:
         self._put = put
-        self.started = False
+        self.started = self.finished = False
 
     def opened(self, opened: Opened) -> None:
-        """Pass on which model answers."""
-        self.started = True
-        self._put(opened)
+        """Pass on which model answers; where thoughts of another came before, the answer says so in the end."""
+        if not self.started:
+            self.started = True
+            self._put(opened)
 
     def part(self, part: Reply) -> None:
         """Pass a part on."""
+        self.finished = part.done
         self._put(part)
 
     def ended(self, end: Answer | BaseException) -> None:
@@ -69,13 +70,13 @@ class _Stream:
             raise StreamInterrupted("the stream has not ended; read it to its end first")
         return self._answer
 
-    def _take(self, item: Item) -> ollama.ChatResponse | None:
+    def _take(self, item: Item) -> ChatResponse | None:
         """Return the next part, or None at the end. Raises the error the stream ended with."""
         if isinstance(item, Reply):
             return response_of(item)
         self._over = True
         if isinstance(item, Answer):
-            self._answer = item
+            self._answer, self.model, self.attempts = item, item.model, item.attempts[:-1]
             return None
         assert isinstance(item, BaseException)
         raise item
@@ -100,10 +101,10 @@ class AnswerStream(_Stream):
         self._items = items
         self._patience_s = patience_s
 
-    def __iter__(self) -> Iterator[ollama.ChatResponse]:
+    def __iter__(self) -> Iterator[ChatResponse]:
         return self
 
-    def __next__(self) -> ollama.ChatResponse:
+    def __next__(self) -> ChatResponse:
         if self._over:
             raise StopIteration
         try:
@@ -139,10 +140,10 @@ class AsyncAnswerStream(_Stream):
         self._items = items
         self._patience_s = patience_s
 
-    def __aiter__(self) -> AsyncIterator[ollama.ChatResponse]:
+    def __aiter__(self) -> AsyncIterator[ChatResponse]:
         return self
 
-    async def __anext__(self) -> ollama.ChatResponse:
+    async def __anext__(self) -> ChatResponse:
         if self._over:
             raise StopAsyncIteration
         try:

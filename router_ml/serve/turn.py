@@ -9,7 +9,6 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from router_ml.serve.answer import Answer
 from router_ml.serve.answer_cache.key import digest, user_scope
 from router_ml.serve.request_state import RequestState
 
@@ -39,11 +38,10 @@ class Turns:
         found = (self._turns.get(key) for key in _keys(state, calls))
         return next((turn for turn in found if turn is not None), None)
 
-    def answered(self, state: RequestState, answer: Answer) -> None:
-        """Note which model asked for a tool."""
-        calls = answer.reply.tool_calls
+    def asked(self, state: RequestState, model: str, calls: Sequence[Mapping[str, Any]]) -> None:
+        """Note which model asked for tools."""
         if calls:
-            turn = Turn(answer.model, state.assignment.unit if state.assignment else None)
+            turn = Turn(model, state.assignment.unit if state.assignment else None)
             self._turns.update(dict.fromkeys(_keys(state, calls), turn))
 
 

@@ -87,7 +87,7 @@ def test_events_are_exported_to_standard_output(environment: dict[str, str], tmp
     store.append([OutcomeEvent("d", "m", 1.0, 1.0)])
     store.close()
     done = subprocess.run(
-        [sys.executable, *ROUTER, "events", "export", "--out", "-"],
+        [sys.executable, *ROUTER, "events", "export"],
         capture_output=True, text=True, env=environment, check=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.stdout == '{"query_id": "d", "model": "m", "success": 1.0, "latency_s": 1.0}\n'

@@ -357,12 +357,12 @@ def test_an_encoder_that_fails_its_self_check_is_not_used(
         arrays = dict(archive)
     np.savez(forged / ARRAYS, **{**arrays, "self_check/vectors": arrays["self_check/vectors"] * factor})
     write_manifest(forged, {"name": "forged", "metrics": {}})
-    with pytest.raises(BundleCorrupt, match="other vectors"):
+    with pytest.raises(BundleCorrupt, match=r"other vectors|holds NaN"):
         Router.load(forged)
     monkeypatch.setenv("ROUTER_ML_BUNDLE", str(forged))
     decision = select_model("check email")
     assert (decision.bundle, decision.degraded) == ("heuristic", True)
-    assert "mean cosine" in decision.reason
+    assert "mean cosine" in decision.reason or "holds NaN" in decision.reason
 
 
 def test_messages_are_taken_wherever_a_query_is(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

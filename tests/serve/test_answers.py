@@ -313,6 +313,28 @@ def test_a_stream_holds_white_space_back_until_something_is_said(double, gateway
     assert "".join(part.message.content or "" for part in gateway.chat(HELLO, stream=True)) == "\n Hello"
 
 
+@pytest.mark.parametrize("after", [Reply("A real answer."), Reply(thinking="hm, hm")], ids=["answer", "thoughts"])
+def test_after_thoughts_alone_another_model_goes_on_with_the_stream(double, gateway, after) -> None:
+    double.models[LLAMA] = DoubleModel(LLAMA, reply=lambda body: Reply(thinking="let me see"))
+    double.models[QWEN2] = DoubleModel(QWEN2, reply=lambda body: after)
+    stream = gateway.chat(HELLO, stream=True)
+    parts = list(stream)
+    assert "".join(part.message.content or "" for part in parts) == after.content
+    assert "".join(part.message.thinking or "" for part in parts) == "let me see" + after.thinking
+    assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert (stream.model, stream.answer.model, stream.answer.empty) == (QWEN2, QWEN2, not after.content)
+    assert [seen.model for seen in double.generations] == [LLAMA, QWEN2]
+
+
+def test_after_thoughts_alone_the_failure_of_another_model_leaves_the_empty_answer(double, gateway) -> None:
+    double.models[LLAMA] = DoubleModel(LLAMA, reply=lambda body: Reply(thinking="let me see"))
+    for model in (QWEN2, QWEN3):
+        double.faults.set(model, Fault.ERROR_500)
+    stream = gateway.chat(HELLO, stream=True)
+    assert [part.done for part in stream][-1] is True
+    assert (stream.answer.model, stream.answer.empty, stream.answer.message.thinking) == (LLAMA, True, "let me see")
+
+
 def test_empty_streams_end_with_the_last_empty_answer(double, gateway) -> None:
     double.faults.set("*", Fault.EMPTY_ANSWER)
     stream = gateway.chat(HELLO, stream=True)
@@ -338,6 +360,16 @@ def test_the_model_that_asked_for_a_tool_gets_its_result(gateway_of, double, con
     models = [gateway.chat(_loop("rain?", n), tools=[TOOL], context=context).model for n in range(3)]
     assert models == [QWEN2] * 3  # the fallback asked for the tool
     assert gateway.chat([{"role": "user", "content": "rain?"}], tools=[TOOL], context=context).model == LLAMA
+
+
+def test_a_stream_that_fails_after_it_asked_for_a_tool_is_remembered(gateway_of, double) -> None:
+    asking = Reply(tool_calls=({"name": "get_weather", "arguments": {"city": "Paris"}},), content="one two three")
+    double.models[QWEN3] = DoubleModel(QWEN3, reply=lambda body: asking, decode_tokens_per_s=20.0)
+    gateway = gateway_of()
+    with gateway.chat(_loop("rain?", 0), tools=[TOOL], model=QWEN3, stream=True) as stream:
+        next(part for part in stream if part.message.tool_calls)
+    until(lambda: gateway.status()["backends"][2]["running"] == 0)
+    assert gateway.chat(_loop("rain?", 1), tools=[TOOL]).model == QWEN3
 
 
 def test_tool_loops_that_begin_alike_are_told_apart(gateway_of, double) -> None:

@@ -99,6 +99,19 @@ def test_with_every_circuit_open_one_call_is_let_through_at_once(gateway_of, dou
     assert gateway.chat(HELLO).model == LLAMA
 
 
+def test_a_host_that_still_hangs_costs_the_call_let_through_no_more_than_a_probe(gateway_of, double) -> None:
+    gateway = gateway_of(o_breaker=BreakerOptions(consecutive_failures=1, open_s=60.0, open_max_s=60.0))
+    for model in (LLAMA, QWEN2, QWEN3):
+        gateway.preload(model)
+    double.faults.set("*", Fault.HANG_BEFORE_HEADERS)
+    with pytest.raises((AttemptsFailed, DeadlineExceeded)):
+        gateway.chat(HELLO)
+    began = time.monotonic()
+    with pytest.raises((AttemptsFailed, NoModelAvailable, DeadlineExceeded)):
+        gateway.chat(HELLO)
+    assert time.monotonic() - began < 3.0  # of a deadline of 5 s
+
+
 def test_an_open_circuit_is_not_probed_where_another_model_can_serve(gateway_of, double) -> None:
     gateway = gateway_of(o_breaker=REST_LONG)
     double.faults.set(LLAMA, Fault.ERROR_500, times=3)

@@ -17,6 +17,7 @@ from training.evaluate import Judged, judge, report, summary
 from training.measuring.plots import draw_all
 from training.outcomes.table import OutcomeTable, outcome_table
 from training.replay import DEFAULT_MIX, replay, traffic_of_outcomes, traffic_of_priors
+from training.replay import summary as replay_summary
 
 MODELS = ("cheap", "dear")
 
@@ -109,6 +110,7 @@ def test_replay_of_priors_weighs_the_mix() -> None:
     catalogue = load_catalogue()
     queries = [Query(id=f"{label}{i}", text="check email", label=label) for label in DEFAULT_MIX for i in range(3)]
     found = replay(traffic_of_priors(queries, catalogue, DEFAULT_MIX), Router.heuristic(catalogue))
+    assert "priors of the catalogue" in replay_summary(found)
     prior = catalogue["qwen3:8b"].prior
     expected = sum(share * prior.latency_s[label] for label, share in DEFAULT_MIX.items())
     row = found["rows"]["always qwen3:8b"]

@@ -226,7 +226,7 @@ def test_an_interrupted_fit_is_one_line_and_leaves_nothing(place: Path, monkeypa
     monkeypatch.setattr("training.complexity.encoder_trainer.finetune", interrupted)
     code, _, err = _fit(place, "--no-tune", "--name", "cut", "--seed", "77")
     assert code == 130
-    assert err.splitlines() == ["interrupted; no bundle was made, and what was finished is cached"]
+    assert err.splitlines() == ["training.fit: interrupted; no bundle was made, and what was finished is cached"]
     assert not (place / "models" / "cut").exists()
     assert sorted((place / "cache").rglob("*.npz")) == before
 
@@ -351,10 +351,10 @@ def test_judging_on_the_queries_it_learned_from_is_told(place: Path, capsys: pyt
     command = ["--bundle", str(place / "models" / "learned"), "--outcomes", str(place / "outcomes.jsonl"),
                "--resamples", "5", "--no-mlflow", "--queries"]  # fmt: skip
     assert evaluating.main([*command, str(place / "fresh.jsonl")]) == 0
-    assert "learned from 60 of the 80 queries it was judged on" in capsys.readouterr().err
+    assert "60 of the 80 queries were used to train learned@" in capsys.readouterr().err
     write_rows(place / "fresh.jsonl", [{**row, "text": f"{row['text']} anew"} for row in _rows(120)])
     assert evaluating.main([*command, str(place / "fresh.jsonl")]) == 0
-    assert "learned from" not in capsys.readouterr().err
+    assert "used to train" not in capsys.readouterr().err
 
 
 def test_outcomes_nothing_can_be_learned_from_are_told_with_what_is_needed(place: Path) -> None:

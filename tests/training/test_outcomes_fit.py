@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.decide.features.extractor import TABLE_NAMES, Features
 from router_ml.decide.predictors.forest import Forest
-from router_ml.decide.predictors.neighbours import PULL
+from router_ml.decide.predictors.neighbours import SHRINKAGE
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.types import Outcome, Query
 from training.outcomes import learners, outcome_fit, shrinkage
@@ -206,7 +206,7 @@ def test_stored_neighbours_serve_what_was_chosen(monkeypatch: pytest.MonkeyPatch
     arrays = fit.arrays
     nearest = NearestNeighbors(n_neighbors=k).fit(arrays["neighbour_keys"].astype(np.float32))
     near = nearest.kneighbors(fit_basis(features, complexity, 0).neighbour_keys(features), return_distance=False)
-    mean = arrays["neighbour_outcomes"].astype(np.float64)[near].mean(axis=1) * k / (k + PULL)
+    mean = arrays["neighbour_outcomes"].astype(np.float64)[near].mean(axis=1) * k / (k + SHRINKAGE)
     expected = mean * arrays["neighbour_weights"]
     known = found.novelty == 0
     differences = found.p_success[known] - found.p_success[known][0] - (expected[known] - expected[known][0])

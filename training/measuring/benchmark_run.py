@@ -17,6 +17,7 @@ from router_ml.errors import InputError, NoModelAvailable
 from router_ml.hosts.failure import Failure, classify
 from router_ml.hosts.names import normal
 from router_ml.jsonl import outcome_row, write_rows
+from router_ml.settings import without_credentials
 from router_ml.types import Query
 from training.measuring.conversation import ChatClient, ChatSettings, Conversation
 from training.measuring.expected_answer import ExpectedAnswer, expected_answer
@@ -87,6 +88,7 @@ class Benchmark:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._host = without_credentials(plan.host)
         self._plan, self._client, self._quiet, self._clock, self._sleep = plan, client, quiet, clock, sleep
         self._expected = {query.id: expected_answer(query) for query in plan.queries}
         self._by_id = {query.id: query for query in plan.queries}
@@ -124,14 +126,14 @@ class Benchmark:
             listed = self._client.list()
         except Exception as error:
             raise NoModelAvailable(
-                f"cannot list the models of {self._plan.host} ({classify(error)}); start Ollama there, or give --host"
+                f"cannot list the models of {self._host} ({classify(error)}); start Ollama there, or give --host"
             ) from error
         installed = {normal(entry.model or ""): entry.digest or "" for entry in listed.models}
         wanted = [*self._plan.models, *([self._plan.judge] if self._plan.judge else [])]
         missing = [name for name in wanted if normal(name) not in installed]
         if missing:
             pulls = "; ".join(f"ollama pull {name}" for name in missing)
-            raise NoModelAvailable(f"{self._plan.host} does not have {', '.join(missing)}: {pulls}")
+            raise NoModelAvailable(f"{self._host} does not have {', '.join(missing)}: {pulls}")
         return {name: installed[normal(name)] for name in self._plan.models}
 
     def _todo(self, rows: RowLog, answers: RowLog) -> dict[str, list[Query]]:
@@ -252,7 +254,7 @@ class Benchmark:
             self._client.list()
         except Exception as error:
             raise NoModelAvailable(
-                f"{self._plan.host} does not answer ({failure}); start Ollama there and continue with --resume"
+                f"{self._host} does not answer ({failure}); start Ollama there and continue with --resume"
             ) from error
         raise _StillFailing(failure)
 

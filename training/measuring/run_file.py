@@ -12,6 +12,7 @@ from typing import Any
 from router_ml.errors import InputError
 from router_ml.files import atomic_write
 from router_ml.jsonl import query_row
+from router_ml.settings import without_credentials
 from router_ml.types import Query
 from training.measuring.conversation import ChatSettings
 
@@ -22,7 +23,7 @@ class RunFile:
     def __init__(self, path: Path, host: str, settings: ChatSettings) -> None:
         self.path = path
         self._now: dict[str, Any] = {
-            "host": host,
+            "host": without_credentials(host),
             "manner": asdict(settings),
             "models": {},
             "queries": {},

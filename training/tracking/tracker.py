@@ -90,6 +90,7 @@ class Tracker:
 
     @_guarded
     def _open(self, name: str, note: str) -> None:
+        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it reports each table it makes
         uri = open_tracking(self._root)
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -79,7 +79,7 @@ _N = len(CUES) + len(DOMAINS)
 
 
 def count_cues(words: list[str]) -> list[int]:
-    """How often each cue (first) and each domain (after them) occurs among lower-case words."""
+    """Count how often each cue (first) and each domain (after them) occurs among lower-case words."""
     counts = [0] * _N
     for positions in map(_INDEX.get, words):
         if positions is not None:

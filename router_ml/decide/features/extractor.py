@@ -27,7 +27,7 @@ class Features(NamedTuple):
     table: Floats  # (n, len(TABLE_NAMES))
 
     def rows(self, index: slice | NDArray[np.intp]) -> Features:
-        """The features of some of the rows."""
+        """Return the features of some of the rows."""
         return Features(self.embedding[index], self.table[index])
 
 
@@ -39,7 +39,7 @@ class Extractor:
         self._tools = ToolFeatures(embedder)
 
     def extract(self, texts: Sequence[str], contexts: Sequence[Context]) -> Features:
-        """Features of texts in their contexts; both sequences have the same length."""
+        """Return the features of texts in their contexts; both sequences have the same length."""
         embedding = self.embedder.embed([compose(text, context) for text, context in zip(texts, contexts, strict=True)])
         table = [
             surface_features(text, context) + self._tools(text, context.tools, vector)

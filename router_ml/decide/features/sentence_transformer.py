@@ -23,7 +23,7 @@ _ALIASES = {DEFAULT_ENCODER, "all-MiniLM-L6-v2"}
 
 
 def encoder_source(name: str | Path = DEFAULT_ENCODER) -> str:
-    """Where to load an encoder from: a local folder as it is, the default from the package that carries it
+    """Return where to load an encoder from: a local folder as it is, the default from the package that carries it
     (no network), anything else by its hub name."""
     if Path(name).is_dir():
         return str(name)
@@ -33,7 +33,7 @@ def encoder_source(name: str | Path = DEFAULT_ENCODER) -> str:
 
 
 def load_sentence_transformer(name: str | Path = DEFAULT_ENCODER, device: str | None = None) -> Any:
-    """The sentence-transformers model of that name or folder.
+    """Return the sentence-transformers model of that name or folder.
 
     Raises `EncoderError` where the library or the model is missing."""
     source = encoder_source(name)

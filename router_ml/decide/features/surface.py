@@ -33,7 +33,7 @@ _QUESTION_WORDS = frozenset(CUES["question"].split())
 
 
 def surface_features(text: str, context: Context) -> list[float]:
-    """One number per name of `NAMES`; every one finite and of the order of 1 to 10."""
+    """Return one number per name of `NAMES`; every one finite and of the order of 1 to 10."""
     n_chars = len(text)
     seen = text[:MAX_CHARS]
     lowered = seen.lower()
@@ -83,7 +83,7 @@ def surface_features(text: str, context: Context) -> list[float]:
 
 
 def _upper_and_digits(text: str, ascii_only: bool) -> tuple[int, int]:
-    """How many upper-case letters and digits; of plain English text ten times faster than character by character."""
+    """Count upper-case letters and digits; ASCII text takes a tenth of the time of counting by character."""
     if not ascii_only:
         return sum(map(str.isupper, text)), sum(map(str.isdigit, text))
     data = text.encode()

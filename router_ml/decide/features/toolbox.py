@@ -65,7 +65,7 @@ class _Declared(NamedTuple):
 
 
 def toolbox_features(text: str, tools: Sequence[Tool]) -> list[float]:
-    """One number per name of `TOOLBOX_NAMES` for a request and the tools offered with it (at least one)."""
+    """Return one number per name of `TOOLBOX_NAMES` for a request and the tools offered with it (at least one)."""
     read = [_declared(tool) for tool in tools]
     return [*_declarations(tools, read), *_match(text[:MAX_CHARS], read)]
 
@@ -108,7 +108,7 @@ def _match(text: str, read: list[_Declared]) -> list[float]:
 
 
 def _values(text: str, fits: _Declared) -> list[float]:
-    """How many values the request names, beside how many the best matching tool wants."""
+    """Count the values the request names, beside how many the best matching tool wants."""
     numbers, quoted, names = len(_NUMBER.findall(text)), len(_QUOTED.findall(text)), len(_NAME.findall(text))
     return [
         min(float(fits.n_required), 16.0),
@@ -154,12 +154,12 @@ def _kind(parameter: Parameter) -> str:
 
 
 def _words(text: str) -> frozenset[str]:
-    """Stems of the words that say what a text is about."""
+    """Return the stems of the words that say what a text is about."""
     return frozenset(_stem(word) for word in _WORD.findall(text.lower()) if word not in _COMMON)
 
 
 def _words_of_name(name: str) -> frozenset[str]:
-    """The same of an identifier: `getStockPrice`, `stock_price` and `stocks.price` share words."""
+    """Return the stems of an identifier: `getStockPrice`, `stock_price` and `stocks.price` share words."""
     return _words(_CAMEL.sub(" ", name).replace("_", " "))
 
 
@@ -171,5 +171,5 @@ def _stem(word: str) -> str:
 
 
 def _cover(wanted: frozenset[str], asked: frozenset[str]) -> float:
-    """Share of the wanted words that the request has."""
+    """Return the share of the wanted words that the request has."""
     return len(wanted & asked) / len(wanted) if wanted else 0.0

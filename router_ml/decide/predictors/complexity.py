@@ -1,4 +1,4 @@
-"""Reads a query's complexity: the learned head, and the rules that stand in where nothing is learned."""
+"""Predict a query's complexity: the learned head, and the rules that stand in where nothing is learned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ComplexityPredictor(Protocol):
     """Probabilities of the four labels, columns in the order of `schema.LABELS`."""
 
     def __call__(self, embedding: Floats, table: Floats) -> Floats:
-        """Probabilities of shape (n, 4) for an embedding (n, d) and a table (n, m)."""
+        """Return probabilities of shape (n, 4) for an embedding (n, d) and a table (n, m)."""
         ...
 
 
@@ -40,8 +40,8 @@ class LearnedComplexity:
     def evidence(
         self, embedding: Floats, table: Floats, names: tuple[str, ...], label: int, other: int
     ) -> dict[str, float]:
-        """How much the wording and each column of the table (all of one query) speak for one label against another, in
-        log-odds. Columns that are zero say nothing and are left out."""
+        """Return how much the wording and each column of the table (all of one query) speak for one label
+        against another, in log-odds. Columns that are zero say nothing and are left out."""
         difference = self.head.weights[label] - self.head.weights[other]
         width = len(embedding)
         parts = {"wording (the sentence vector)": float(difference[:width] @ embedding)}

@@ -1,4 +1,4 @@
-"""A forest of small regression trees as arrays, walked without branching.
+"""A forest of small regression trees as arrays, evaluated without branching.
 
 Every tree has at most 32 leaves, numbered from left to right. A node whose test fails rules out all leaves of its left
 branch; the leaf reached is the leftmost one that no failed test rules out (QuickScorer: Lucchese et al., SIGIR 2015).
@@ -28,7 +28,7 @@ class Forest:
     def __init__(
         self, feature: NDArray[np.intp], threshold: Floats, keeps: NDArray[np.uint32], values: Floats, trees: int
     ) -> None:
-        """Tests of shape (bytes, trees, 8), values (trees * 32, outputs)."""
+        """Take tests of shape (bytes, trees, 8), values (trees * 32, outputs)."""
         self._feature, self._threshold = feature.ravel(), threshold.ravel()
         self._possible = _possible(keeps)
         self._entry = np.arange(keeps.size // _AT_ONCE, dtype=np.intp) << _AT_ONCE  # where each byte's part begins
@@ -38,7 +38,7 @@ class Forest:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Forest:
-        """From `feature`, `threshold` and `keeps` (nodes, trees) and `values` (trees, 32, outputs).
+        """Build a forest from `feature`, `threshold` and `keeps` (nodes, trees) and `values` (trees, 32, outputs).
 
         Raises ValueError where they do not fit together."""
         trees, leaves, outputs = arrays["values"].shape
@@ -62,14 +62,14 @@ class Forest:
         )
 
     def __call__(self, x: Floats) -> Floats:
-        """Sums of shape (n, outputs) for inputs (n, features)."""
+        """Return sums of shape (n, outputs) for inputs (n, features)."""
         sums = np.empty((len(x), self._values.shape[1]), np.float32)
         for i, row in enumerate(x):
             sums[i] = self.sum(row)
         return sums
 
     def sum(self, x: Floats) -> Floats:
-        """Sums (outputs,) for one input (features,). A feature beyond its end is not noticed."""
+        """Return sums (outputs,) for one input (features,). A feature index beyond its end wraps around."""
         failed = x.take(self._feature, mode="wrap") > self._threshold
         possible = self._possible.take(self._entry + np.packbits(failed), mode="wrap")
         possible = np.bitwise_and.reduce(possible.reshape(-1, len(self._first)), axis=0)
@@ -80,7 +80,7 @@ class Forest:
 
 
 def _possible(keeps: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The leaves that each byte of failed tests leaves possible, from what each test leaves (bytes, trees, 8)."""
+    """Return the leaves that each byte of failed tests leaves possible, given those of each test (bytes, trees, 8)."""
     table = np.full((keeps.size // _AT_ONCE, 1 << _AT_ONCE), ALL, np.uint32)
     for bit in range(_AT_ONCE):  # the first test of a byte is its highest bit
         low = 1 << bit

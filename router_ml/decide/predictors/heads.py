@@ -19,23 +19,23 @@ class LinearHead:
     bias: Floats  # (outputs,)
 
     def __call__(self, x: Floats) -> Floats:
-        """Outputs of shape (n, outputs) for inputs of shape (n, inputs)."""
+        """Return outputs of shape (n, outputs) for inputs of shape (n, inputs)."""
         return x @ self.weights.T + self.bias
 
     def predict_one(self, x: Floats) -> Floats:
-        """Outputs (outputs,) for one input (inputs,)."""
+        """Return outputs (outputs,) for one input (inputs,)."""
         result: Floats = self.weights.dot(x) + self.bias
         return result
 
 
 def softmax(logits: Floats) -> Floats:
-    """Probabilities over the last axis, each row summing to 1."""
+    """Return probabilities over the last axis, each row summing to 1."""
     result: Floats = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))  # half the cost of .max()
     result /= np.add.reduce(result, axis=-1, keepdims=True)
     return result
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """The logistic function, safe for large arguments."""
+    """Return the logistic function, safe for large arguments."""
     result: Floats = 0.5 * (1.0 + np.tanh(0.5 * logits))
     return result

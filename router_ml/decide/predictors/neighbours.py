@@ -9,13 +9,13 @@ from router_ml.decide.predictors.heads import Floats
 
 BRUTE_FORCE_ROWS = 6_000  # up to here every row is compared
 PROBED_ROWS = 4_000  # about so many are compared above it
-PULL = 2.0  # outcomes the mean of a model counts for among the neighbours
+SHRINKAGE = 2.0  # outcomes the mean of a model counts for among the neighbours
 
 
 class Neighbours:
     """kNN over stored keys. `outcomes` is (N, M) with NaN where a model was not tried.
 
-    Many rows are kept in cells around sampled centres, and only the cells next to a query are searched (an inverted
+    Many rows are stored in cells around sampled centres, and only the cells next to a query are searched (an inverted
     file, as in Jegou et al. 2011)."""
 
     def __init__(self, keys: Floats, outcomes: Floats, k: int) -> None:
@@ -44,7 +44,7 @@ class Neighbours:
         return keys[order], outcomes[order]
 
     def __call__(self, queries: Floats) -> Floats:
-        """Means of shape (n, M) for keys (n, d)."""
+        """Return means of shape (n, M) for keys (n, d)."""
         if self._centres is None:
             return np.concatenate([self._search(part) for part in _parts(queries)])
         return np.stack([self._probe(query) for query in queries])
@@ -57,7 +57,7 @@ class Neighbours:
             index = np.broadcast_to(np.arange(len(self._keys)), near.shape)
         total = self._outcomes.take(index, axis=0).sum(axis=1)
         count = self._k if self._known is None else self._known.take(index, axis=0).sum(axis=1)
-        return self._pulled(total, count)
+        return self._shrunk(total, count)
 
     def _probe(self, query: Floats) -> Floats:
         assert self._centres is not None
@@ -70,10 +70,10 @@ class Neighbours:
         if len(rows) > self._k:
             rows = rows[np.argpartition(scores, len(rows) - self._k)[-self._k :]]
         total = self._outcomes[rows].sum(axis=0)
-        return self._pulled(total, len(rows) if self._known is None else self._known[rows].sum(axis=0))
+        return self._shrunk(total, len(rows) if self._known is None else self._known[rows].sum(axis=0))
 
-    def _pulled(self, total: Floats, count: Floats | int) -> Floats:
-        result: Floats = ((total + PULL * self._mean) / (count + PULL)).astype(np.float32)
+    def _shrunk(self, total: Floats, count: Floats | int) -> Floats:
+        result: Floats = ((total + SHRINKAGE * self._mean) / (count + SHRINKAGE)).astype(np.float32)
         return result
 
 

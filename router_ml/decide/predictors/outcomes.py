@@ -1,7 +1,7 @@
 """What each model would do with a query: its chance to succeed, its latency, its tokens, its cost.
 
-Learned from outcomes where there are any; a model without outcomes rides on its priors for the predicted label, at
-once and without a fit. A query unlike the training queries is judged by the transfer head: a heavily regularised map
+Learned from outcomes where there are any; a model without outcomes has its priors for the predicted label, at once
+and without a fit. A query unlike the training queries is judged by the transfer head: a heavily regularised map
 of the surface features, which keeps to each model's mean and carries over to tasks it has not seen. Another model must
 beat the default model's chance of success by a margin, which grows with the novelty of the query.
 """
@@ -9,7 +9,6 @@ beat the default model's chance of success by a margin, which grows with the nov
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from router_ml.catalogue import Catalogue, Model, model_from
 from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.heads import Floats
 from router_ml.decide.predictors.neighbours import Neighbours
+from router_ml.decide.quantiles import log_normal
 from router_ml.errors import BundleFormatError
 from router_ml.types import LABELS
 
@@ -28,10 +28,10 @@ QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside succes
 TABLE_LIMIT = np.float32(4.0)  # standardised features are cut here
 TRANSFER_LIMIT = np.float32(1.0)  # and here for the transfer head: which way, hardly how far
 NEVER = 1.0  # a margin that no advantage reaches
-_BELOW = 1.01  # what is held back stands just under the default model, never level with it
+_BELOW = 1.01  # a model held back ranks just below the default model, never level with it
 P_LOW, P_HIGH = 0.005, 0.995
 _MAX_LOG = 12.0
-_Z = (0.0, 1.2815516, 1.6448536)  # standard normal quantiles at .5, .9, .95
+_ONE = np.ones(1, np.float32)
 
 
 class Predictions(NamedTuple):
@@ -55,45 +55,25 @@ class Prediction(NamedTuple):
     novelty: float
 
 
-class Signal(NamedTuple):
-    """What the learned heads say of a query, before it is laid over the priors."""
+class HeadOutput(NamedTuple):
+    """What the learned heads give for a query, before it is combined with the priors."""
 
-    values: Floats  # (outputs,): success, then the log of each quantity, model by model; good until the next query
+    values: Floats  # (outputs,): success, then the log of each quantity, model by model
     novelty: float
-    doubt: float  # as novelty but rising much sooner: how much of the margin for novel queries counts
+    margin_share: float  # 0..1, like novelty but rising sooner: how much of the margin for novel queries counts
 
 
 def with_margin(p: NDArray[Any], default: int, margin: float) -> NDArray[Any]:
-    """`p` (n, M) with the advantage of each model over the default model made smaller by a margin, down to none."""
+    """Return `p` (n, M) with the advantage of each model over the default model reduced by a margin, down to none."""
     ahead = np.maximum(p - p[:, default : default + 1], 0.0)
     held: NDArray[Any] = p - np.minimum(ahead, margin) * _BELOW
     return held
 
 
 def _with_margin(p: list[float], default: int, margin: float) -> list[float]:
-    """`with_margin` for one query."""
+    """Return `with_margin` of one query, without numpy: "heads and selection" takes 45 us at most."""
     best = p[default]
     return [x if x <= best else x - (x - best if x - best < margin else margin) * _BELOW for x in p]
-
-
-class _Slate:
-    """The numbers of one query side by side, where each head finds its own; the next query is written over it."""
-
-    def __init__(self, n_embedding: int, n_table: int, n_basis: int, n_outputs: int) -> None:
-        n_inputs = n_embedding + len(LABELS) + 1 + n_table
-        self.whole = np.ones(n_inputs + n_basis + n_outputs, np.float32)
-        self.inputs, self.product = self.whole[:n_inputs], self.whole[n_inputs:]
-        self.embedding, self.complexity = self.inputs[:n_embedding], self.inputs[n_embedding : -n_table - 1]
-        self.table = self.inputs[-n_table:]  # the input before it, 1, meets the bias
-        self.joint = self.whole[n_inputs - n_table - 1 : n_inputs + n_basis]  # 1, the table, the main directions
-        self.values = self.product[n_basis:]
-
-
-class _Slates(threading.local):
-    """A slate for every thread."""
-
-    def __init__(self, *sizes: int) -> None:
-        self.own = _Slate(*sizes)
 
 
 class LearnedHeads:
@@ -110,17 +90,17 @@ class LearnedHeads:
         self._high = np.full(len(self._centre), TABLE_LIMIT)
         self._low = -self._high
         self._transfer, self._transfer_bias = array("transfer_weights"), array("transfer_bias")
-        n_outputs, n_table, n_basis = len(self._transfer_bias), len(self._centre), int(config["basis"])
-        self._matrix = _in_order_of_a_slate(array("weights"), array("bias"), n_table, n_outputs)
-        n_embedding = len(arrays["weights"]) - len(LABELS) - n_table
-        self._slates = _Slates(n_embedding, n_table, n_basis, n_outputs)
-        self._scale_of_joint = np.concatenate((np.ones(1, np.float32), array("joint_scale")))
+        n_outputs, n_table, self._n_basis = len(self._transfer_bias), len(self._centre), int(config["basis"])
+        self._matrix = _in_input_order(array("weights"), array("bias"), n_table, n_outputs)
+        self._n_inputs, self._n_numbers = self._matrix.shape[1], sum(self._matrix.shape)
+        self._joint = slice(self._n_inputs - n_table - 1, self._n_inputs + self._n_basis)
+        self._joint_scale = np.concatenate((_ONE, array("joint_scale")))
         centroids = array("centroids")
         squares = np.einsum("ij,ij->i", centroids, centroids)
         self._centroids = np.column_stack((squares - 1.0, -2.0 * centroids))  # the 1 comes back with the joint's square
-        self._novelty, self._doubt = _near_and_reach(config["novelty"]), _near_and_reach(config["doubt"])
-        table = np.arange(n_table) + n_embedding + len(LABELS) + 1
-        self._forest = _forest(arrays, np.concatenate((np.arange(n_basis) + table[-1] + 1, table)))
+        self._novelty, self._margin_share = _range(config["novelty"]), _range(config["doubt"])
+        table = np.arange(self._n_inputs - n_table, self._n_inputs)
+        self._forest = _forest(arrays, np.concatenate((np.arange(self._n_basis) + table[-1] + 1, table)))
         self._neighbours, self._neighbour_weights = self._stored(config.get("neighbours"), arrays)
         self._rotation = array("neighbour_rotation").T.copy() if self._neighbours is not None else None  # (q, joint)
 
@@ -134,19 +114,18 @@ class LearnedHeads:
         outcomes = arrays["neighbour_outcomes"].astype(np.float32)
         return Neighbours(keys, outcomes, int(config["k"])), arrays["neighbour_weights"].astype(np.float32)
 
-    def __call__(self, embedding: Floats, table: Floats, complexity: Floats) -> Signal:
-        """What they say of one query: its embedding (d,), table (m,) and label probabilities (4,)."""
-        slate = self._slates.own
-        z = slate.table
-        np.subtract(table, self._centre, out=z)
-        np.multiply(z, self._scale, out=z)
-        np.maximum(z, self._low, out=z)
-        np.minimum(z, self._high, out=z)
-        slate.embedding[:] = embedding
-        slate.complexity[:] = complexity
-        self._matrix.dot(slate.inputs, slate.product)
-        values = slate.values if self._forest is None else slate.values + self._forest.sum(slate.whole)
-        joint = slate.joint * self._scale_of_joint
+    def __call__(self, embedding: Floats, table: Floats, complexity: Floats) -> HeadOutput:
+        """Return the outputs for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
+        z = (table - self._centre) * self._scale
+        np.minimum(np.maximum(z, self._low, out=z), self._high, out=z)
+        whole = np.empty(self._n_numbers, np.float32)  # one buffer: "heads and selection" takes 45 us at most
+        inputs, product = whole[: self._n_inputs], whole[self._n_inputs :]
+        np.concatenate((embedding, complexity, _ONE, z), out=inputs)  # the 1 meets the bias
+        self._matrix.dot(inputs, product)  # the main directions, then the outputs
+        values = product[self._n_basis :]
+        if self._forest is not None:
+            values = values + self._forest.sum(whole)
+        joint = whole[self._joint] * self._joint_scale  # 1, the table, the main directions
         if self._neighbours is not None and self._rotation is not None:
             key = self._rotation.dot(joint[1:])
             values[: len(self._neighbour_weights)] += self._neighbours(key[None])[0] * self._neighbour_weights
@@ -157,34 +136,35 @@ class LearnedHeads:
         if novelty:
             known = np.minimum(np.maximum(z, -TRANSFER_LIMIT), TRANSFER_LIMIT) @ self._transfer + self._transfer_bias
             values = values + novelty * (known - values)
-        return Signal(values, novelty, _rise(distance, *self._doubt))
+        return HeadOutput(values, novelty, _rise(distance, *self._margin_share))
 
 
-def _in_order_of_a_slate(weights: Floats, bias: Floats, n_table: int, n_outputs: int) -> Floats:
-    """The map (columns, inputs) of a slate's inputs to its product. Stored are the inputs as embedding, table, label
+def _in_input_order(weights: Floats, bias: Floats, n_table: int, n_outputs: int) -> Floats:
+    """Return the map (main directions and outputs, inputs). Stored are the inputs as embedding, table, label
     probabilities and the columns as outputs, main directions."""
     table = slice(len(weights) - len(LABELS) - n_table, len(weights) - len(LABELS))
     rows = np.vstack((weights[: table.start], weights[table.stop :], bias, weights[table]))
     return np.ascontiguousarray(np.roll(rows, -n_outputs, axis=1).T)
 
 
-def _rise(distance: float, near: float, reach: float) -> float:
-    """From 0 near the training queries to 1 far from them."""
-    risen = (distance - near) / reach
+def _rise(distance: float, near: float, width: float) -> float:
+    """Return 0 near the training queries, rising to 1 far from them."""
+    risen = (distance - near) / width
     return 0.0 if risen <= 0.0 else 1.0 if risen >= 1.0 else risen
 
 
-def _near_and_reach(config: Mapping[str, Any]) -> tuple[float, float]:
+def _range(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Return where a rise begins and how wide it is."""
     near, far = float(config["near"]), float(config["far"])
     return near, far - near
 
 
-def _forest(arrays: Mapping[str, NDArray[Any]], read: NDArray[np.intp]) -> Forest | None:
-    """The forest, its features renamed to where they stand in a slate."""
+def _forest(arrays: Mapping[str, NDArray[Any]], places: NDArray[np.intp]) -> Forest | None:
+    """Return the forest, its features renamed to where they stand among inputs and product."""
     if not arrays["forest_values"].size:
         return None
     forest = {name: arrays[f"forest_{name}"] for name in ("threshold", "keeps", "values")}
-    return Forest.from_arrays(forest | {"feature": read[arrays["forest_feature"]]})
+    return Forest.from_arrays(forest | {"feature": places[arrays["forest_feature"]]})
 
 
 class OutcomePredictor:
@@ -211,7 +191,7 @@ class OutcomePredictor:
     def from_arrays(
         cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], catalogue: Catalogue
     ) -> OutcomePredictor:
-        """The predictor stored in a bundle; an empty `config` gives the priors alone.
+        """Return the predictor stored in a bundle; an empty `config` gives the priors alone.
 
         Raises `BundleFormatError` for a newer format, and KeyError or ValueError for arrays that do not fit."""
         if config.get("format", 0) > FORMAT:
@@ -224,12 +204,12 @@ class OutcomePredictor:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """The models whose predictions were learned from outcomes."""
+        """Return the models whose predictions were learned from outcomes."""
         return self.models[: self._n_learned] if self._heads is not None else ()
 
     @property
     def priors_only(self) -> OutcomePredictor:
-        """The same models, in the same order, by their priors alone: for when there is no embedding."""
+        """Return the same models, in the same order, by their priors alone: for when there is no embedding."""
         if self._heads is None:
             return self
         ordered = Catalogue(tuple(self.catalogue[name] for name in self.models), self.catalogue.source)
@@ -239,7 +219,7 @@ class OutcomePredictor:
         self._prior_success = _per_label([m.prior.success for m in models])
         self._prior_tokens = _per_label([m.prior.output_tokens or dict.fromkeys(LABELS, math.nan) for m in models])
         self._prior_latency = [
-            [_spread_out(mean, model.prior.latency_log_sd) for mean, model in zip(means, models, strict=True)]
+            [tuple(log_normal(mean, model.prior.latency_log_sd)) for mean, model in zip(means, models, strict=True)]
             for means in _per_label([m.prior.latency_s for m in models])
         ]
         self._price_in = [m.price_input_usd_per_mtok * 1e-6 for m in models]
@@ -256,16 +236,16 @@ class OutcomePredictor:
             offset += len(places[-1])
         self._latency, self._tokens, self._cost = places  # (model, place among the quantities)
         self._residuals = np.exp(np.array(config["latency_residuals"]).reshape(-1, 3)).tolist()
-        # success never stands alone: with few outcomes the catalogue's prior keeps a say
-        say = [float(weight) for weight in config["prior_weight"]]
-        self._own_say = [1.0 - weight for weight in say]
-        self._prior_say = [[p * w for p, w in zip(row, say, strict=False)] for row in self._prior_success]
+        # success is shrunk towards the catalogue's prior, the more the fewer outcomes there are
+        share = [float(weight) for weight in config["prior_weight"]]
+        self._learned_weight = [1.0 - weight for weight in share]
+        self._weighted_prior = [[p * w for p, w in zip(row, share, strict=False)] for row in self._prior_success]
         self._default = list(config["models"]).index(config["default_model"])
         margin = config.get("margin") or {"near": 0.0, "far": 0.0}
         self._margin, self._more_margin = float(margin["near"]), float(margin["far"]) - float(margin["near"])
 
     def __call__(self, embedding: Floats, table: Floats, complexity: Floats, prompt_tokens: Floats) -> Predictions:
-        """Predictions for an embedding (n, d), a table (n, m), label probabilities (n, 4), prompt tokens (n,).
+        """Return predictions for an embedding (n, d), a table (n, m), label probabilities (n, 4), prompt tokens (n,).
 
         Unknown prompt tokens are NaN and cost nothing."""
         rows = [self.predict_one(*row) for row in zip(embedding, table, complexity, prompt_tokens, strict=True)]
@@ -282,14 +262,14 @@ class OutcomePredictor:
     def predict_one(
         self, embedding: Floats, table: Floats, complexity: Floats, prompt_tokens: float = math.nan
     ) -> Prediction:
-        """Predictions for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
-        label = int(complexity.argmax())  # the priors' rules speak of labels: simple -> the fastest, and so on
+        """Return predictions for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
+        label = int(complexity.argmax())  # the priors are given by label: simple -> the fastest, and so on
         success, latency, tokens = self._prior_success[label], self._prior_latency[label], self._prior_tokens[label]
         if self._heads is None:
             return Prediction(success, latency, tokens, self._costs(prompt_tokens, tokens), 0.0)
-        signal, novelty, doubt = self._heads(embedding, table, complexity)
-        values = signal.tolist()
-        success = self._success(values, label, doubt) + success[self._n_learned :]
+        outputs, novelty, margin_share = self._heads(embedding, table, complexity)
+        values = outputs.tolist()
+        success = self._success(values, label, margin_share) + success[self._n_learned :]
         # a comparison costs less than a call of `min`, here and below
         known = [math.exp(log if log < _MAX_LOG else _MAX_LOG) for log in values[self._n_learned :]]
         if self._latency:
@@ -297,30 +277,30 @@ class OutcomePredictor:
             for (model, place), (at_50, at_90, at_95) in zip(self._latency, self._residuals, strict=True):
                 typical = known[place]
                 latency[model] = (typical * at_50, typical * at_90, typical * at_95)
-        tokens = _laid_over(tokens, known, self._tokens)
-        cost = _laid_over(self._costs(prompt_tokens, tokens), known, self._cost)
+        tokens = _combined(tokens, known, self._tokens)
+        cost = _combined(self._costs(prompt_tokens, tokens), known, self._cost)
         return Prediction(success, latency, tokens, cost, novelty)
 
-    def _success(self, values: list[float], label: int, doubt: float) -> list[float]:
+    def _success(self, values: list[float], label: int, margin_share: float) -> list[float]:
         p = [
             P_LOW if (x := value * own + prior) < P_LOW else P_HIGH if x > P_HIGH else x
-            for value, own, prior in zip(values, self._own_say, self._prior_say[label], strict=False)
+            for value, own, prior in zip(values, self._learned_weight, self._weighted_prior[label], strict=False)
         ]
-        margin = self._margin + self._more_margin * doubt
+        margin = self._margin + self._more_margin * margin_share
         return _with_margin(p, self._default, margin) if margin else p
 
     def _costs(self, prompt_tokens: float, tokens: Sequence[float]) -> list[float]:
         if self._free is not None:
             return self._free
-        prompt = _or_nothing(prompt_tokens)
+        prompt = _or_zero(prompt_tokens)
         return [
-            prompt * price_in + _or_nothing(output) * price_out
+            prompt * price_in + _or_zero(output) * price_out
             for output, price_in, price_out in zip(tokens, self._price_in, self._price_out, strict=True)
         ]
 
 
-def _laid_over(prior: list[float], known: list[float], places: list[tuple[int, int]]) -> list[float]:
-    """What was learned of some models, the prior for the others."""
+def _combined(prior: list[float], known: list[float], places: list[tuple[int, int]]) -> list[float]:
+    """Return what was learned of some models, and the prior of the others."""
     if not places:
         return prior
     both = prior.copy()
@@ -329,17 +309,11 @@ def _laid_over(prior: list[float], known: list[float], places: list[tuple[int, i
     return both
 
 
-def _or_nothing(tokens: float) -> float:
-    """Unknown tokens cost nothing."""
+def _or_zero(tokens: float) -> float:
+    """Return the number of tokens; unknown ones (NaN) cost nothing."""
     return tokens if tokens == tokens else 0.0
 
 
-def _spread_out(mean: float, log_sd: float) -> tuple[float, ...]:
-    """p50, p90 and p95 of a log-normal with a mean and a standard deviation of its logarithm."""
-    median = mean * math.exp(-0.5 * log_sd**2)
-    return tuple(median * math.exp(log_sd * z) for z in _Z)
-
-
 def _per_label(priors: list[Mapping[Any, float]]) -> list[list[float]]:
-    """One prior of every model, label by label."""
+    """Return one prior of every model, label by label."""
     return [[float(prior[label]) for prior in priors] for label in LABELS]

@@ -56,11 +56,10 @@ class Limit:
 
     def bound(self, policy: Any, context: Context) -> Any:
         """Return the bound that holds for a request, or None."""
-        own = policy.bound(self.name)
-        told = None if self.of_request is None else self.of_request(context)
-        if told is None or own is None:
-            return own if told is None else told
-        return min(own, told)
+        own = getattr(policy, self.name)
+        if self.of_request is None or (told := self.of_request(context)) is None:
+            return own
+        return told if own is None else min(own, told)
 
 
 def _over_budget(candidate: Candidate, budget_s: float) -> str | None:
@@ -100,8 +99,9 @@ def register(limit: Limit) -> None:
 
 def bounds(policy: Any, context: Context) -> list[tuple[Callable[[Candidate, Any], str | None], Any]]:
     """Return the checks that hold for a request, each with its bound."""
-    held = ((limit.check, limit.bound(policy, context)) for limit in LIMITS.values())
-    return [(check, bound) for check, bound in held if bound is not None]
+    return [
+        (limit.check, bound) for limit in LIMITS.values() if (bound := limit.bound(policy, context)) != limit.lifted
+    ]
 
 
 def unable(model: Model, context: Context, machine: MachineState | None) -> str | None:

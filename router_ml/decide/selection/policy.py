@@ -59,9 +59,11 @@ class Policy:
             found = short_repr(self.models)
             raise PolicyError(f"policy {self.name!r}: models must be a list of model names, found {found}")
 
-    def bound(self, limit: str) -> Any:
-        """Return what the policy sets for a limit, or None."""
-        return getattr(self, limit) if limit in self.__dataclass_fields__ else self.limits.get(limit)
+    def __getattr__(self, name: str) -> Any:
+        """Return what the policy sets for a registered limit that is no field, or None."""
+        if name in LIMITS:
+            return self.limits.get(name)
+        raise AttributeError(f"a Policy has no {name!r}")
 
     def allows(self, model: Model) -> bool:
         """Return whether a model is among those the policy names."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from router_ml.decide.quantiles import log_normal
 from router_ml.decide.selection.policy import Policy
 from router_ml.types import ModelState, Quantiles
 
 LIVE_STRENGTH = 20.0  # calls after which the live success rate weighs as much as the prediction
-USUAL_SPREAD = (1.9, 2.28)  # p90 and p95 over p50 of a log-normal with a standard deviation of 0.5 in the log
+_USUAL = log_normal(1.0, 0.5)
+USUAL_SPREAD = (_USUAL.p90 / _USUAL.p50, _USUAL.p95 / _USUAL.p50)  # where the quantiles of a model are not known
 
 
 def utility(policy: Policy, p_success: float, latency_s: float, cost_usd: float) -> float:
-    """Expected value of an answer; an unknown latency or cost (NaN) counts as none."""
+    """Return the expected value of an answer; an unknown latency or cost (NaN) counts as none."""
     value = policy.success_weight * p_success
     if latency_s == latency_s:
         value -= policy.latency_weight_per_s * latency_s
@@ -20,7 +22,7 @@ def utility(policy: Policy, p_success: float, latency_s: float, cost_usd: float)
 
 
 def live_p_success(p_success: float, state: ModelState) -> float:
-    """The prediction, pulled down where the model performs worse right now than predicted.
+    """Return the prediction, lowered where the model performs worse right now than predicted.
 
     A live rate above the prediction changes nothing: it may come from easier queries."""
     if state.recent_success is None or state.recent_success >= p_success:
@@ -32,7 +34,7 @@ def live_p_success(p_success: float, state: ModelState) -> float:
 def live_latency(
     predicted: Quantiles, output_tokens: float | None, prompt_tokens: float | None, state: ModelState
 ) -> Quantiles:
-    """Latency on this machine now: queue, load where the model is not resident, then the answer itself.
+    """Return the latency on this machine now: queue, load where the model is not resident, then the answer itself.
 
     Where the decode rate is known the answer takes prompt tokens / prompt rate + output tokens / decode rate, spread
     like the predicted quantiles (or as usual, where none are known); else the predicted quantiles stand."""

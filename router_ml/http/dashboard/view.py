@@ -101,7 +101,7 @@ def model_rows(snapshot: Snapshot) -> list[ModelRow]:
 
 def experiment_values(state: RolloutState) -> dict[str, Any] | None:
     """Return the experiment that runs or was halted, or None."""
-    experiment, verdict, halt = state.experiment, state.verdict, state.latch
+    experiment, verdict, halt = state.experiment, state.verdict, state.halt
     if experiment is None and halt is None:
         return None
     findings = [] if verdict is None else [_finding_row(finding) for finding in verdict.findings]

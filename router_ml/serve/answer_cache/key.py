@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ def user_scope(user_id: Any, session_id: str | None) -> tuple[str, str, str] | N
     type than text, whole number or UUID is not known: its text may change, or be another's."""
     if user_id is None or user_id == "":
         return ("session", "str", session_id) if session_id else None
-    return ("user", type(user_id).__name__, str(user_id)) if isinstance(user_id, str | int | uuid.UUID) else None
+    if isinstance(user_id, numbers.Integral) and not isinstance(user_id, bool):  # of numpy, too
+        return ("user", "int", str(int(user_id)))
+    return ("user", type(user_id).__name__, str(user_id)) if isinstance(user_id, str | bool | uuid.UUID) else None
 
 
 def deterministic(options: Mapping[str, Any] | None) -> bool:

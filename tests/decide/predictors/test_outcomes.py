@@ -9,7 +9,7 @@ import pytest
 
 from router_ml.catalogue import load_catalogue
 from router_ml.decide.predictors.forest import ALL, Forest
-from router_ml.decide.predictors.neighbours import PULL, Neighbours
+from router_ml.decide.predictors.neighbours import SHRINKAGE, Neighbours
 from router_ml.decide.predictors.outcomes import NEVER, OutcomePredictor, with_margin
 from router_ml.errors import BundleFormatError
 
@@ -158,7 +158,7 @@ def test_neighbours_by_hand() -> None:
     keys = np.array([[0.0], [1.0], [2.0], [10.0]], np.float32)
     outcomes = np.array([[1.0], [0.0], [np.nan], [0.0]], np.float32)
     found = Neighbours(keys, outcomes, 3)(np.array([[0.9]], np.float32))
-    assert found[0, 0] == pytest.approx((1.0 + 0.0 + PULL * (1 / 3)) / (2 + PULL))
+    assert found[0, 0] == pytest.approx((1.0 + 0.0 + SHRINKAGE * (1 / 3)) / (2 + SHRINKAGE))
 
 
 def test_many_rows_are_searched_by_cells_and_answer_alike() -> None:
@@ -168,7 +168,7 @@ def test_many_rows_are_searched_by_cells_and_answer_alike() -> None:
     queries = rng.normal(size=(50, 3)).astype(np.float32)
     found = Neighbours(keys, outcomes, 40)(queries)
     near = np.argsort(((queries[:, None] - keys) ** 2).sum(axis=2), axis=1)[:, :40]
-    exact = (outcomes[near].sum(axis=1) + PULL * outcomes.mean()) / (40 + PULL)
+    exact = (outcomes[near].sum(axis=1) + SHRINKAGE * outcomes.mean()) / (40 + SHRINKAGE)
     assert found == pytest.approx(exact, abs=0.03)
 
 

@@ -112,7 +112,7 @@ def experiment_state(n: int = 1200, seed: int = 5) -> RolloutState:
         )
         for i in range(n)
     )
-    return RolloutState(experiment, None, trial.look(time.time()), 0.25, 24, None)
+    return RolloutState(experiment, None, trial.analyse(time.time()), 0.25, 24, None)
 
 
 def sample_page(n: int = 160, alerts: Sequence[AlertEvent] = (ALERT,), *, experiment: bool = True) -> Starlette:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -119,5 +120,5 @@ def test_users_and_sessions_of_one_id_are_different_people() -> None:
     ids = [(7, None), ("7", None), (None, "7"), (0, "7"), (True, "7")]
     scopes = [user_scope(user, session) for user, session in ids]
     assert len({*scopes}) == len(scopes)
-    assert user_scope(7, "a") == user_scope(7, "b")
+    assert user_scope(7, "a") == user_scope(7, "b") == user_scope(np.int64(7), None)
     assert user_scope(object(), "a") is user_scope("", None) is user_scope(None, None) is None
