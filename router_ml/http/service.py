@@ -24,7 +24,7 @@ from router_ml.serve.gateway import Gateway
 from router_ml.settings import Settings, base_url
 from router_ml.types import Decision
 
-_REMEMBERED = 10_000
+_REMEMBERED = 1_000  # older ones are in the event store
 
 
 class Decided:
