@@ -47,6 +47,7 @@ def _sources(service: Service) -> PageSources:
         firing=service.watch.alerts.firing,
         rollout=service.watch.rollout.state,
         recent=service.recent,
+        reason=service.decided.reason,
         bundle=lambda: str(getattr(service.decider, "name", "")),
         policy=lambda: service.models.default.name,
         stopping=service.stopping.is_set,

@@ -28,18 +28,26 @@ _REMEMBERED = 1_000  # older ones are in the event store
 
 
 class Decided:
-    """The latest decisions by id. Lives in one event loop."""
+    """The latest decisions by id. Thread-safe."""
 
     def __init__(self, size: int = _REMEMBERED) -> None:
         self._decisions: LRUCache[str, Decision] = LRUCache(size)
+        self._lock = threading.Lock()
 
     def remember(self, decision: Decision) -> None:
         """Keep a decision."""
-        self._decisions[decision.decision_id] = decision
+        with self._lock:
+            self._decisions[decision.decision_id] = decision
 
     def get(self, decision_id: str) -> Decision | None:
-        """The decision of that id, or None."""
-        return self._decisions.get(decision_id)
+        """Return the decision of that id, or None."""
+        with self._lock:
+            return self._decisions.get(decision_id)
+
+    def reason(self, decision_id: str) -> str:
+        """Return the reason of a decision, or "" where it is not known any more."""
+        decision = self.get(decision_id)
+        return decision.reason if decision else ""
 
 
 @dataclass(frozen=True)
