@@ -76,16 +76,24 @@ class Router:
         self.degraded = degraded  # why it is not all learned; "" where it is
 
     @classmethod
-    def load(cls, path: Path | str | None = None, *, settings: Settings | None = None, **options: Any) -> Router:
+    def load(
+        cls,
+        path: Path | str | None = None,
+        *,
+        settings: Settings | None = None,
+        catalogue: Catalogue | None = None,
+        **options: Any,
+    ) -> Router:
         """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
-        Raises `BundleMissing`, `BundleCorrupt`, `BundleFormatError` or `EncoderError` where it cannot be used."""
+        `catalogue` replaces the catalogue of the settings or of the bundle. Raises `BundleMissing`, `BundleCorrupt`,
+        `BundleFormatError` or `EncoderError` where it cannot be used."""
         settings = settings or load_settings()
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
             embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
-            return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
+            return cls.from_bundle(bundle, embedder, catalogue or _catalogue(bundle, settings), **options)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, embedder: Embedder, catalogue: Catalogue, **options: Any) -> Router:
@@ -137,15 +145,17 @@ class Router:
         )
 
     @classmethod
-    def load_or_heuristic(cls, *, settings: Settings | None = None, **options: Any) -> Router:
+    def load_or_heuristic(
+        cls, *, settings: Settings | None = None, catalogue: Catalogue | None = None, **options: Any
+    ) -> Router:
         """Return the active bundle's router, or the heuristic one if that bundle cannot be used; never raise for it."""
         settings = settings or load_settings()
         try:
-            return cls.load(settings=settings, **options)
+            return cls.load(settings=settings, catalogue=catalogue, **options)
         except (BundleError, EncoderError) as error:
             quiet = isinstance(error, BundleMissing)
             log.log(logging.INFO if quiet else logging.WARNING, "routing by rules: %s", error)
-            return cls.heuristic(load_catalogue(settings.catalogue), why=_first_line(error), **options)
+            return cls.heuristic(catalogue or load_catalogue(settings.catalogue), why=_first_line(error), **options)
 
     @property
     def models(self) -> tuple[Model, ...]:
