@@ -42,6 +42,7 @@ MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
 TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
 FAR = 50.0
 SHOWN_EVIDENCE = 12
+_OPTIONS = frozenset({"new_id", "draw", "remember"})
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
 
 
@@ -88,6 +89,8 @@ class Router:
 
         `catalogue` replaces the catalogue of the settings or of the bundle. Raises `BundleMissing`, `BundleCorrupt`,
         `BundleFormatError` or `EncoderError` where it cannot be used."""
+        if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
+            raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
         settings = settings or load_settings()
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)

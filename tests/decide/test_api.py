@@ -559,3 +559,8 @@ def test_a_list_of_plain_strings_is_refused_with_advice() -> None:
         select_model(["check email", "send it"])
     with pytest.raises(QueryError, match="found a list that is empty"):
         select_model([])
+
+
+def test_a_mistyped_option_is_not_taken_for_a_damaged_bundle() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'catalog'"):
+        Router.load(catalog=router_ml.load_catalogue())
