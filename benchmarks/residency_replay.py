@@ -39,7 +39,7 @@ class Task:
 
 
 def tasks(count: int, seed: int) -> list[Task]:
-    """Queries on which the three models differ by a point or two, predicted with an error of as much."""
+    """Make queries on which the three models differ by one or two points, with a prediction error of the same size."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -68,6 +68,7 @@ class ReplayDecider:
         machine: MachineState | None = None,
         variant: str | None = None,
     ) -> Decision:
+        """Return the decision on a task, whose index is the query."""
         task = self._tasks[int(query)]
         if self._blind and machine is not None:
             hidden = {name: replace(state, resident=None, load_s=None) for name, state in machine.models.items()}
@@ -104,7 +105,7 @@ class Result:
 
 
 def replay(made: list[Task], speed: float, blind: bool) -> Result:
-    """Serves every task in turn."""
+    """Serve every task in turn."""
     models = [
         DoubleModel(
             name,
@@ -143,6 +144,7 @@ def replay(made: list[Task], speed: float, blind: bool) -> Result:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.residency_replay", description=__doc__)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--speed", type=float, default=40.0)

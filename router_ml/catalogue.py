@@ -60,7 +60,7 @@ class Model:
     hosts: tuple[str, ...] = field(default=(), repr=False)  # base URLs that serve it; empty: the default host
 
     def can(self, capability: str) -> bool:
-        """Whether the model has a capability; an unknown set counts as able."""
+        """Return whether the model has a capability; an unknown set counts as able."""
         return self.capabilities is None or capability in self.capabilities
 
 

@@ -81,7 +81,7 @@ def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether a path is a device or a pipe, which must not be replaced by a file."""
+    """Return whether a path is a device or a pipe, which must not be replaced by a file."""
     if path.absolute().parts[1:2] in (("dev",), ("proc",)):
         return True
     try:

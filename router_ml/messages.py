@@ -191,7 +191,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def shown(value: Any) -> str:
-    """Stand in for what is no JSON: objects of other libraries are measured by their type's name alone."""
+    """Represent a value that is not JSON by its type's name; its size is not counted."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else type(value).__name__
 
 

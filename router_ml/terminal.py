@@ -134,7 +134,7 @@ def _is_terminal() -> bool:
 
 
 def _shows_styles() -> bool:
-    """Whether standard output takes bold text (no-color.org)."""
+    """Return whether standard output takes bold text (no-color.org)."""
     return _is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
 
 

@@ -108,7 +108,7 @@ class FitJob:
 
     @property
     def recipe(self) -> str:
-        """The recipe in words."""
+        """Readable description of the training recipe."""
         return ("tuned" if self.tune else "untuned") + (" (quick)" if self.quick else "")
 
 

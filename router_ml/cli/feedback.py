@@ -52,7 +52,7 @@ def _feedback(options: argparse.Namespace) -> int:
 
 
 def _known(store: EventStore, decision_id: str) -> bool:
-    """Whether a decision was recorded; an answer from the cache has its outcome only."""
+    """Return whether a decision was recorded; an answer from the cache has its outcome only."""
     return any(store.read(EventFilter(("decision", "outcome"), decision_id=decision_id), limit=1))
 
 

@@ -44,7 +44,7 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _show(report: SyncReport) -> None:
-    """Where to look at it."""
+    """Print how to view the report."""
     if not report.pages:
         return
     if report.uri.startswith("sqlite:"):

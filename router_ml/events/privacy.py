@@ -100,7 +100,7 @@ def _replacement(kind: str, match: re.Match[str]) -> str:
 
 
 def _is_address(text: str) -> bool:
-    """Whether colons make an IPv6 or hardware address; not a time of day, nor `a::b` of a program."""
+    """Return whether colons make an IPv6 or hardware address; not a time of day, nor `a::b` of a program."""
     if len(text) == 17 and text.count(":") == 5:
         return True
     try:

@@ -37,13 +37,13 @@ class Backend:
 
     @property
     def installed(self) -> bool | None:
-        """Whether the host has it; None where the host never said."""
+        """Whether the host has the model; None if unknown."""
         tags = self.host.tags.value
         return None if tags is None else self.model in tags
 
     @property
     def resident(self) -> bool | None:
-        """Whether it is in memory; None where nobody knows."""
+        """Whether the model is in memory; None if unknown."""
         return self.host.resident(self.model)
 
     @property

@@ -77,7 +77,7 @@ class Breaker:
             return max(0.0, self._opened_at + self._wait_s - self._clock())
 
     def admits(self) -> bool:
-        """Whether `acquire` would give a permit now. Changes nothing."""
+        """Return whether `acquire` would give a permit now. Changes nothing."""
         with self._lock:
             state = self._now_state()
             return state == "closed" or (state == "half_open" and not self._probing)

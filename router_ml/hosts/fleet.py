@@ -69,7 +69,7 @@ class Fleet:
         return tuple(sorted(found, key=self._start_s)) if len(found) > 1 else tuple(found)
 
     def knows(self, model: str) -> bool:
-        """Whether a model is in the catalogue, or installed on the default host."""
+        """Return whether a model is in the catalogue, or installed on the default host."""
         name = self.names.canonical(model)
         if self.catalogue.find(name) is not None:
             return True

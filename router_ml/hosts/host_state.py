@@ -51,7 +51,7 @@ class HostState:
         return 0.0 if self._down_since is None else self._clock() - self._down_since
 
     def resident(self, model: str) -> bool | None:
-        """Whether a model is in memory, by the latest look that is not too old; None where nobody knows."""
+        """Return whether a model is in memory, by the latest refresh that is not stale; None if unknown."""
         names = self.running.value
         if names is None or self.running.age_s > self._options.residency_ttl_s * _RESIDENCY_GOOD_FOR:
             return None
@@ -92,14 +92,14 @@ class HostState:
             self.running.retry_now()
 
     async def look(self) -> None:
-        """Refresh what is stale, waiting no longer than a request may."""
+        """Refresh what is stale, waiting at most as long as a request may."""
         first = self.tags.value is None or self.running.value is None
         wait_s = self._options.probe_wait_s if first else self._options.residency_wait_s
         tags_wait_s = wait_s if self.tags.value is None else 0.0  # an old list serves until the new one is here
         await asyncio.gather(self.tags.get(tags_wait_s), self.running.get(wait_s))
 
     async def is_up(self, checked_within_s: float = _CHECK_GOOD_FOR_S) -> bool:
-        """Whether it takes connections, by a look that is not older than so many seconds."""
+        """Return whether it takes connections, by a refresh at most so many seconds old."""
         self._wanted_at = self._clock()
         if self._clock() - self._checked_at >= checked_within_s:
             await self._check()

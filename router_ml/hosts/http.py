@@ -53,7 +53,7 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is on this machine."""
+    """Return whether an address is on this machine."""
     name = urlsplit(url).hostname or ""
     if name == "localhost" or name.endswith(".localhost"):
         return True

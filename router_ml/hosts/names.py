@@ -30,5 +30,5 @@ class ModelNames:
         return self._canonical.get(bare, bare)
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two names mean the same model."""
+        """Return whether two names mean the same model."""
         return self.canonical(one) == self.canonical(other)

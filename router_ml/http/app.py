@@ -41,7 +41,7 @@ _GONE = 499  # the client left; nobody sees this status but the access log
 
 
 def build_app(service: Service) -> ASGIApp:
-    """The whole server, from the outermost layer to the endpoints."""
+    """Build the whole server, from the outermost middleware to the endpoints."""
     options = service.options
     layers = [
         Middleware(AccessLog),
@@ -101,7 +101,7 @@ def _route(methods: str, path: str, endpoint: Endpoint) -> Route:
 
 
 def _answering(endpoint: Endpoint) -> Endpoint:
-    """The endpoint, whose errors become answers in the form of the API that was called."""
+    """Wrap an endpoint so that its errors are answered in the form of the API that was called."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -118,7 +118,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
-    """As Ollama's own server says it."""
+    """Answer an unknown path as Ollama's server does."""
     assert isinstance(error, HTTPException)
     text = {404: "404 page not found", 405: "405 method not allowed"}.get(error.status_code, str(error.detail))
     return Response(text, error.status_code, {**(error.headers or {}), "content-type": "text/plain"})

@@ -50,7 +50,7 @@ class DecisionEndpoints:
         self._service = service
 
     async def decide(self, request: Request) -> Response:
-        """A whole decision for a query or messages, without calling any model."""
+        """Return a complete decision for a query or messages, without calling any model."""
         body = parse_json(await read_body(request, self._service.options))
         asked = _asked(body)
         caller = caller_of(request)
@@ -68,7 +68,7 @@ class DecisionEndpoints:
         return json_response(decision.as_dict(), headers=decision_headers(decision, decision.model))
 
     async def systemone(self, request: Request) -> Response:
-        """System One's questions; a model that a host has answers them there."""
+        """Serve System One's API; a model that a host has answers on that host."""
         raw = await read_body(request, self._service.options)
         if await self._elsewhere(raw):
             return await self._service.proxy.forward(request, raw)
@@ -87,7 +87,7 @@ class DecisionEndpoints:
         return json_response({"model": self._name(body), "answers": answers, "usage": usage})
 
     async def openai(self, request: Request) -> Response:
-        """OpenAI's questions."""
+        """Serve OpenAI's API."""
         raw = await read_body(request, self._service.options)
         if await self._elsewhere(raw):
             return await self._service.proxy.forward(request, raw)
@@ -105,7 +105,7 @@ class DecisionEndpoints:
         return json_response({"model": self._name(body), "answers": answers, "usage": usage})
 
     async def lookup(self, request: Request) -> Response:
-        """A decision by its id, with what it gave and what was said of it."""
+        """Return a recorded decision by its id, with its outcome and its feedback."""
         decision_id = request.path_params["decision_id"]
         decision = self._service.decided.get(decision_id)
         events = await asyncio.to_thread(self._stored, decision_id)
@@ -140,7 +140,7 @@ class DecisionEndpoints:
         return self._service.models.named(name)
 
     async def _elsewhere(self, raw: bytes) -> bool:
-        """Whether a host has the model that is to answer."""
+        """Return whether a host has the model that is to answer."""
         model = lenient_json(raw).get("model")
         if not isinstance(model, str) or self._service.models.policy(model) is not None:
             return False
@@ -219,7 +219,7 @@ def _asked(body: Mapping[str, Any]) -> Asked:
 
 
 def _state(state: Any) -> Asked:
-    """The query in System One's state: a text, messages, or an object that holds one of them."""
+    """Return the query in System One's state: a text, messages, or an object that holds one of them."""
     if isinstance(state, str) and state.strip():
         return Asked(state.rpartition(_LITELLM_FRAME)[2].strip() or state, {})
     if isinstance(state, list) and state and all(isinstance(item, Mapping) and "role" in item for item in state):
@@ -237,7 +237,7 @@ def _state(state: Any) -> Asked:
 
 
 def _of_messages(messages: Sequence[Mapping[str, Any]]) -> Asked:
-    """The person's latest words, with the turns before them. Raises `Problem` where nobody asks."""
+    """Return the user's last message and the turns before it. Raises `Problem` if there is no user message."""
     read = read_messages(messages)
     if read.query_index >= len(read.messages):
         raise Problem("invalid", "messages must hold at least one of role user")

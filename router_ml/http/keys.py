@@ -41,11 +41,11 @@ class KeyFile:
 
     @property
     def path(self) -> Path:
-        """Where the keys are."""
+        """The file of the keys."""
         return self._path
 
     def all(self) -> tuple[Key, ...]:
-        """Every key. Raises `SettingsError` where the file cannot be used."""
+        """Return every key. Raises `SettingsError` where the file cannot be used."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -59,7 +59,7 @@ class KeyFile:
         return self._keys
 
     def find(self, given: str) -> Key | None:
-        """The kept form of a key somebody shows; takes as long for a wrong one as for a right one."""
+        """Return the stored hash of a key; takes the same time for a wrong key as for a right one."""
         shown = _hash(given)
         found = None
         for key in self.all():

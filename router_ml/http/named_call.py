@@ -54,7 +54,7 @@ class NamedCall:
         self._inside = True
 
     async def passed(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """The bytes of the answer as they come."""
+        """Yield the bytes of the answer as they come."""
         tail = bytearray()
         try:
             async for data in answer.aiter_raw():
@@ -109,7 +109,7 @@ class NamedCall:
 
 
 def final_figures(tail: bytes) -> dict[str, Any]:
-    """Tokens and seconds that the end of an answer tells, in any of the APIs' forms; `error` where it is one."""
+    """Return the tokens and seconds at the end of an answer, in the form of any API; `error` if it is one."""
     for line in reversed(tail.strip().split(b"\n")):
         text = line.strip().removeprefix(b"data:").strip()
         if not text.startswith(b"{"):

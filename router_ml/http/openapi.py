@@ -71,13 +71,13 @@ _ANSWERS: Json = {"type": "object", "required": ["model", "answers", "usage"]}
 
 
 async def openapi(request: Request) -> Response:
-    """`/openapi.json`."""
+    """Serve `/openapi.json`."""
     return json_response(description())
 
 
 @cache
 def description() -> dict[str, Any]:
-    """The description as a JSON-ready object."""
+    """Return the description as a JSON-ready object."""
     return {
         "openapi": "3.1.0",
         "info": {

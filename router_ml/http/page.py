@@ -16,7 +16,7 @@ from router_ml.types import Decision
 
 
 def page_routes(service: Service) -> list[Route | Mount]:
-    """The routes of the page, that of `/` first."""
+    """Return the routes of the page; that of `/` comes first."""
 
     async def decide(query: str, policy: str) -> Decision:
         known = service.models.named(policy)

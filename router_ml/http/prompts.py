@@ -32,7 +32,7 @@ class PromptEndpoints:
         self._names = ModelNames(service.catalogue)
 
     async def pass_on(self, request: Request) -> Response:
-        """Whatever the host says."""
+        """Pass the request to the host and return the host's answer."""
         return await self._service.proxy.forward(request, await read_body(request, self._service.options))
 
     async def manage(self, request: Request) -> Response:
@@ -42,7 +42,7 @@ class PromptEndpoints:
         return await self._service.proxy.manage(request)
 
     async def generate(self, request: Request) -> Response:
-        """`/api/generate` and `/v1/completions`: for `auto` the prompt decides on the model."""
+        """Serve `/api/generate` and `/v1/completions`; for `auto` the model is chosen by the prompt."""
         raw = await read_body(request, self._service.options)
         body = lenient_json(raw)
         policy = self._service.models.policy(body.get("model"))
@@ -56,7 +56,7 @@ class PromptEndpoints:
         return await self._routed(request, parse_json(raw), prompt, policy)
 
     async def embed(self, request: Request) -> Response:
-        """Embeddings: vectors of different models do not compare, so there is nothing to choose."""
+        """Serve embeddings by the named model: vectors of different models are not comparable, so none is chosen."""
         raw = await read_body(request, self._service.options)
         if self._service.models.policy(lenient_json(raw).get("model")) is not None:
             raise Problem(
@@ -83,7 +83,7 @@ class PromptEndpoints:
         )
 
     async def _installed(self, decision: Decision) -> tuple[str, str]:
-        """The best model that a host has: its name in the catalogue, and the host's own name for it."""
+        """Return the best model that a host has: its name in the catalogue and the host's name for it."""
         listed = (str(m.get("model") or m.get("name")) for m in await self._service.proxy.models(TAGS_TTL_S))
         own = {self._names.canonical(name): name for name in listed}
         wanted = (decision.model, *(candidate.model for candidate in decision.ranked))

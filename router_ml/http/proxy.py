@@ -79,7 +79,7 @@ class Proxy:
     async def forward(
         self, request: Request, raw: bytes, *, decision_id: str | None = None, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """The host's own answer to a request, unchanged; `headers` are added to it.
+        """Return the host's own answer to a request, unchanged except that `headers` are added.
 
         A request for a generation goes to the least busy host that has its model, is bounded and recorded, as the
         outcome of the decision where there was one. Raises `Problem` where no host can be reached or the model is
@@ -92,14 +92,15 @@ class Proxy:
         return await self._guarded(request, raw, model, decision_id, headers or {})
 
     async def manage(self, request: Request) -> Response:
-        """The default host's answer; the body streams to it, for a model's file is larger than any other body.
+        """Return the default host's answer; the body is streamed to it, since a model file exceeds the limit on bodies.
 
         Raises `Problem` where the host cannot be reached."""
         return await self._plainly(request, request.stream(), None)
 
     async def models(self, max_age_s: float = 0.0) -> list[Mapping[str, Any]]:
-        """What all hosts have, each model once, by a look no older than that; of hosts that do not answer, what they
-        last had."""
+        """Return the models of all hosts, each once, from listings at most `max_age_s` old.
+
+        Hosts that do not answer count with their last listing."""
         if self._oldest_look_s() > max_age_s:
             await self._look(max_age_s)
         found: dict[str, Mapping[str, Any]] = {}
@@ -109,7 +110,7 @@ class Proxy:
         return list(found.values())
 
     async def get_each(self, path: str) -> list[Any]:
-        """The JSON that each host which answers gives for a path."""
+        """Return the JSON of each host that answers for a path."""
         answers = await asyncio.gather(*(self._get(host, path) for host in self._hosts))
         return [answer for answer in answers if answer is not None]
 
@@ -153,7 +154,7 @@ class Proxy:
         raise _unreachable()
 
     async def _called(self, call: NamedCall, host: str, request: Request, raw: bytes) -> httpx.Response:
-        """The head of the host's answer, once there is a place. Raises `Shed`, and as `_send` does."""
+        """Return the head of the host's answer, once there is a free slot. Raises `Shed`, and what `_send` raises."""
         try:
             await call.enter(self._limits.deadline_s)
             return await self._send(host, request, raw)
@@ -171,7 +172,7 @@ class Proxy:
             raise
 
     async def _send(self, host: str, request: Request, raw: bytes | AsyncIterator[bytes]) -> httpx.Response:
-        """The head of the host's answer. Raises `httpx.ConnectError`, and `Problem` where the host breaks off."""
+        """Return the head of the host's answer. Raises `httpx.ConnectError`, and `Problem` if the connection breaks."""
         path = request.scope.get("raw_path") or request.url.path.encode()
         query = request.scope.get("query_string", b"")
         base = httpx.URL(host)
@@ -200,7 +201,7 @@ class Proxy:
     # -- which host ---------------------------------------------------------------------------------------------
 
     async def _order(self, model: str | None) -> list[str]:
-        """The hosts to try: those that have the model, the least busy first; where none has it, the default one."""
+        """Return the hosts to try: those that have the model, least busy first; if none has it, the default host."""
         if model is None:
             return list(self._hosts)
         name = normal(model)
@@ -216,7 +217,7 @@ class Proxy:
         return self._place(name, host).calls
 
     def _place(self, name: str, host: str) -> Place:
-        """The gate and breaker of a model; names that the host does not know share one."""
+        """Return the gate and the breaker of a model; names unknown to the host share one pair."""
         key = (name if name in self._installed[host].names else "", host)
         if key not in self._places:
             gate = Gate(self._limits.parallel, self._limits.max_waiting)
@@ -227,7 +228,7 @@ class Proxy:
         return time.monotonic() - min(installed.at_s for installed in self._installed.values())
 
     async def _look(self, max_age_s: float, wait: bool = True) -> None:
-        """Bring what is installed up to date, in the background unless somebody waits for it."""
+        """Refresh the listings of installed models, in the background unless a request waits for them."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_at_stale(max_age_s))
         if wait:

@@ -26,7 +26,7 @@ _WITHOUT_KEY = _PROBES | {"/openapi.json"}
 
 
 def problem_response(problem: Problem, path: str) -> Response:
-    """A problem in the form of the API the path belongs to."""
+    """Return a problem in the form of the API that the path belongs to."""
     api = api_of(path)
     media_type = "application/json; charset=utf-8" if api == "ollama" else "application/json"
     return Response(problem.encoded(api), problem.status(api), problem.headers(), media_type)
@@ -141,7 +141,7 @@ class Admission:
 
 
 def _shown(headers: Headers) -> str | None:
-    """The key in `Authorization` (of a browser: as the password) or `x-api-key`."""
+    """Return the key in `Authorization` (a browser sends it as the password) or `x-api-key`."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
@@ -154,7 +154,7 @@ def _shown(headers: Headers) -> str | None:
 
 
 def _host_name(host: str) -> str | None:
-    """The name in a Host header, without its port; None where it is none."""
+    """Return the host name in a Host header without its port, or None if there is none."""
     try:
         parts = urlsplit(f"//{host}")
         _ = parts.port

@@ -79,7 +79,7 @@ class WebhookChannel:
         self._began: dict[tuple[str, str], float] = {}
 
     def deliver(self, alerts: Sequence[AlertEvent]) -> None:
-        """Post all in one request. Raises `OSError` where it is refused."""
+        """Post all alerts in one request. Raises `OSError` if it is refused."""
         body = json.dumps([self._form(alert) for alert in alerts]).encode()
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"}, method="POST")
         with urllib.request.urlopen(request, timeout=self._timeout_s):
@@ -152,7 +152,7 @@ class Alerts:
             return tuple(sorted(self._firing.values(), key=lambda alert: alert.at_s))
 
     def check(self) -> list[AlertEvent]:
-        """Feed what was recorded to the rules, report what changed, and return the changes."""
+        """Pass the recorded events to the rules, deliver the changes, and return them."""
         changes: list[AlertEvent] = []
         while self._inbox:
             changes += self._observe(self._inbox.popleft())

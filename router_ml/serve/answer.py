@@ -142,17 +142,17 @@ def response_of(reply: Reply) -> ChatResponse:
 
 
 def is_empty(reply: Reply) -> bool:
-    """Whether a whole reply is no answer: neither visible text nor a tool call."""
+    """Return whether a whole reply is no answer: neither visible text nor a tool call."""
     return not reply.tool_calls and not _is_visible(reply.content)
 
 
 def says_something(part: Reply) -> bool:
-    """Whether a part of a stream is worth passing on at once: visible text, a tool call or thoughts."""
+    """Return whether a part of a stream has content to pass on: visible text, a tool call or thinking."""
     return bool(part.thinking) or not is_empty(part)
 
 
 def may_be_empty(options: Mapping[str, Any] | None) -> bool:
-    """Whether the caller asked for no output."""
+    """Return whether the caller asked for no output."""
     return (options or {}).get("num_predict") == 0
 
 

@@ -172,7 +172,7 @@ class FallbackRunner:
     # -- one backend ----------------------------------------------------------------------------------------------
 
     async def _try(self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None) -> Reply | None:
-        """ModelCall one backend, and once more where it only refused a part of the request it can do without."""
+        """Call one backend, and once more if it refused only an optional part of the request."""
         reply = await self._attempt(state, backend, untried, sink)
         failure = state.attempts[-1].failure
         if failure is not None and failure.kind == "refused":
@@ -286,7 +286,7 @@ class FallbackRunner:
         return failure
 
     async def _still_up(self, state: RequestState, host: HostState) -> bool:
-        """Whether a host whose connection broke takes new ones; where there is no time to see, it counts as up."""
+        """Return whether a host whose connection broke takes new ones; True if there is no time to check."""
         try:
             async with asyncio.timeout(max(0.0, state.deadline_s - self._clock())):
                 return await host.is_up(checked_within_s=0.0)

@@ -66,7 +66,7 @@ class ChatRequest:
         return self.conversation.has_images
 
     def is_quoted_in(self, message: str) -> bool:
-        """Whether a message quotes the conversation or the tools, so that it must not be shown or logged."""
+        """Return whether a message quotes the conversation or the tools, so that it must not be shown or logged."""
         texts = [text[-_QUOTABLE_CHARS:] for turn in self.conversation.messages if (text := turn.text.strip())]
         whole = any(len(text) >= _QUOTE_CHARS // 4 and text in message for text in texts)
         beside = [[turn.get(key) for key in ("tool_calls", "thinking")] for turn in self.messages]
@@ -215,7 +215,7 @@ def adapt(
 
 
 def can(model: Model | None, capabilities: frozenset[str] | None, capability: str) -> bool:
-    """Whether a model has a capability, as far as the server or the catalogue knows."""
+    """Return whether a model has a capability, as far as the server or the catalogue knows."""
     if capabilities is not None:
         return capability in capabilities
     return model is None or model.can(capability)

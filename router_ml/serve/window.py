@@ -38,7 +38,7 @@ def widened(
 
 
 def prompt_was_cut(reply: Reply, prompt_tokens: int | None, arguments: Mapping[str, Any], backend: Backend) -> bool:
-    """Whether the model read far fewer tokens than the prompt has, all its window holds."""
+    """Return whether the model read far fewer tokens than the prompt has, as many as its window holds."""
     if prompt_tokens is None or reply.prompt_tokens is None:
         return False
     sent = (arguments.get("options") or {}).get("num_ctx")

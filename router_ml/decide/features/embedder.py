@@ -16,7 +16,7 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """What stands in reports: a hub name, a folder or a bundle."""
+        """Name shown in reports: a hub name, a folder or a bundle."""
         ...
 
     @property
@@ -25,7 +25,7 @@ class Embedder(Protocol):
         ...
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """Vectors of shape (len(texts), dim), float32, in the order of the texts."""
+        """Return vectors of shape (len(texts), dim), float32, in the order of the texts."""
         ...
 
 

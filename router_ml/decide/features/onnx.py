@@ -58,10 +58,12 @@ class OnnxEmbedder:
 
     @property
     def name(self) -> str:
+        """Return the name of the encoder."""
         return str(self._model)
 
     @property
     def dim(self) -> int:
+        """Return the width of a vector."""
         return self._dim
 
     def count_tokens(self, text: str) -> int:
@@ -69,6 +71,7 @@ class OnnxEmbedder:
         return len(self._tokens(text))
 
     def embed(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors (texts, dim) of texts, each of length 1."""
         if self._pid != os.getpid():
             self._reopen()
         if len(texts) == 1:

@@ -46,7 +46,7 @@ class RememberedFeatures:
         return features
 
     def remembers(self, text: str, context: Context) -> bool:
-        """Whether the features of a query are at hand."""
+        """Return whether the features of a query are cached."""
         with self._lock:
             return _key(text, context) in self._rows
 

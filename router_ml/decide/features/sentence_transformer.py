@@ -82,13 +82,16 @@ class SentenceTransformerEmbedder:
 
     @property
     def name(self) -> str:
+        """Return the name of the encoder."""
         return self._name
 
     @property
     def dim(self) -> int:
+        """Return the width of a vector."""
         return int(self._model.get_embedding_dimension())
 
     def embed(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors (texts, dim) of texts, each of length 1."""
         vectors = self._model.encode(
             list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
         )

@@ -27,13 +27,14 @@ class HeuristicComplexity:
         self._columns = {name: names.index(name) for name in READS}
 
     def __call__(self, embedding: Floats | None, table: Floats) -> Floats:
+        """Return the probabilities (n, 4) of the levels, given surface features (n, k); embeddings are not read."""
         verdicts = np.array([self._verdict(row) for row in table])
         probabilities = np.full((len(table), 4), _REST, dtype=np.float32)
         probabilities[np.arange(len(table)), verdicts] = _SURE
         return probabilities
 
     def _verdict(self, row: Floats) -> int:
-        """Index of the label in `schema.LABELS`."""
+        """Return the index of the label in `schema.LABELS`."""
         value = {name: float(row[column]) for name, column in self._columns.items()}
         if _is_ambiguous(value):
             return 3

@@ -68,7 +68,7 @@ def _negations(text: str) -> list[str]:
 
 
 def _names(text: str) -> list[str]:
-    """Words in capitals: "US" is not "us"."""
+    """Return the words in capitals: "US" is not "us"."""
     return [token for token in _tokens(text) if token.isupper() and len(token) > 1]
 
 

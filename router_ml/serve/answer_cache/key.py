@@ -54,7 +54,7 @@ def user_scope(user_id: Any, session_id: str | None) -> tuple[str, str, str] | N
 
 
 def deterministic(options: Mapping[str, Any] | None) -> bool:
-    """Whether the same request must give the same answer: temperature 0, or a fixed seed."""
+    """Return whether the same request must give the same answer: temperature 0, or a fixed seed."""
     options = options or {}
     return options.get("temperature") == 0 or options.get("seed") is not None
 
