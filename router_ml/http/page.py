@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+from router_ml.errors import PolicyError
 from router_ml.http.dashboard.routes import dashboard_routes
 from router_ml.http.dashboard.view import PageSources
 from router_ml.http.headers import without_credentials
@@ -19,7 +20,9 @@ def page_routes(service: Service) -> list[Route | Mount]:
     """Return the routes of the page; that of `/` comes first."""
 
     async def decide(query: str, policy: str) -> Decision:
-        known = service.models.named(policy)
+        known = service.models.policies.get(policy)
+        if known is None:
+            raise PolicyError(f"unknown policy {policy!r:.60}; there are {', '.join(service.models.policies)}")
         return await asyncio.to_thread(service.decider.decide, query, None, known, service.gateway.machine())
 
     page, *others = dashboard_routes(_sources(service), decide)
@@ -44,6 +47,7 @@ def _sources(service: Service) -> PageSources:
         firing=service.watch.alerts.firing,
         rollout=service.watch.rollout.state,
         recent=service.recent,
+        reason=service.decided.reason,
         bundle=lambda: str(getattr(service.decider, "name", "")),
         policy=lambda: service.models.default.name,
         stopping=service.stopping.is_set,

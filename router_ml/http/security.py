@@ -61,7 +61,8 @@ class HostGuard:
         origin = headers.get("origin")
         if origin is not None and not self._own(origin.lower(), host):
             return Problem("permission", "this Origin may not call; start the server with --allow-origin ORIGIN")
-        if origin is None and headers.get("sec-fetch-site") == "cross-site":
+        followed_link = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
+        if origin is None and headers.get("sec-fetch-site") == "cross-site" and not followed_link:
             return Problem("permission", "a page of another site may not call this server")
         return None if _plain_path(scope) else Problem("invalid", "the path must be plain: no '..', '//' or backslash")
 

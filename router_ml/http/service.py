@@ -24,22 +24,30 @@ from router_ml.serve.gateway import Gateway
 from router_ml.settings import Settings, base_url
 from router_ml.types import Decision
 
-_REMEMBERED = 10_000
+_REMEMBERED = 1_000  # older ones are in the event store
 
 
 class Decided:
-    """The latest decisions by id. Lives in one event loop."""
+    """The latest decisions by id. Thread-safe."""
 
     def __init__(self, size: int = _REMEMBERED) -> None:
         self._decisions: LRUCache[str, Decision] = LRUCache(size)
+        self._lock = threading.Lock()
 
     def remember(self, decision: Decision) -> None:
         """Keep a decision."""
-        self._decisions[decision.decision_id] = decision
+        with self._lock:
+            self._decisions[decision.decision_id] = decision
 
     def get(self, decision_id: str) -> Decision | None:
         """Return the decision of that id, or None."""
-        return self._decisions.get(decision_id)
+        with self._lock:
+            return self._decisions.get(decision_id)
+
+    def reason(self, decision_id: str) -> str:
+        """Return the reason of a decision, or "" where it is not known any more."""
+        decision = self.get(decision_id)
+        return decision.reason if decision else ""
 
 
 @dataclass(frozen=True)
