@@ -21,7 +21,7 @@ from router_ml.events.event import OutcomeEvent
 from router_ml.monitor.alerts import Alerts
 from training.command import command_parser
 
-MODELS = (("small", 0.012, 0.14), ("middle", 0.018, 0.11), ("large", 0.060, 0.08))  # s per token, failure rate
+MODELS = (("small", 0.012, 0.14), ("medium", 0.018, 0.11), ("large", 0.060, 0.08))  # s per token, failure rate
 
 
 @dataclass(frozen=True, slots=True)

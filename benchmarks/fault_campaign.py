@@ -52,7 +52,7 @@ class Given:
     number: int
     elapsed_s: float
     answered: bool = False
-    wrong: bool = False  # somebody else's answer
+    wrong: bool = False  # the answer to another request
     error: BaseException | None = None
     first_byte_s: float | None = None  # monotonic
     fallback: bool = False

@@ -1,4 +1,4 @@
-"""Check what the event store and a running experiment keep under kill -9, and measure what they cost.
+"""Check what the event store and a running experiment preserve under kill -9, and measure what they cost.
 
     python -m benchmarks.kill_campaign [--kills 300]
 

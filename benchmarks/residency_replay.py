@@ -73,7 +73,7 @@ class ReplayDecider:
         if self._blind and machine is not None:
             hidden = {name: replace(state, resident=None, load_s=None) for name, state in machine.models.items()}
             machine = MachineState(hidden)
-        # The answer times of the three models are a matter of the catalogue here, so only success tells them apart.
+        # The answer times of the three models are a matter of the catalogue here, so only success distinguishes them.
         p50 = 2.5 / self._speed
         forecast = Forecast(
             [task.predicted[m] for m in MODELS], [(p50, 1.3 * p50, 1.5 * p50)] * 3, [float("nan")] * 3, [0.0] * 3
@@ -93,7 +93,7 @@ class ReplayDecider:
 
 
 @dataclass(frozen=True)
-class Result:
+class ReplayResult:
     """One replay, times as if at full length."""
 
     mean_s: float
@@ -104,7 +104,7 @@ class Result:
     reasons: tuple[str, ...]
 
 
-def replay(made: list[Task], speed: float, blind: bool) -> Result:
+def replay(made: list[Task], speed: float, blind: bool) -> ReplayResult:
     """Serve every task in turn."""
     models = [
         DoubleModel(
@@ -132,7 +132,7 @@ def replay(made: list[Task], speed: float, blind: bool) -> Result:
         loads = len(double.scheduler.loads) - warm_up
     times = sorted(answer.timings.total_s * speed for answer in answers)
     success = [task.true_success[answer.model] for task, answer in zip(made, answers, strict=True)]
-    return Result(
+    return ReplayResult(
         mean_s=sum(times) / len(times),
         p95_s=times[int(0.95 * len(times))],
         server_mean_s=sum(speed * ((a.timings.load_s or 0.0) + (a.timings.eval_s or 0.0)) for a in answers)

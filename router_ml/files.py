@@ -1,4 +1,4 @@
-"""Whole files or none, read by their owner only, and the lock between processes."""
+"""Atomic and private file writes, and a lock between processes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as handle:
         found = os.fstat(handle.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         data = handle.read(max_bytes + 1) if found.st_size <= max_bytes else b""
         if max(found.st_size, len(data)) > max_bytes:
             raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes")

@@ -1,4 +1,4 @@
-"""What commands have in common: how they end, and the tables they print."""
+"""Shared parts of the commands: exit statuses and tables."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _report(name: str, message: str) -> None:
 
 
 def _discard(stream: TextIO | None) -> None:
-    """Let what is still buffered go nowhere, or the interpreter would complain of it at exit."""
+    """Discard buffered output, about which the interpreter would complain at exit."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
 

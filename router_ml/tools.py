@@ -130,12 +130,12 @@ def _from_row(name: str, row: Mapping[str, Any]) -> Tool:
         numbers = {key: count(row, key) or 0 for key in _NUMBERS}
     except ContextError as error:
         raise ContextError(f"tool {name!r:.60}: {error}", "tools") from error
-    words = {key: _described(row.get(key)) for key in ("description", "parameter_text")}
+    texts = {key: _described(row.get(key)) for key in ("description", "parameter_text")}
     found = row.get("parameters")
     if found is not None and (isinstance(found, str | bytes) or not isinstance(found, Sequence)):
         raise ContextError(f"tool {name!r:.60}: parameters must be a list, found {type(found).__name__}", "tools")
     parameters = tuple(_parameter_from_row(name, item) for item in (found or ())[:MAX_PARAMETERS])
-    return Tool(name=clean_text(name), parameters=parameters, **words, **numbers)  # type: ignore[arg-type]
+    return Tool(name=clean_text(name), parameters=parameters, **texts, **numbers)  # type: ignore[arg-type]
 
 
 def _parameter_from_row(tool: str, row: Any) -> Parameter:

@@ -205,7 +205,7 @@ def _verified(path: Path, entry: Mapping[str, Any]) -> bytes:
     if len(data) != entry["bytes"]:
         raise _corrupt(path, f"has {len(data)} bytes instead of {entry['bytes']}")
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise BundleCorrupt(f"{path} is not the file the manifest names (SHA-256 differs); do not trust this bundle")
+        raise BundleCorrupt(f"{path} differs from the manifest (SHA-256); do not use this bundle, fit or copy it again")
     return data
 
 

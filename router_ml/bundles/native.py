@@ -84,7 +84,7 @@ def _check_nodes(graph: _Message, left: int, depth: int) -> int:
 
 def _check_tensor(tensor: _Message) -> None:
     if tensor.get(13) or any(tensor.get(14, ())):
-        raise ValueError("it keeps weights in files outside the bundle")
+        raise ValueError("it refers to weights in files outside the bundle")
 
 
 def _check_size(shape: _Message | None) -> None:

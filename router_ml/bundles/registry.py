@@ -40,7 +40,7 @@ _HINT = "run 'router-ml promote BUNDLE'"
 
 @dataclass(frozen=True, slots=True)
 class ActiveBundle:
-    """Which bundle is active, which was before it, which one only decides in shadow."""
+    """The active bundle, the one before it, and the one that decides in shadow."""
 
     active: str
     previous: str | None = None
@@ -92,7 +92,7 @@ def clear_active(models_dir: Path) -> None:
 
 
 def shipped_bundle() -> Path | None:
-    """Return the bundle that came with the package or the checkout; None where there is none."""
+    """Return the bundle shipped with the package or the checkout, or None."""
     places = (PACKAGED_BUNDLES / DEFAULT, CHECKOUT / "models" / DEFAULT)
     return next((place for place in places if _is_bundle(place)), None)
 
@@ -107,7 +107,7 @@ def _is_bundle(folder: Path) -> bool:
 def active_bundle(settings: Settings) -> Path:
     """Return the folder of the bundle to serve: the one named by the settings, the promoted one, or the one shipped.
 
-    Raises `BundleMissing` where there is none at all, and `BundleCorrupt` where it cannot be told which it is."""
+    Raises `BundleMissing` where there is none at all, and `BundleCorrupt` if the active bundle cannot be determined."""
     if settings.bundle is not None:
         return settings.bundle
     folder = registry_folder(settings)

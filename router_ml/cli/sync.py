@@ -48,7 +48,7 @@ def _show(report: SyncReport) -> None:
     if not report.pages:
         return
     if report.uri.startswith("sqlite:"):
-        print(f"To look: mlflow server --backend-store-uri {report.uri} --host 127.0.0.1 --workers 1, then")
+        print(f"View it: mlflow server --backend-store-uri {report.uri} --host 127.0.0.1 --workers 1, then")
     base = report.uri if report.uri.startswith("http") else "http://127.0.0.1:5000"
     for page in report.pages:
         print(f"  {base.rstrip('/')}/{page}")

@@ -66,12 +66,12 @@ class DefaultRouter:
             return self._batcher
 
     def reset(self) -> None:
-        """Forget the router, so that the next call loads the active bundle anew."""
+        """Drop the router, so that the next call loads the active bundle again."""
         with self._lock:
             self._state = None
 
     def after_fork(self) -> None:
-        """Replace what threads of the parent may have held: they do not survive a fork."""
+        """Replace the locks that threads of the parent process may have held; those threads do not survive a fork."""
         self._lock = threading.RLock()
         self._batcher = None
 
@@ -96,8 +96,8 @@ def select_model(
 ) -> Decision:
     """Choose the model that should serve a query.
 
-    `query` is a text, or the messages of a conversation (dictionaries, pairs, LangChain or ollama messages): the last
-    words of the person are judged then, the turns before them and the files among them fill up the context.
+    `query` is a text, or the messages of a conversation (dictionaries, pairs, LangChain or ollama messages): the
+    last message of the user is classified then; the turns before it and attached files complete the context.
 
     `context` is a dictionary of what comes with it (all keys optional): `tools` (names, functions, JSON schemas,
     pydantic models, LangChain tools), `n_tools`, `history` (turns, oldest first), `attachment`, `session_id`,
@@ -183,7 +183,7 @@ def _cached(state: RouterState, key: Any) -> Decision | None:
 
 
 def _store(state: RouterState, key: Any, decision: Decision) -> Decision:
-    """Cache what would be decided again just so: not what a passing fault of the encoder forced."""
+    """Cache the decision unless a temporary fault of the encoder affected it."""
     if key is not None and state.cache is not None and decision.degraded == bool(state.router.degraded):
         state.cache.put(key, renewed(decision, decision.decision_id))
     return decision

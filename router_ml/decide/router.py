@@ -42,7 +42,7 @@ MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
 TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
 FAR = 50.0
 SHOWN_EVIDENCE = 12
-_EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
+_EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # an empty query is ambiguous
 
 
 class Router:
@@ -116,10 +116,10 @@ class Router:
                 0 <= candidate.p_success <= 1 for candidate in decision.ranked
             ):
                 raise BundleCorrupt(f"{path} predicts probabilities beyond 0 to 1; fit or copy the bundle again")
-        far = np.full(dim, FAR, np.float32)  # unlike any query: other heads speak there
+        far = np.full(dim, FAR, np.float32)  # far from all queries, where the transfer head predicts
         strange = self._outcomes.predict_one(far, np.full(len(TABLE_NAMES), FAR, np.float32), _EMPTY_QUERY)
         if not np.isfinite([*strange.p_success, *np.ravel(strange.latency_s)]).all():
-            raise BundleCorrupt(f"{path} predicts what is no number far from its data; fit or copy the bundle again")
+            raise BundleCorrupt(f"{path} predicts NaN or infinity far from its data; fit or copy the bundle again")
 
     @classmethod
     def heuristic(cls, catalogue: Catalogue | None = None, *, why: str = "no bundle", **options: Any) -> Router:
@@ -274,7 +274,7 @@ class Router:
             dict(zip(LABELS, probabilities)),  # noqa: B905 - saying `strict` takes longer than the rest
             choice.ranked,
             "clarify" if clarify else "answer",
-            f"ask back, what is meant is open; {reason}" if clarify else reason,
+            f"clarifying question, the query is ambiguous; {reason}" if clarify else reason,
             self.new_id(),
             policy.name,
             self.name,
@@ -289,7 +289,7 @@ class Router:
         return self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
 
     def _judge(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
-        """Return features and complexity; a query that says nothing is ambiguous."""
+        """Return features and complexity; an empty query is ambiguous."""
         features, probabilities, degraded = self._read(texts, contexts)
         for i, text in enumerate(texts):
             if not text and not contexts[i].attachment:
@@ -297,12 +297,12 @@ class Router:
         return features, probabilities, degraded
 
     def _read(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
-        """Return features and complexity of what the texts say; the rules stand in where the encoder fails."""
+        """Return features and complexity of the texts; the rules replace the encoder if it fails."""
         if self._features is not None:
             try:
                 features = self._features.extract(texts, contexts)
                 return features, self._complexity(features.embedding, features.table), self.degraded
-            except BaseException as error:  # the encoder is foreign code; a decision must come
+            except BaseException as error:  # the encoder is foreign code, and a decision is needed
                 if not is_failure(error):
                     raise
                 log.warning("the encoder failed, routing by rules: %s", error)
@@ -355,7 +355,9 @@ def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
     except KeyError as error:
         raise BundleCorrupt(f"{bundle.path} lacks the complexity head's {error}; fit or copy it again") from error
     except ValueError as error:
-        raise BundleCorrupt(f"{bundle.path}: the complexity head is no numbers; fit or copy it again") from error
+        raise BundleCorrupt(
+            f"{bundle.path}: the complexity head does not hold numbers; fit or copy it again"
+        ) from error
     if head.weights.shape != (len(LABELS), embedder.dim + len(TABLE_NAMES)) or head.bias.shape != (len(LABELS),):
         raise BundleCorrupt(f"{bundle.path}: the complexity head does not fit the encoder; fit or copy it again")
     weights = head.weights.copy()
@@ -364,7 +366,7 @@ def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
 
 
 def _self_check(bundle: Bundle, embedder: Embedder) -> str:
-    """Return what to say of an encoder whose vectors differ from those stored at export; "" where they agree.
+    """Return a warning if the encoder's vectors differ from those stored at export, "" if they agree.
 
     A quantised encoder may differ between processors. Raises `BundleCorrupt` where the vectors are useless."""
     texts, vectors = bundle.config.get("self_check"), bundle.arrays.get("self_check/vectors")

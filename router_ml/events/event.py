@@ -68,7 +68,7 @@ class DecisionEvent:
     pinned: bool = False  # the caller named the model, so no experiment counts it
     prompt_tokens: int | None = None
     text: str | None = None  # the query; written only where that is enabled, then redacted
-    context: Context | None = None  # what came with it; written with the text, and redacted like it
+    context: Context | None = None  # its context; written with the text, and redacted like it
     query_key: str | None = None  # keyed hash of the query, filled in when the event is written
     complexity_probabilities: Mapping[Label, float] = field(default_factory=_empty)  # by label
     policy_parameters: Mapping[str, Any] = field(default_factory=_empty)  # weights and limits behind the policy's name
@@ -100,7 +100,7 @@ class OutcomeEvent:
 
     decision_id: str
     model: str  # the model that answered; where none did, the one that was chosen
-    success: float | None  # 0..1; 0 where no model answered, None where nobody knows whether the answer is right
+    success: float | None  # 0..1; 0 where no model answered, None if the answer was not judged
     latency_s: float | None  # end to end
     ok: bool = True  # an answer came back
     prompt_tokens: int | None = None
@@ -114,9 +114,9 @@ class OutcomeEvent:
     resident: bool | None = None
     error: str | None = None
     cache_hit: bool = False  # answered from the response cache; no model was called
-    clarified: bool = False  # the user was asked what is meant; no model was called
+    clarified: bool = False  # the user was asked a clarifying question; no model was called
     attempts: int = 1
-    fallback: bool = False  # a model further down the chain answered, because an earlier one failed
+    fallback: bool = False  # a fallback model answered, because an earlier one failed
     complexity: str | None = None
     policy: str | None = None
     bundle: str | None = None
@@ -146,7 +146,7 @@ class FeedbackEvent:
 
     @property
     def explicit(self) -> bool:
-        """Whether a person gave it."""
+        """Whether a person gave the feedback."""
         return self.kind in EXPLICIT_KINDS
 
 
@@ -156,7 +156,7 @@ class AlertEvent:
 
     rule: str
     state: AlertState
-    subject: str  # what it is about: a model, "all", an experiment
+    subject: str  # the subject: a model, "all", or an experiment
     value: float
     threshold: float
     summary: str

@@ -1,4 +1,4 @@
-"""Privacy of recorded events: keyed hashes, redaction of text, and the switch that keeps text at all."""
+"""Privacy of recorded events: keyed hashes, redaction of text, and the switch that enables storing text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from router_ml.errors import StoreError
 KEY_FILE = "events.key"
 _KEY_BYTES = 32
 
-MAX_TEXT_CHARS = 20_000  # of one kept text; the encoder reads far less
+MAX_TEXT_CHARS = 20_000  # of one stored text; the encoder reads far less
 
 # The word for password in the commoner languages; those written without spaces stand apart.
 _PASSWORD = (

@@ -23,7 +23,7 @@ _LOG = logging.getLogger("router_ml.events")
 
 CAPACITY = 20_000
 BATCH = 1000
-_GATHER_S = 0.02  # let a few events come together before a commit
+_GATHER_S = 0.02  # collect a few events before a commit
 _IDLE_S = 60.0  # without events: how often to see whether anything is due to be pruned
 _RETRY_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _EXIT_S = 5.0  # the interpreter's end waits so long for all writers together
@@ -32,7 +32,7 @@ _WITHOUT_CONTEXT = 1000  # events that wait before further ones are queued witho
 
 @dataclass(frozen=True, slots=True)
 class WriterState:
-    """What the writer has done so far."""
+    """Counts of a writer."""
 
     written: int
     dropped: int  # never written: the queue was full, or the database refused the event
@@ -64,7 +64,7 @@ class EventWriter:
         weakref.finalize(self, self._worker.stop).atexit = False
 
     def record(self, event: Event) -> None:
-        """Take one event: an append to a queue, and never a wait."""
+        """Take one event: it is appended to a queue without waiting."""
         worker = self._worker
         waiting = worker.queue.qsize()
         if waiting >= self._capacity or worker.stopped:
@@ -76,7 +76,7 @@ class EventWriter:
         worker.ensure_thread()
 
     def state(self) -> WriterState:
-        """Return what was written, dropped, and still waits."""
+        """Return the counts of events written, dropped, and waiting."""
         worker = self._worker
         pending = worker.queue.qsize() + len(worker.batch)
         return WriterState(worker.written, worker.dropped, pending, worker.failures, worker.last_error)

@@ -1,4 +1,4 @@
-"""Who gets what: sticky assignment by salted hashes.
+"""Sticky assignment by salted hashes.
 
 Two independent hashes, one for taking part and one for the arm, so that raising the coverage moves nobody between
 arms and the split inside the coverage stays one half. SHA-256 because weaker hashes (FNV) fail uniformity on short
@@ -17,13 +17,13 @@ _SPACE = float(1 << 64)
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What one unit gets in one experiment."""
+    """The assignment of one unit in one experiment."""
 
     experiment: str
     arm: Arm
     variant: Variant  # what is served
     unit: str
-    shadow: Variant | None = None  # decides beside it and serves nobody
+    shadow: Variant | None = None  # decides in shadow and serves nobody
 
 
 def fraction(salt: str, unit: str) -> float:

@@ -31,7 +31,7 @@ class Variant:
     model: str | None = None  # every request goes to this model
 
     def describe(self) -> str:
-        """Return its parts in plain words."""
+        """Return its parts as readable text."""
         parts = [f"{key} {value}" for key, value in self.parts().items()]
         return ", ".join(parts) or "what runs today"
 

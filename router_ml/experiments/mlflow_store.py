@@ -1,4 +1,4 @@
-"""Where MLflow keeps its runs: one SQLite database and one artifact folder that may be moved together.
+"""The MLflow store: one SQLite database and one artifact folder that may be moved together.
 
 MLflow's own defaults are not safe here: several processes that create the database at once crash, its journal is slow,
 and artifact paths are stored absolute, so a moved folder lists nothing. Opening the store corrects all three.

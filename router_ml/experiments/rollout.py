@@ -1,4 +1,4 @@
-"""Who gets what, and since when: assigns units to the running experiment, watches it, and halts it when it does harm.
+"""Assigns units to the running experiment, watches it, and halts it when it does harm.
 
 The only code that changes what an experiment serves. A rollback takes effect in memory first, then in the file that all
 processes watch, then in the event store; each of the later ones may fail without undoing the earlier. Interim analyses
@@ -99,7 +99,7 @@ class Rollout:
         _ROLLOUTS.add(self)
 
     def _reset(self) -> None:
-        """Begin without evidence and thread, as a forked child must: the parent may be in the middle of an analysis."""
+        """Begin without evidence and thread, as a forked child must: the parent may be within an analysis."""
         self._view = threading.Lock()  # guards what is served; held for two `stat` calls at most
         self._lock = threading.RLock()  # guards the analyses; may be held while a restart reads the store
         self._inbox: deque[tuple[float, Event]] = deque(maxlen=_INBOX)
@@ -116,7 +116,7 @@ class Rollout:
         self._thread: threading.Thread | None = None
 
     def assign(self, unit: str, context: Context | None = None) -> Assignment | None:
-        """Return what a unit (a session, or a request) gets, or None for what runs today.
+        """Return the assignment of a unit (a session or a request), or None if it does not take part.
 
         Takes some ten microseconds."""
         if self._monotonic() - self._checked_s > _REFRESH_S:
@@ -179,7 +179,7 @@ class Rollout:
             try:
                 self._trouble = self._gather(trial)
                 verdict = trial.analyse(now_s)
-            except Exception as error:  # whatever it is, an experiment nobody can judge must not go on for long
+            except Exception as error:  # whatever the error, an experiment that cannot be judged must not run for long
                 self._failed(error, act)
                 return self._verdict
             self._failures = 0
@@ -200,7 +200,7 @@ class Rollout:
 
     def _analyse_from_request(self) -> None:
         if not self._lock.acquire(blocking=False):
-            return  # another thread is at it
+            return  # another thread is doing it
         try:
             self.analyse()
         except Exception:
@@ -307,7 +307,9 @@ class Rollout:
         halt = Halt(trial.experiment.id, verdict.kind, now_s, verdict.summary)
         if not self._halted(trial.experiment, halt):
             return
-        _LOG.error("%s Everybody gets what ran before, until 'router-ml experiment clear'.", halt.reason)
+        _LOG.error(
+            "%s All requests are served as before the experiment until 'router-ml experiment clear'.", halt.reason
+        )
         record = self._keep(trial, verdict, now_s)
         self._file(Halt(halt.experiment, halt.kind, now_s, halt.reason, record))
         self._report("invalid" if verdict.kind == "INVALID" else "rolled_back", verdict, trial, now_s, record)
@@ -358,7 +360,7 @@ _ROLLOUTS: weakref.WeakSet[Rollout] = weakref.WeakSet()
 
 
 def _run(rollout: weakref.ref[Rollout], stop: threading.Event) -> None:
-    """Make analyses until told to stop, or until the rollout is gone."""
+    """Make analyses until asked to stop, or until the rollout is garbage-collected."""
     while not stop.wait(_ANALYSIS_S):
         living = rollout()
         if living is None:

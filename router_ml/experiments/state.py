@@ -1,4 +1,4 @@
-"""The files that say which experiment runs and whether it was halted. Every process reads them, few write.
+"""The files that name the running experiment and record a halt. Every process reads them, few write.
 
 Files and not the event store, because a rollback must hold when the database is read-only, and must be seen by all
 processes within a second at the cost of two `stat` calls. They are readable by their owner only.
@@ -52,7 +52,7 @@ class ExperimentState:
         return None if row is None else experiment_from(row)
 
     def halt(self) -> Halt | None:
-        """Return the halt, or None. A file that cannot be understood is a halt all the same: that is the safe side."""
+        """Return the halt, or None. A file that cannot be read counts as a halt, to be safe."""
         try:
             row = _read(self.folder / HALT)
             return None if row is None else _halt_from(row)
@@ -67,7 +67,7 @@ class ExperimentState:
         if halt is not None:
             raise ExperimentError(
                 f"experiment {halt.experiment!r} was halted ({halt.kind}); "
-                "look at it with 'router-ml experiment report', then 'router-ml experiment clear'"
+                "see 'router-ml experiment report', then 'router-ml experiment clear'"
             )
         running = self.active()
         if running is not None:
@@ -75,7 +75,7 @@ class ExperimentState:
         _write(self.folder / ACTIVE, experiment_row(experiment))
 
     def stop(self) -> Experiment:
-        """End the experiment that runs and keep its definition. Raises `ExperimentError` where none runs."""
+        """End the running experiment and store its definition. Raises `ExperimentError` where none runs."""
         experiment = self.active()
         if experiment is None:
             raise ExperimentError("no experiment runs")

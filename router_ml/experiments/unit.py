@@ -34,7 +34,7 @@ class UnitRequest:
     service_s: float | None = None  # seconds of generation per output token
     cost_usd: float | None = None
     no_answer: bool = False  # the chosen model gave none
-    clarified: bool = False  # the user was asked what is meant; no model was called
+    clarified: bool = False  # the user was asked a clarifying question; no model was called
 
 
 class Judgement(NamedTuple):
@@ -159,7 +159,7 @@ def _first_judgement(request: UnitRequest, judgements: Sequence[Judgement]) -> t
 
 def _observe(requests: Sequence[UnitRequest], experiment: Experiment, changed_arm: bool) -> Observation:
     limits = experiment.limits
-    served = [r for r in requests if not r.clarified]  # a question back has no latency or cost worth comparing
+    served = [r for r in requests if not r.clarified]  # a clarifying question has no latency or cost to compare
     latencies = [r.latency_s for r in served if r.latency_s is not None]
     services = [r.service_s for r in served if r.service_s is not None and r.service_s > 0]
     objective = limits.slo_s

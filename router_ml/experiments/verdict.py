@@ -1,4 +1,4 @@
-"""The verdict on an experiment, its numbers in words, and the record from which it can be computed again.
+"""The verdict on an experiment, its numbers as text, and the record from which it can be computed again.
 
 The order is fixed: INVALID (the split is not fair, so nothing else can be believed), ROLLBACK (a guardrail is
 crossed), SHIP (every guardrail is proven within its margin, with enough units, judgements, time and power), else HOLD.
@@ -267,7 +267,7 @@ def _result(rail: Guardrail, evidence: Evidence, limits: Limits) -> GuardrailRes
         harm = enough and low > rail.tolerance
         fair = enough and high < rail.margin
         better = enough and difference + widths["better"] < 0
-    words = _words(rail, sample, low, high, harm=harm, fair=fair, better=better)
+    words = _finding_text(rail, sample, low, high, harm=harm, fair=fair, better=better)
     return GuardrailResult(
         rail.metric, rail.title, control.mean, challenger.mean, difference, low, high, rail.tolerance, rail.margin,
         rail.ratio, evidence_harm, harm, fair, better, _power(rail.margin, error, widths["ship"]), words,
@@ -305,8 +305,10 @@ def _system_trouble(evidence: Evidence, limits: Limits) -> list[str]:
     ]
 
 
-def _words(rail: Guardrail, sample: _Sample, low: float, high: float, *, harm: bool, fair: bool, better: bool) -> str:
-    """Return the result in words; a bound is told only where it says what the decision says."""
+def _finding_text(
+    rail: Guardrail, sample: _Sample, low: float, high: float, *, harm: bool, fair: bool, better: bool
+) -> str:
+    """Return the result as text; bounds are shown only if they agree with the decision."""
     control, challenger = sample.control.mean, sample.challenger.mean
     show = _formatter(rail)
     levels = f" ({control:.1%} to {challenger:.1%})" if rail.exact else ""

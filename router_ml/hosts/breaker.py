@@ -83,7 +83,7 @@ class Breaker:
             return state == "closed" or (state == "half_open" and not self._probing)
 
     def acquire(self, at_once: bool = False) -> Permit | None:
-        """Return a permit, or None while the circuit is open or its one probe is on its way.
+        """Return a permit, or None while the circuit is open or its one probe is in flight.
 
         `at_once`: an open circuit may be probed before its wait is over, for nobody else can serve the request."""
         with self._lock:

@@ -45,7 +45,7 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         names = [name for name in _PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
         if not names or isinstance(error, httpx.InvalidURL):
-            raise SettingsError(f"the address of a host, {shown}, cannot be used: {error}") from error
+            raise SettingsError(f"the host address {shown}, cannot be used: {error}") from error
         raise SettingsError(
             f"the proxy in {' or '.join(names)} cannot be used ({type(error).__name__}); give an http:// or https:// "
             f"proxy, install httpx[socks] for socks5://, or put the host of {shown} in NO_PROXY"
@@ -102,8 +102,8 @@ async def read_error(response: httpx.Response) -> str:
             break
     text = bytes(body).decode("utf-8", "replace")
     try:
-        told = json.loads(text)
-        said = told["error"] if isinstance(told, dict) else told
+        body = json.loads(text)
+        said = body["error"] if isinstance(body, dict) else body
     except (ValueError, KeyError, RecursionError):
         said = text
     return str(said)[:500]
@@ -130,7 +130,7 @@ def parsed(body: bytes) -> Any:
         value = json.loads(body)
         return _clean(value) if b"\\u" in body else value
     except (ValueError, RecursionError) as error:
-        raise HostError("malformed", f"the reply is no chat answer ({type(error).__name__})") from error
+        raise HostError("malformed", f"the reply is not a chat answer ({type(error).__name__})") from error
 
 
 def _clean(value: Any) -> Any:

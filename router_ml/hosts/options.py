@@ -26,7 +26,7 @@ class BreakerOptions:
     """When a circuit opens, and for how long."""
 
     consecutive_failures: int = 3
-    window: int = 20  # the latest calls that are looked at together
+    window: int = 20  # number of latest calls that the failure rate is computed from
     window_failure_share: float = 0.5  # of a window that holds at least `window_minimum` calls
     window_minimum: int = 10
     open_s: float = 5.0
@@ -58,8 +58,8 @@ class GatewayOptions:
     max_waiting: int = 64  # callers waiting per model and host; more are shed
     availability_ttl_s: float = 300.0
     residency_ttl_s: float = 3.0
-    probe_wait_s: float = 0.25  # longest a request waits for the very first look at a host
-    residency_wait_s: float = 0.03  # longest a request waits for a fresh look at what is in memory
+    probe_wait_s: float = 0.25  # longest wait of a request for the first listing of a host
+    residency_wait_s: float = 0.03  # longest wait of a request for a fresh listing of loaded models
     breaker: BreakerOptions = BreakerOptions()
     model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NONE)  # one option set per model
     max_num_ctx: int = 32_768  # num_ctx is raised up to this, so that a long prompt is not cut; 0: it never is

@@ -10,7 +10,7 @@ from collections.abc import Callable
 # A model in memory reports a load of milliseconds, on a busy host of tenths of a second; a cold one of tenths and more.
 _COLD_LOAD_S = 0.1
 _COLD_LOAD_THOUGH_SEEN_S = 0.5  # where it was seen in memory just before: it may have left since
-_RATES_GOOD_FOR_S = 900.0  # without a call; then predictions stand alone, so that a slow spell is not held for ever
+_RATES_GOOD_FOR_S = 900.0  # without a call; then predictions stand alone: a slow period is not remembered for ever
 _LOAD_GOOD_FOR_S = 3600.0
 _MIN_PROMPT_TOKENS = 16
 _MIN_OUTPUT_TOKENS = 4

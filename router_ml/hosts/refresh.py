@@ -63,7 +63,7 @@ class Fresh(Generic[T]):
         if self._value is not None:
             self._value = change(self._value)
 
-    def look_again_in(self, seconds: float) -> None:
+    def expire_in(self, seconds: float) -> None:
         """Let the value live no longer than this many seconds from now on."""
         if self._fetched_at is not None:
             self._fetched_at = min(self._fetched_at, self._clock() - self._ttl_s + seconds)

@@ -19,7 +19,7 @@ from router_ml.http.access_log import AccessLog
 from router_ml.http.anthropic_messages import AnthropicMessages, CountTokens
 from router_ml.http.chat import ChatEndpoint
 from router_ml.http.decisions import DecisionEndpoints
-from router_ml.http.feedback import Feedback
+from router_ml.http.feedback import FeedbackEndpoint
 from router_ml.http.health import Health
 from router_ml.http.models import ModelEndpoints
 from router_ml.http.ollama_chat import OllamaChat
@@ -86,7 +86,7 @@ def _routes(service: Service) -> list[Route | Mount]:
         _route("POST", "/v1/systemone", decisions.systemone),
         _route("POST", "/v1/decisions", decisions.openai),
         _route("GET", "/decisions/{decision_id}", decisions.lookup),
-        _route("POST", "/feedback", Feedback(service)),
+        _route("POST", "/feedback", FeedbackEndpoint(service)),
         _route("GET", "/healthz", health.alive),
         _route("GET", "/readyz", health.ready),
         _route("GET", "/metrics", health.metrics),

@@ -1,4 +1,4 @@
-"""Reading a request's body: bounded in size and time, and as JSON that the models' clients can encode again."""
+"""Read the body of a request, bounded in size and time, as JSON that can be encoded again."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _cleaned(value: Any) -> Any:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _too_large(limit: int) -> Problem:

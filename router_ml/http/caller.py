@@ -1,4 +1,4 @@
-"""Who asks, in which session, under which policy and budget: what headers and keys say of a request."""
+"""The caller of a request: user, session, policy and budget from its headers and API key."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from router_ml.types import Decision
 
 _MAX_STATE_BYTES = 64 * 2**10
 _QUERY_KEYS = ("query", "text", "prompt", "input", "question", "message", "user_request", "request")
-_LITELLM_FRAME = "Classify this message:\n"  # LiteLLM's classifier puts the user's words after it
+_LITELLM_FRAME = "Classify this message:\n"  # LiteLLM's classifier puts the user's text after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,10 @@ class DecisionEndpoints:
         events = await asyncio.to_thread(self._stored, decision_id)
         kinds = ("outcome", "feedback", "attempt")
         found = {kind: [row for row in events if row["event"] == kind] for kind in kinds}
-        told = decision.as_dict() if decision else next((row for row in events if row["event"] == "decision"), None)
-        if told is None and not any(found.values()):
+        made = decision.as_dict() if decision else next((row for row in events if row["event"] == "decision"), None)
+        if made is None and not any(found.values()):
             raise Problem("not_found", "no such decision; it may be some seconds until it is in the event store")
-        return json_response({"decision_id": decision_id, "decision": told, "outcomes": found["outcome"],
+        return json_response({"decision_id": decision_id, "decision": made, "outcomes": found["outcome"],
                               "attempts": found["attempt"], "feedback": found["feedback"]})  # fmt: skip
 
     def _stored(self, decision_id: str) -> list[dict[str, Any]]:

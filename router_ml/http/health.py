@@ -1,4 +1,4 @@
-"""Whether the server lives and can serve, its figures, and how much it logs."""
+"""Health and readiness, metrics, and the log level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API keys: who may call, as whom, under which policy and how often. Only hashes are kept."""
+"""API keys: who may call, as whom, under which policy and how often. Only hashes are stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIELDS = {"user": str, "sha256": str, "policy": (str, type(None)), "per_minute"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key as it is kept."""
+    """One key as stored in the file."""
 
     user: str  # whose it is; the user id of its requests
     sha256: str  # of the key, hexadecimal; keys are random, so no salt is needed
@@ -68,7 +68,7 @@ class KeyFile:
         return found
 
     def add(self, user: str, policy: str | None = None, per_minute: int | None = None) -> str:
-        """Make a key; it is returned once and kept nowhere. Raises `SettingsError` where the user has one."""
+        """Make a key; it is returned once and not stored. Raises `SettingsError` where the user has one."""
         secret = _PREFIX + secrets.token_urlsafe(32)
         with file_lock(self._path.with_suffix(".lock")):
             if any(key.user == user for key in self.all()):
@@ -89,7 +89,7 @@ class KeyFile:
             rows = json.loads(self._path.read_text(encoding="utf-8"))["keys"]
             return tuple(_key(row) for row in rows)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SettingsError(f"{self._path} is no key file ({error}); restore it, or make the keys anew") from error
+            raise SettingsError(f"{self._path} is not a key file ({error}); restore it, or create new keys") from error
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         with atomic_file(self._path) as file:

@@ -1,4 +1,4 @@
-"""What there is to call: the router's own models and those of the hosts, in the form of each API."""
+"""The models that can be called: the router's own models and those of the hosts, in the form of each API."""
 
 from __future__ import annotations
 

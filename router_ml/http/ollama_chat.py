@@ -14,7 +14,7 @@ from router_ml.http.streaming import NDJSON, encoded
 
 
 class OllamaChat:
-    """`/api/chat`. Streams unless told otherwise."""
+    """`/api/chat`. Streams unless `stream` is false."""
 
     media_type = NDJSON
 

@@ -92,7 +92,7 @@ def description() -> dict[str, Any]:
             "/v1/decisions": {"post": _operation("Answer OpenAI's questions", _ANSWERS, _decisions())},
             "/decisions/{decision_id}": {
                 "parameters": [{"name": "decision_id", "in": "path", "required": True, "schema": _TEXT}],
-                "get": _operation("Look a decision up, with what it gave", {"required": ["decision_id"]}),
+                "get": _operation("Return a decision with its outcome and feedback", {"required": ["decision_id"]}),
             },
             "/feedback": {"post": _operation("Say what an answer was worth", {"required": ["known"]}, _feedback())},
             "/healthz": {"get": _operation("Whether the process serves", {"required": ["status"]})},

@@ -1,4 +1,4 @@
-"""What went wrong with a request, as each API tells it: status, `Retry-After` and the body of its own form."""
+"""What went wrong with a request, in the form of each API: status, `Retry-After` and the body of its own form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that are no chat: prompts, embeddings, the management of models, and what merely passes through."""
+"""Endpoints other than chat: prompts, embeddings, model management, and paths that pass through."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from router_ml.types import Decision
 
 
 class PromptEndpoints:
-    """They go to a host as they are; where `auto` is asked, only the model's name is filled in."""
+    """Requests pass to a host unchanged, except that `auto` is replaced by the name of the chosen model."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -36,7 +36,7 @@ class PromptEndpoints:
         return await self._service.proxy.forward(request, await read_body(request, self._service.options))
 
     async def manage(self, request: Request) -> Response:
-        """Pull, push, create, copy and delete: where that is allowed. Large files stream through."""
+        """Pass on pull, push, create, copy and delete if that is allowed. Large files are streamed."""
         if not self._service.options.manage_models:
             raise Problem("permission", "managing models through the router is off; start it with --manage-models")
         return await self._service.proxy.manage(request)
@@ -60,7 +60,7 @@ class PromptEndpoints:
         raw = await read_body(request, self._service.options)
         if self._service.models.policy(lenient_json(raw).get("model")) is not None:
             raise Problem(
-                "invalid", "auto gives no embeddings: name the embedding model, vectors of two do not compare"
+                "invalid", "auto gives no embeddings: name the embedding model, vectors of two cannot be compared"
             )
         return await self._service.proxy.forward(request, raw)
 

@@ -1,4 +1,4 @@
-"""A model's answer in plain values, for every API to tell in its own form."""
+"""A model's answer in plain values, which every API formats in its own way."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A chat request in the gateway's words, whatever API it came by."""
+    """A chat request in the gateway's form, whichever API received it."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = field(default_factory=list)

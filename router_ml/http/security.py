@@ -1,4 +1,4 @@
-"""Who is let in: names and origins this server answers to, API keys, and how many requests at once."""
+"""Access control: host names and origins, API keys, and the number of concurrent requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def problem_response(problem: Problem, path: str) -> Response:
 
 
 class HostGuard:
-    """Refuses requests that a web page sent by way of a name of its own, or from an origin that is not allowed."""
+    """Refuses requests with a foreign Host header (DNS rebinding), and from origins that are not allowed."""
 
     def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
         self._app = app
@@ -119,7 +119,7 @@ class KeyGuard:
 
 
 class Admission:
-    """Lets a bounded number of requests in at once; the others are told at once to come again."""
+    """Limits the number of requests served at once; further ones are refused with `Retry-After`."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit

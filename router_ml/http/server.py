@@ -1,4 +1,4 @@
-"""The process: opens the service, serves until it is told to stop, and lets running answers finish."""
+"""The process: opens the service, serves until a signal stops it, and lets running answers finish."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def told(events: Events, stream: AsyncAnswerStream) -> AsyncIterator[bytes]:
+async def stream_bytes(events: Events, stream: AsyncAnswerStream) -> AsyncIterator[bytes]:
     """Yield the bytes of a gateway's stream; closing it early ends the generation."""
     try:
         yield events.begin()

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from router_ml.events.event import Event
 
-ALL = "all"  # the subject of a rule that looks at all models together
+ALL = "all"  # the subject of a rule that covers all models together
 
 
 class Signal(NamedTuple):

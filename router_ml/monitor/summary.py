@@ -22,7 +22,7 @@ class Summary:
 
     requests: int
     answered_share: float | None  # an answer came back
-    success_rate: float | None  # mean success where somebody knows it, failed calls included
+    success_rate: float | None  # mean success of judged requests, failed calls included
     judged: int  # requests that rate rests on
     latency_p50_s: float | None  # of all requests, cached ones included; linear interpolation
     latency_p90_s: float | None

@@ -2,7 +2,7 @@
 
 What counts as an answer is defined here alone: visible text or a tool call. White space, thoughts without either, and
 nothing at all are an empty answer. A model may give one without any fault of its host (the server drops calls of tools
-that were not offered), so it costs one fallback and blames nobody.
+that were not offered), so it costs one fallback and counts against no model.
 """
 
 from __future__ import annotations

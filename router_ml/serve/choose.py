@@ -20,7 +20,7 @@ from router_ml.hosts.fleet import Fleet
 from router_ml.serve.answer import Answer
 from router_ml.serve.order import pin, plain_decision, restrict, stick
 from router_ml.serve.request_state import RequestState
-from router_ml.serve.turn import Turns
+from router_ml.serve.turn import ToolLoops
 from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
@@ -67,12 +67,12 @@ class DecisionStep:
         self._clock = clock
         self._pool = pool
         self._sessions: LRUCache[str, str] = LRUCache(_SESSIONS)
-        self._turns = Turns(clock)
+        self._tool_loops = ToolLoops(clock)
 
     def assign(self, state: RequestState) -> None:
         """Set which variant of a running experiment the request gets, if any."""
         if self._assigner is not None:
-            turn = self._turns.find(state)
+            turn = self._tool_loops.find(state)
             unit = state.context.session_id or (turn and turn.unit) or uuid.uuid4().hex
             try:
                 state.assignment = self._assigner(unit, state.context)
@@ -84,7 +84,7 @@ class DecisionStep:
 
         Raises `InputError` for a request that cannot be decided on, and `DeadlineExceeded`."""
         began_s = self._clock()
-        turn = self._turns.find(state)
+        turn = self._tool_loops.find(state)
         if self._remembers(state):
             decision = self._decide(state, machine)
         else:
@@ -99,13 +99,13 @@ class DecisionStep:
 
     def answered(self, state: RequestState, answer: Answer) -> None:
         """Note which model a session spoke with last, and which one asked for a tool."""
-        self._turns.asked(state, answer.model, answer.reply.tool_calls)
+        self._tool_loops.asked(state, answer.model, answer.reply.tool_calls)
         if state.context.session_id is not None:
             self._sessions[state.context.session_id] = answer.model
 
     def interrupted(self, state: RequestState) -> None:
         """Note which model asked for a tool in a stream that did not reach its end: the result goes to it."""
-        self._turns.asked(state, *state.asked)
+        self._tool_loops.asked(state, *state.asked)
 
     def _continued(self, decision: Decision, model: str) -> Decision:
         """Return the decision with the model that asked for the tool in front, where it may serve the request."""
@@ -134,7 +134,7 @@ class DecisionStep:
             return False
 
     async def _decide_elsewhere(self, state: RequestState, machine: MachineState) -> Decision:
-        """Decide in another thread: reading a query takes milliseconds, and a decider may be anybody's."""
+        """Decide in another thread: reading a query takes milliseconds, and a decider may be foreign code."""
         work = functools.partial(self._decide, state, machine)
         try:
             deciding = asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -45,7 +45,7 @@ from router_ml.types import Context, MachineState
 log = logging.getLogger(__name__)
 
 _GRACE_S = 1.0  # how long past the deadline a caller waits for the loop before giving up on it
-_LOOK_S = 10.0
+_REFRESH_S = 10.0
 _MAX_ID_CHARS = 200
 _MAX_DEADLINE_S = 1e7  # 115 days: what a deadline without end means to the clocks of threads and event loops
 
@@ -184,25 +184,25 @@ class Gateway:
         return known
 
     def machine(self) -> MachineState:
-        """Return what is known of every model right now, by the latest looks; no host is asked."""
+        """Return the state of every model by the latest refresh; no host is called."""
         self._restart_after_fork()
         return self._fleet.state()
 
     def refresh(self) -> MachineState:
-        """Look at every host again and return what is known then. Raises `NoModelAvailable` on a closed gateway."""
+        """Refresh the state of every host and return it. Raises `NoModelAvailable` on a closed gateway."""
         self._check_open()
 
-        async def look() -> MachineState:
-            self._fleet.expire_looks()
-            await self._fleet.look()
+        async def refreshed() -> MachineState:
+            self._fleet.expire()
+            await self._fleet.refresh()
             return self._fleet.state()
 
-        return self._loop.submit(look()).result(_LOOK_S)
+        return self._loop.submit(refreshed()).result(_REFRESH_S)
 
     def warm_up(self) -> None:
-        """Take the first look at every host now, in the background, so that no request waits for it."""
+        """Refresh the state of every host in the background, so that no request waits for it."""
         self._check_open()
-        self._loop.submit(self._fleet.look())
+        self._loop.submit(self._fleet.refresh())
 
     def preload(self, model: str) -> None:
         """Load a model into memory. Raises `NoModelAvailable` where its host does not do so within the deadline."""
@@ -251,7 +251,7 @@ class Gateway:
             self._recorder.served_from_cache(state, cached)
             return cached
         with self._recorded_failure(state):
-            await self._fleet.look()
+            await self._fleet.refresh()
             self._decision.assign(state)
             await self._decision.decide(state, self._fleet.state())
             question = self.options.clarifying_question
@@ -492,4 +492,4 @@ def _put_across(loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Item], ite
     try:
         loop.call_soon_threadsafe(items.put_nowait, item)
     except RuntimeError:  # the caller's loop is closed: nobody reads any more
-        log.info("the reader of a stream is gone")
+        log.info("the reader of a stream has left")

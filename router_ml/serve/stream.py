@@ -85,6 +85,10 @@ class _Stream:
         self._over = True
         self._task.cancel()
 
+    def _timed_out(self) -> StreamInterrupted:
+        self._stop()
+        return StreamInterrupted("no further part of the stream within the deadline; the request was cancelled")
+
     def __del__(self) -> None:
         if not self._over:
             self._task.cancel()  # nobody will read it: the model need not go on
@@ -110,10 +114,7 @@ class AnswerStream(_Stream):
         try:
             item = self._items.get(timeout=self._patience_s)
         except queue.Empty:
-            self._stop()
-            raise StreamInterrupted(
-                "no further part of the stream within the deadline; the request was cancelled"
-            ) from None
+            raise self._timed_out() from None
         part = self._take(item)
         if part is None:
             raise StopIteration
@@ -150,10 +151,7 @@ class AsyncAnswerStream(_Stream):
             async with asyncio.timeout(self._patience_s):
                 item = await self._items.get()
         except TimeoutError:
-            self._stop()
-            raise StreamInterrupted(
-                "no further part of the stream within the deadline; the request was cancelled"
-            ) from None
+            raise self._timed_out() from None
         part = self._take(item)
         if part is None:
             raise StopAsyncIteration
@@ -168,7 +166,3 @@ class AsyncAnswerStream(_Stream):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-def _no_further_part() -> StreamInterrupted:
-    return StreamInterrupted("no further part of the stream within the deadline; the request was cancelled")

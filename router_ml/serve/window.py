@@ -10,7 +10,7 @@ from router_ml.hosts.backend import Backend
 from router_ml.hosts.reply import Reply
 
 DEFAULT_WINDOW_TOKENS = 4_096  # of an Ollama server on a machine with less than 23 GiB of video memory
-_ANSWER_TOKENS = 512  # kept free for the answer
+_ANSWER_TOKENS = 512  # reserved for the answer
 _STEP_TOKENS = 4_096  # windows are asked for in steps, so that a growing conversation seldom reloads the model
 _CUT_SHARE = 0.75  # of the estimate; fewer tokens read than this were not all of the prompt
 _CUT_TOKENS = 256  # a smaller difference may be an error of the estimate

@@ -82,14 +82,14 @@ def wire_tool(tool: Any, where: str) -> dict[str, Any]:
 
 def _described(function: Any, where: str) -> dict[str, Any]:
     """Return the schema of a function; that of the same one is not made again, for it takes a millisecond."""
-    looks = [getattr(function, name, None) for name in ("__name__", "__doc__", "__annotations__", "__defaults__")]
+    parts = [getattr(function, name, None) for name in ("__name__", "__doc__", "__annotations__", "__defaults__")]
     cacheable = isinstance(function, FunctionType)
     known = _SCHEMAS.get(function) if cacheable else None
-    if known is not None and known[0] == repr(looks):
+    if known is not None and known[0] == repr(parts):
         return known[1]
     schema = _converted(function, where)
     if cacheable:
-        _SCHEMAS[function] = (repr(looks), schema)
+        _SCHEMAS[function] = (repr(parts), schema)
     return schema
 
 

@@ -19,7 +19,7 @@ from router_ml.hosts.names import normal
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.settings import without_credentials
 from router_ml.types import Query
-from training.measuring.conversation import ChatClient, ChatSettings, Conversation
+from training.measuring.conversation import BenchmarkConversation, ChatClient, ChatSettings
 from training.measuring.expected_answer import ExpectedAnswer, expected_answer
 from training.measuring.judge import Judge, JudgeDecision
 from training.measuring.measured_answer import MeasuredAnswer, answer_from, answer_row
@@ -93,7 +93,7 @@ class Benchmark:
         self._expected = {query.id: expected_answer(query) for query in plan.queries}
         self._by_id = {query.id: query for query in plan.queries}
         self._run_file = RunFile(plan.run_file, plan.host, plan.settings)
-        self._conversation = Conversation(client, plan.settings, clock)
+        self._conversation = BenchmarkConversation(client, plan.settings, clock)
         self._judge = Judge(client, plan.judge) if plan.judge else None
 
     def run(self) -> None:

@@ -17,7 +17,7 @@ from router_ml.types import Context
 TABLE_NAMES: tuple[str, ...] = NAMES + TOOL_NAMES
 TOOL_COLUMNS: tuple[int, ...] = tuple(
     i for i, name in enumerate(TABLE_NAMES) if name in TOOL_NAMES or name in ("log_tools", "has_tools")
-)  # what is on offer: it bears on outcomes, never on the label
+)  # the tools offered: they affect outcomes, never the label
 
 
 class Features(NamedTuple):

@@ -1,4 +1,4 @@
-"""Features of queries that come again word for word: reading a query is most of what a decision costs."""
+"""Features of repeated queries: reading a query is most of what a decision costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predict a query's complexity: the learned head, and the rules that stand in where nothing is learned."""
+"""Predict a query's complexity: the learned head, and the rules that replace it when nothing was learned."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The hand-written rules this project replaces: length and structure, keywords, multi-agent need, ambiguity.
 
-They are the baseline of every report, and what decides where no bundle can be used.
+They are the baseline of every report, and they decide when no bundle can be used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ READS = (
     "has_attachment", "short_without_history",
 )  # fmt: skip
 
-# Rough odds for each verdict: the rules are right about half of the time, and their probabilities should say so.
+# Approximate probabilities: the rules are right about half of the time.
 _SURE, _REST = 0.55, 0.15
 
 

@@ -1,4 +1,4 @@
-"""A policy: what success, time and money are worth, and the limits nothing may cross."""
+"""A policy: the weights of success, time and cost, and the limits of a choice."""
 
 from __future__ import annotations
 
