@@ -88,7 +88,7 @@ def false_alarms(requests: int, seed: int = 0) -> int:
 
 
 def delay(fault: Fault, rule: str, seed: int, healthy: int = 3000, limit: int = 1000) -> float:
-    """Return the requests from the beginning of a fault to its alert; infinity where there is none within `limit`."""
+    """Return the requests from the beginning of a fault to its alert; infinity if there is none within `limit`."""
     alerts = Alerts(channels=())
     for number, event in enumerate(traffic(seed, fault, healthy)):
         alerts.record(event)

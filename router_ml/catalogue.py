@@ -118,7 +118,7 @@ class Catalogue:
 def load_catalogue(path: Path | str | None = None) -> Catalogue:
     """Return the catalogue in a TOML file, or the packaged default.
 
-    Raises `CatalogueError`, naming file and field, where it cannot be read."""
+    Raises `CatalogueError`, naming file and field, if it cannot be read."""
     if path is None:
         return _default()
     try:

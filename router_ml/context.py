@@ -75,7 +75,7 @@ def conversation_context(
 ) -> Context:
     """Return what the caller gave, filled up from the conversation and from the tools offered with it.
 
-    Raises `ContextError` where what was given has the wrong shape."""
+    Raises `ContextError` if what was given has the wrong shape."""
     context = parse_context(given)
     offered = context.tools or read_tools(tools)
     counted = estimate_tokens(conversation.query) + sum(estimate_tokens(turn.content) for turn in conversation.history)

@@ -61,7 +61,7 @@ class InputError(RouterError, ValueError):
 
 
 class QueryError(InputError):
-    """The query cannot be routed: it is no string, for example."""
+    """The query cannot be routed, for example because it is not a string."""
 
 
 class ContextError(InputError):
@@ -105,7 +105,7 @@ class BundleError(RouterError):
 
 
 class BundleMissing(BundleError):
-    """There is no bundle at the given place."""
+    """There is no bundle at the given path."""
 
 
 class BundleCorrupt(BundleError):

@@ -74,7 +74,7 @@ class Conversation:
     query: str  # the last text of the user, without what a harness added; "" if there is none
     query_index: int  # index of the message that holds it; len(messages) if there is none
     history: tuple[Turn, ...]  # before the query, oldest first
-    attachment: str  # names of the images and files that came with the query; "" where there are none
+    attachment: str  # names of the images and files that came with the query; "" if there are none
     attachment_kind: str  # "image", "audio", "document" or ""
     has_images: bool  # anywhere in the conversation
     tokens: int  # estimated size of the whole conversation
@@ -99,7 +99,7 @@ class Conversation:
 def read_messages(messages: Any) -> Conversation:
     """Return the conversation in `messages`: a string, one message, a list of them, or an object that holds them.
 
-    Raises `QueryError` for what is no message."""
+    Raises `QueryError` for a value that is not a message."""
     read = [_read(item, place) for place, item in enumerate(message_list(messages))]
     if read and not read[-1].role:
         read[-1] = read[-1]._replace(role="user")
@@ -124,7 +124,7 @@ def read_messages(messages: Any) -> Conversation:
 def read_history(history: Iterable[Any]) -> list[Message]:
     """Return the messages before a query, oldest first. Turns without a role alternate backwards from the assistant.
 
-    Raises `QueryError` for what is no message."""
+    Raises `QueryError` for a value that is not a message."""
     return _with_roles([_read(item, place) for place, item in enumerate(history)])
 
 
@@ -162,7 +162,7 @@ def estimate_tokens(text: str) -> float:
 
 
 def json_text(value: Any) -> str:
-    """Return a value as JSON, whatever it holds. Raises ValueError where it is too large, too deep or holds itself."""
+    """Return a value as JSON, whatever it holds. Raises ValueError if it is too large, too deep or holds itself."""
     check_bounded(value)
     return json.dumps(value, default=shown, skipkeys=True, ensure_ascii=False)
 

@@ -122,7 +122,7 @@ def format_table(
 
 
 def terminal_columns() -> int | None:
-    """Return the width of the terminal in characters; None where standard output is none, and lines may be long."""
+    """Return the width of the terminal in characters; None if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if _is_terminal() else None
 
 

@@ -315,7 +315,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
 
 
 def _models_dir(options: argparse.Namespace, name: str) -> Path:
-    """Return the models folder. Raises `InputError` where a bundle of that name cannot be made in it."""
+    """Return the models folder. Raises `InputError` if a bundle of that name cannot be made in it."""
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} is not a plain folder name; --models-dir chooses the folder it is made in")
     models_dir: Path = options.models_dir or registry_folder(load_settings())

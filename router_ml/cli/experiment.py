@@ -184,7 +184,7 @@ def _check_variant(variant: Variant, settings: Settings) -> None:
 
 
 def _record(settings: Settings, experiment: str, change: ChangeKind, detail: Mapping[str, Any]) -> None:
-    """Write the change into the event store; the state files are authoritative, so a failing store is no error."""
+    """Write the change into the event store; the state files are authoritative, so a failing store is not an error."""
     try:
         store = event_store(settings, read_only=False)
         try:

@@ -128,7 +128,7 @@ def select_models(
     router: Router | None = None,
 ) -> list[Decision]:
     """Choose a model for each of many queries, in small batches on all cores; as `select_model` for each, and several
-    times cheaper. `contexts` has one entry for each query (None where there is none). Raises as `select_model` does,
+    times cheaper. `contexts` has one entry for each query (None if there is none). Raises as `select_model` does,
     and `QueryError` where the two do not have the same length."""
     if router is not None:
         return router.decide_many(queries, contexts, "balanced" if policy is None else policy)
@@ -164,7 +164,7 @@ async def aselect_model(
 
 
 def _keyed(state: RouterState, query: Any, context: ContextLike, policy: Policy) -> tuple[Any, ContextLike, Any]:
-    """Return the query and its context, read where need be, and the key of their decision; None where it is not
+    """Return the query and its context, read where need be, and the key of their decision; None if it is not
     cached."""
     if state.cache is None or policy.exploration:
         return query, context, None

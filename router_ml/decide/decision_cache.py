@@ -36,7 +36,7 @@ class DecisionCache:
         return len(self._entries)
 
     def get(self, key: Hashable) -> Decision | None:
-        """Return the decision stored under a key, with the id it was made with; None where there is none."""
+        """Return the decision stored under a key, with the id it was made with; None if there is none."""
         return self._entries.get(key)
 
     def put(self, key: Hashable, decision: Decision) -> None:

@@ -73,13 +73,13 @@ class Router:
         self._draw = draw
         self.catalogue = catalogue
         self.name = name
-        self.degraded = degraded  # why it is not all learned; "" where it is
+        self.degraded = degraded  # why it is not all learned; "" if it is
 
     @classmethod
     def load(cls, path: Path | str | None = None, *, settings: Settings | None = None, **options: Any) -> Router:
         """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
-        Raises `BundleMissing`, `BundleCorrupt`, `BundleFormatError` or `EncoderError` where it cannot be used."""
+        Raises `BundleMissing`, `BundleCorrupt`, `BundleFormatError` or `EncoderError` if it cannot be used."""
         settings = settings or load_settings()
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
@@ -107,7 +107,7 @@ class Router:
             return router
 
     def _try_out(self, path: Path, dim: int) -> None:
-        """Decide a few queries. Raises `BundleCorrupt` where the heads do not fit together or give no numbers."""
+        """Decide a few queries. Raises `BundleCorrupt` if the heads do not fit together or give no numbers."""
         for decision in self._decide(TRIAL_QUERIES, [None] * len(TRIAL_QUERIES), "balanced", None, None):
             if decision.degraded and not self.degraded:
                 raise BundleCorrupt(f"{path} cannot decide: {decision.reason}; fit or copy the bundle again")
@@ -368,7 +368,7 @@ def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
 def _self_check(bundle: Bundle, embedder: Embedder) -> str:
     """Return a warning if the encoder's vectors differ from those stored at export, "" if they agree.
 
-    A quantised encoder may differ between processors. Raises `BundleCorrupt` where the vectors are useless."""
+    A quantised encoder may differ between processors. Raises `BundleCorrupt` if the vectors are useless."""
     texts, vectors = bundle.config.get("self_check"), bundle.arrays.get("self_check/vectors")
     if texts and (not isinstance(texts, list) or len(texts) > MAX_SELF_CHECKS or not all(map(_is_short, texts))):
         raise BundleCorrupt(f"{bundle.path}: 'self_check' must list a few short texts; fit or copy the bundle again")

@@ -100,7 +100,7 @@ class OutcomeEvent:
 
     decision_id: str
     model: str  # the model that answered; where none did, the one that was chosen
-    success: float | None  # 0..1; 0 where no model answered, None if the answer was not judged
+    success: float | None  # 0..1; 0 if no model answered, None if the answer was not judged
     latency_s: float | None  # end to end
     ok: bool = True  # an answer came back
     prompt_tokens: int | None = None
@@ -299,7 +299,7 @@ def json_value(value: object) -> object:
 def from_dict(row: Mapping[str, Any]) -> Event:
     """Return the event of a dictionary; unknown keys (of another version) are ignored.
 
-    Raises `InputError` where the kind is unknown, or a field is missing or of the wrong type."""
+    Raises `InputError` if the kind is unknown, or a field is missing or of the wrong type."""
     kind = row.get("event")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
@@ -356,7 +356,7 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
 
 
 def from_json(text: str | bytes) -> Event:
-    """Return the event of one line of JSON. Raises `InputError` where it is none."""
+    """Return the event of one line of JSON. Raises `InputError` if it is not one."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -118,7 +118,7 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export_outcomes(store: EventStore, path: Path, selection: EventFilter | None = None) -> int:
-    """Write outcomes as JSON Lines; return how many. Raises `StoreError` where the store cannot be read."""
+    """Write outcomes as JSON Lines; return how many. Raises `StoreError` if the store cannot be read."""
     return _export(path, (outcome_row(outcome) for outcome in outcomes(store, selection)))
 
 

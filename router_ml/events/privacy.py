@@ -169,7 +169,7 @@ class Privacy:
 def load_key(folder: Path) -> bytes:
     """Return the key of keyed hashes, made on first use with access for its owner only.
 
-    Raises `StoreError` where it can be neither read nor made."""
+    Raises `StoreError` if it can be neither read nor made."""
     path = folder / KEY_FILE
     try:
         if not path.exists():

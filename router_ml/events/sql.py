@@ -55,7 +55,7 @@ class SqlStore(ABC):
         """Return all rows of a query. Raises `StoreError`."""
 
     def append(self, events: Sequence[Event]) -> None:
-        """Store events, all or none. Raises `StoreError`, as `RefusedRecord` where one of the events is at fault."""
+        """Store events, all or none. Raises `StoreError`, as `RefusedRecord` if one of the events is at fault."""
         rows = self._rows(events)
         texts = [(row.decision_id, row.at_s, row.text, row.context) for row in rows if row.text is not None]
         with self._lock, self._transaction("write to") as cursor:
@@ -134,7 +134,11 @@ class SqlStore(ABC):
         except InputError as error:
             self._strange += 1
             if self._strange == 1:
-                _LOG.warning("row %d of the event store is no event and is skipped, as others like it: %s", seq, error)
+                _LOG.warning(
+                    "row %d of the event store is not an event and is skipped, like any others of this kind: %s",
+                    seq,
+                    error,
+                )
             return None
 
     def _rows(self, events: Sequence[Event]) -> list[Written]:

@@ -85,10 +85,10 @@ class EventStore(Protocol):
     def append(self, events: Sequence[Event]) -> None:
         """Store events, all or none; once this returns they outlive the process. An event known by its id is skipped.
 
-        Raises `RefusedRecord` where the fault lies in one of the events."""
+        Raises `RefusedRecord` if the fault lies in one of the events."""
 
     def read(self, selection: EventFilter = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
-        """Yield the selected events, oldest first; rows that are no events are skipped and counted in the log."""
+        """Yield the selected events, oldest first; rows that are not events are skipped and counted in the log."""
 
     def texts(self) -> Iterator[StoredText]:
         """Yield every query whose text was stored, oldest first."""
@@ -111,7 +111,7 @@ class EventStore(Protocol):
 def written(event: Event, privacy: Privacy) -> Written:
     """Return the columns of an event without private content.
 
-    Raises `TypeError` where an id is no text: some databases would take it for something else."""
+    Raises `TypeError` if an id is not text, which some databases would convert."""
     if isinstance(event, DecisionEvent) and event.context is not None and not privacy.keep_text:
         event = replace(event, context=None)  # saves converting a long conversation for nothing
     row = privacy.clean(as_dict(event))

@@ -82,11 +82,11 @@ class EventWriter:
         return WriterState(worker.written, worker.dropped, pending, worker.failures, worker.last_error)
 
     def flush(self, timeout_s: float = 10.0) -> bool:
-        """Wait until everything recorded so far is in the store; False where the time did not suffice."""
+        """Wait until everything recorded so far is in the store; False if the time did not suffice."""
         return self._worker.flush(timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Write what waits, stop the thread and close the store; False where something could not be written.
+        """Write what waits, stop the thread and close the store; False if something could not be written.
 
         A store that is away is waited for a second at most."""
         return self._worker.close(timeout_s)
@@ -192,7 +192,7 @@ class _Worker:
         _OPEN.discard(self)
 
     def _take(self, timeout_s: float | None = None) -> bool:
-        """Move one event from the queue to the batch; False where there was none."""
+        """Move one event from the queue to the batch; False if there was none."""
         try:
             item = self.queue.get(timeout=timeout_s) if timeout_s else self.queue.get_nowait()
         except queue.Empty:
@@ -242,7 +242,7 @@ class _Worker:
         self.last_error = None
 
     def _write_singly(self) -> bool:
-        """Write the batch one by one, without those that are refused; False where the store fails meanwhile."""
+        """Write the batch one by one, without those that are refused; False if the store fails meanwhile."""
         while self.batch:
             try:
                 self._write(self.batch[:1])

@@ -43,7 +43,7 @@ def arm_of(experiment: Experiment, unit: str) -> Arm:
 
 
 def assign(experiment: Experiment, unit: str, now_s: float) -> Assignment | None:
-    """Return what a unit gets at a Unix time, or None where it does not take part.
+    """Return what a unit gets at a Unix time, or None if it does not take part.
 
     In shadow mode everybody is served the control, and the challenger decides beside it."""
     if held_out(unit, experiment.holdout):

@@ -189,7 +189,7 @@ def experiment_row(experiment: Experiment) -> dict[str, Any]:
 def experiment_from(row: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a JSON form; unknown keys are ignored and missing ones have their defaults.
 
-    Raises `ExperimentError` where it is not one."""
+    Raises `ExperimentError` if it is not one."""
     if not isinstance(row, Mapping):
         raise ExperimentError("an experiment must be a JSON object")
     if row.get("format", FORMAT) > FORMAT:

@@ -88,7 +88,7 @@ class MlflowSync:
     def sync(self) -> SyncReport:
         """Make one pass.
 
-        Raises `StoreError` where the event store or MLflow cannot be reached; the next pass catches up."""
+        Raises `StoreError` if the event store or MLflow cannot be reached; the next pass catches up."""
         uri = ""
         try:
             uri = open_tracking(self._root)

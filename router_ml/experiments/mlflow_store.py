@@ -44,7 +44,7 @@ def open_tracking(root: Path | None = None) -> str:
     Without a `root`, the environment variable MLFLOW_TRACKING_URI wins and its store is left as it is. Safe to call
     from many processes at once. Turns MLflow's telemetry off, so call it before importing mlflow.
 
-    Raises `StoreError` where the database cannot be made or read."""
+    Raises `StoreError` if the database cannot be made or read."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     chosen = os.environ.get("MLFLOW_TRACKING_URI")
     if root is None and chosen:

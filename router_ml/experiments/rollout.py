@@ -168,7 +168,7 @@ class Rollout:
         return RolloutState(experiment, halt, self._verdict, coverage, self._analyses, self._trouble)
 
     def analyse(self, *, act: bool = True) -> Verdict | None:
-        """Judge the running experiment and, with `act`, halt it where the verdict says so; None where none runs."""
+        """Judge the running experiment and, with `act`, halt it where the verdict says so; None if none runs."""
         with self._lock:
             self._refresh()
             self._analysed_s = self._monotonic()
@@ -193,7 +193,7 @@ class Rollout:
     board = property(renamed("board", "files"))
 
     def record_text(self) -> str | None:
-        """Return the record of the verdict as of now (see `verdict_record`), or None where nothing runs."""
+        """Return the record of the verdict as of now (see `verdict_record`), or None if nothing runs."""
         with self._lock:
             trial = self._trial_of(self._experiment)
             return None if trial is None else trial.record(self._clock())
@@ -315,7 +315,7 @@ class Rollout:
         self._report("invalid" if verdict.kind == "INVALID" else "rolled_back", verdict, trial, now_s, record)
 
     def _halted(self, experiment: Experiment, halt: Halt) -> bool:
-        """Stop serving the experiment, in memory; False where another one runs by now."""
+        """Stop serving the experiment, in memory; False if another one runs by now."""
         with self._view:
             if self._experiment != experiment:
                 return False
@@ -384,7 +384,7 @@ if hasattr(os, "register_at_fork"):
 def request_of(
     event: OutcomeEvent, experiment: Experiment, unit_key: Callable[[str], str] | None
 ) -> UnitRequest | None:
-    """Return the request an outcome stands for in an experiment; None where it does not count.
+    """Return the request an outcome stands for in an experiment; None if it does not count.
 
     Where no answer came, or another model had to step in, the choice of the variant did not work. Raises `TypeError` or
     `ValueError` where a value is not a number."""

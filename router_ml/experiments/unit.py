@@ -83,7 +83,7 @@ class Judged:
     """What a unit contributes at the end of its judgement window."""
 
     arm: Arm
-    failure: float | None  # mean over its judged requests; None where none was judged
+    failure: float | None  # mean over its judged requests; None if none was judged
 
 
 Contribution: TypeAlias = Begun | FirstJudgement | Observation | Judged
@@ -148,7 +148,7 @@ def _failure_at(request: UnitRequest, judgements: Sequence[Judgement], at_s: flo
 
 
 def _first_judgement(request: UnitRequest, judgements: Sequence[Judgement]) -> tuple[float, float] | None:
-    """Return when a request was first judged, once it was served, and how; None where it was not."""
+    """Return when a request was first judged, once it was served, and how; None if it was not."""
     if request.failure is None and not judgements:
         return None
     at_s = request.at_s if request.failure is not None else max(request.at_s, judgements[0].at_s)

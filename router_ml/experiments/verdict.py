@@ -38,7 +38,7 @@ class GuardrailResult:
     tolerance: float
     margin: float
     ratio: bool
-    evidence_harm: float | None  # log e-value; None where a confidence sequence decides
+    evidence_harm: float | None  # log e-value; None if a confidence sequence decides
     harm: bool  # worse than tolerated
     fair: bool  # not worse by the margin
     better: bool
@@ -196,7 +196,7 @@ def _duration(seconds: float) -> str:
 
 
 def _changed_arm(evidence: Evidence) -> str:
-    """Return how many units were served by both arms; "" where none was."""
+    """Return how many units were served by both arms; "" if none was."""
     changed = evidence.total("changed_arm")
     if not changed:
         return ""
@@ -367,7 +367,7 @@ def verdict_record(experiment: Experiment, evidence: Evidence, now_s: float) -> 
 def recompute(record: str) -> str:
     """Return the record computed again from the evidence it holds; equal bytes mean that the verdict stands.
 
-    A record of an earlier format comes back in today's. Raises `ExperimentError` where it is not a record."""
+    A record of an earlier format comes back in today's. Raises `ExperimentError` if it is not a record."""
     try:
         row = json.loads(record)
         experiment = experiment_from(row["experiment"])

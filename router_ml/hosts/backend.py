@@ -76,7 +76,7 @@ class Backend:
             self.host.prompt_gb_per_s.add(rates.prompt_tokens_per_s * entry.size_gb)
 
     def _at_pace(self, gb_per_s: Average) -> float | None:
-        """Return the tokens/s expected of a model of this size on this host; None where either is unknown."""
+        """Return the tokens/s expected of a model of this size on this host; None if either is unknown."""
         entry, pace = self._entry, gb_per_s.value
         return None if entry is None or not entry.size_gb or pace is None else pace / entry.size_gb
 

@@ -70,7 +70,7 @@ class Breaker:
 
     @property
     def retry_after_s(self) -> float:
-        """Return the seconds until an open circuit may be probed; 0 where a call may be made."""
+        """Return the seconds until an open circuit may be probed; 0 if a call may be made."""
         with self._lock:
             if self._state != "open":
                 return 0.0

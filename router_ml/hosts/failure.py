@@ -68,7 +68,7 @@ class Failure:
 
 
 class HostError(Exception):
-    """A host did not answer a request, or its reply is no answer; `failure` says why."""
+    """A host did not answer a request, or its reply is not an answer; `failure` says why."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class Gate:
     async def enter(self, patience_s: float, service_s: float) -> float:
         """Wait for a slot and return the seconds waited.
 
-        Raises `Shed` where the queue is full, or where no slot is expected, or becomes free, within
+        Raises `Shed` if the queue is full, or if no slot is expected, or becomes free, within
         `patience_s`."""
         if self._inside < self._limit:
             self._inside += 1

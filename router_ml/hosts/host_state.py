@@ -51,7 +51,7 @@ class HostState:
 
     @property
     def down_s(self) -> float:
-        """Return for how many seconds it has taken no connections; 0 where it takes them."""
+        """Return for how many seconds it has taken no connections; 0 if it takes them."""
         return 0.0 if self._down_since is None else self._clock() - self._down_since
 
     def resident(self, model: str) -> bool | None:

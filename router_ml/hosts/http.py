@@ -79,12 +79,12 @@ def _tls(optional: bool) -> ssl.SSLContext:
 
 
 async def read_json(response: httpx.Response, limit_bytes: int = MAX_REPLY_BYTES) -> Any:
-    """Return the body of a streamed response, parsed. Raises `HostError` where it is no JSON or larger than allowed."""
+    """Return the body of a streamed response, parsed. Raises `HostError` if it is not JSON or larger than allowed."""
     return parsed(await read_bytes(response, limit_bytes))
 
 
 async def read_bytes(response: httpx.Response, limit_bytes: int) -> bytes:
-    """Return the body of a streamed response. Raises `HostError` where it is larger than allowed."""
+    """Return the body of a streamed response. Raises `HostError` if it is larger than allowed."""
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
@@ -110,7 +110,7 @@ async def read_error(response: httpx.Response) -> str:
 
 
 async def lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the lines of a streamed response that are not blank. Raises `HostError` where one or all are too large."""
+    """Yield the lines of a streamed response that are not blank. Raises `HostError` if one or all are too large."""
     rest, total = b"", 0
     async for chunk in response.aiter_bytes():
         total += len(chunk)
@@ -125,7 +125,7 @@ async def lines(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def parsed(body: bytes) -> Any:
-    """Return the JSON value of a body, unpaired surrogates replaced. Raises `HostError` where it is none."""
+    """Return the JSON value of a body, unpaired surrogates replaced. Raises `HostError` if it is not one."""
     try:
         value = json.loads(body)
         return _clean(value) if b"\\u" in body else value

@@ -14,7 +14,7 @@ _NONE: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 def _check_numbers(options: Any, others: Collection[str]) -> None:
-    """Raise `SettingsError` where a field that is not among the `others` is no number of 0 or more."""
+    """Raise `SettingsError` if a field that is not among the `others` is not a number of 0 or more."""
     for name in (each.name for each in fields(options) if each.name not in others):
         value = getattr(options, name)
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 0:
@@ -45,7 +45,7 @@ class GatewayOptions:
     deadline_s: float = 120.0  # of one request, all attempts together
     last_resort: str | None = "qwen3:8b"  # tried after every ranked model; None: nothing is added
     # An attempt may last attempt_factor times the predicted p95, and no less than attempt_min_s, nor than an answer of
-    # attempt_min_tokens takes at the rate seen here: after a few short answers a long one is no fault. A model that
+    # attempt_min_tokens takes at the rate seen here: after a few short answers a long one is not a fault. A model that
     # is not in memory gets its load time on top (cold_load_s until one was seen). Time for a fallback is reserved
     # where it could finish.
     attempt_factor: float = 3.0

@@ -130,7 +130,7 @@ class LiveRates:
 
 
 def was_cold(load_s: float | None, resident: bool | None = None) -> bool | None:
-    """Return whether a reported load duration means that the model had to be loaded; None where none was reported."""
+    """Return whether a reported load duration means that the model had to be loaded; None if none was reported."""
     if load_s is None:
         return None
     return load_s > (_COLD_LOAD_THOUGH_SEEN_S if resident else _COLD_LOAD_S)

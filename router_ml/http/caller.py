@@ -40,7 +40,7 @@ def caller_of(request: Request, session_id: str | None = None, user_id: str | No
     """Return the caller of a request; `session_id` and `user_id` are those of its body.
 
     A key's user and policy win over what the caller claims, and sessions of different keys never meet.
-    Raises `Problem` for a budget that is no number of seconds."""
+    Raises `Problem` for a budget that is not a number of seconds."""
     key = request.scope.get("router_ml.key")
     session = _first(request.headers, SESSION_HEADERS) or _name(session_id)
     user = _first(request.headers, USER_HEADERS) or _name(user_id)

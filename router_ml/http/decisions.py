@@ -150,7 +150,7 @@ class DecisionEndpoints:
         return str(body.get("model") or getattr(self._service.decider, "name", "auto"))
 
     async def _shares(self, name: object, kind: str, options: Sequence[str], asked: Asked) -> OptionShares:
-        """Return the probabilities of a question's options. Raises `Problem` (422) where it is none we can answer."""
+        """Return the probabilities of a question's options. Raises `Problem` (422) if it is not one we can answer."""
         try:
             question = choice_question(str(name), options, self._service.catalogue, ordered=kind != "choice")
         except QueryError as error:

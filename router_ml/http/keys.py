@@ -45,7 +45,7 @@ class KeyFile:
         return self._path
 
     def all(self) -> tuple[Key, ...]:
-        """Return every key. Raises `SettingsError` where the file cannot be used."""
+        """Return every key. Raises `SettingsError` if the file cannot be used."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -68,7 +68,7 @@ class KeyFile:
         return found
 
     def add(self, user: str, policy: str | None = None, per_minute: int | None = None) -> str:
-        """Make a key; it is returned once and not stored. Raises `SettingsError` where the user has one."""
+        """Make a key; it is returned once and not stored. Raises `SettingsError` if the user has one."""
         secret = _PREFIX + secrets.token_urlsafe(32)
         with file_lock(self._path.with_suffix(".lock")):
             if any(key.user == user for key in self.all()):
@@ -77,7 +77,7 @@ class KeyFile:
         return secret
 
     def revoke(self, user: str) -> None:
-        """Delete a user's key. Raises `SettingsError` where there is none."""
+        """Delete a user's key. Raises `SettingsError` if there is none."""
         with file_lock(self._path.with_suffix(".lock")):
             left = tuple(key for key in self.all() if key.user != user)
             if len(left) == len(self.all()):
@@ -103,7 +103,7 @@ class RateLimits:
         self._left: dict[str, tuple[float, float]] = {}  # user: requests left, when that was so
 
     def wait_s(self, key: Key) -> float:
-        """Take one request; 0 where it may be served, else the seconds until the next one may."""
+        """Take one request; 0 if it may be served, else the seconds until the next one may."""
         if key.per_minute is None:
             return 0.0
         now, rate = time.monotonic(), key.per_minute / 60.0

@@ -1,4 +1,4 @@
-"""The page at `/`, fed from the running service; clients that are no browser get what they know from Ollama."""
+"""The page at `/`, fed from the running service; other clients get the same text as from Ollama."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Proxy:
         """Return the host's own answer to a request, unchanged except that `headers` are added.
 
         A request for a generation goes to the least busy host that has its model, is bounded and recorded, as the
-        outcome of the decision where there was one. Raises `Problem` where no host can be reached or the model is
+        outcome of the decision where there was one. Raises `Problem` if no host can be reached or the model is
         busy, and `ClientDisconnect`."""
         model = lenient_json(raw).get("model") if raw else None
         if not isinstance(model, str):
@@ -94,7 +94,7 @@ class Proxy:
     async def manage(self, request: Request) -> Response:
         """Return the default host's answer; the body is streamed to it, since a model file exceeds the limit on bodies.
 
-        Raises `Problem` where the host cannot be reached."""
+        Raises `Problem` if the host cannot be reached."""
         return await self._plainly(request, request.stream(), None)
 
     async def models(self, max_age_s: float = 0.0) -> list[Mapping[str, Any]]:

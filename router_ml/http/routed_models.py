@@ -37,7 +37,7 @@ class RoutedModels:
     def policy(self, model: object) -> Policy | None:
         """Return the policy that a model name stands for, or None if it names a model of a host.
 
-        Raises `Problem` where it begins like one of ours, and is none."""
+        Raises `Problem` if it begins with `auto:` and no such policy exists."""
         if not isinstance(model, str):
             return None
         name, _, tag = model.strip().partition(":")

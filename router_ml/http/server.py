@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, options: ServerOptions) -> int:
     """Serve until a signal ends it; the exit status.
 
-    Raises `SettingsError` where it would listen beyond the loopback interface without any API key or cannot listen
+    Raises `SettingsError` if it would listen beyond the loopback interface without any API key or cannot listen
     there, and what `open_service` raises."""
     listener = listen(options)
     with contextlib.closing(listener), contextlib.closing(open_service(settings, options)) as service:

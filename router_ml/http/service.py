@@ -45,7 +45,7 @@ class Decided:
             return self._decisions.get(decision_id)
 
     def reason(self, decision_id: str) -> str:
-        """Return the reason of a decision, or "" where it is not known any more."""
+        """Return the reason of a decision, or "" if it is not known any more."""
         decision = self.get(decision_id)
         return decision.reason if decision else ""
 

@@ -70,7 +70,7 @@ class LogChannel:
 class WebhookChannel:
     """Posts to an Alertmanager (`http://host:9093/api/v2/alerts`), or to anything that takes its form.
 
-    Raises `SettingsError` where the URL is not one of HTTP."""
+    Raises `SettingsError` if the URL is not one of HTTP."""
 
     def __init__(self, url: str, *, timeout_s: float = _TIMEOUT_S) -> None:
         if not url.startswith(("http://", "https://")):

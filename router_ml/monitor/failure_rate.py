@@ -61,7 +61,7 @@ class FailureRate:
     for prompts do not explain them; that of wrong answers is the calibrated prediction. Firing takes the sum and an
     excess in a short and a long window. Errors hidden by a fallback count for their model by its attempts; answers
     without a judgement count as answers only. Cancelled requests, calls that were never made and requests that no model
-    can take are no failures."""
+    can take are not failures."""
 
     name = "failure_rate"
     advice = (

@@ -47,7 +47,7 @@ class Histogram:
         self.total += value
 
 
-LabelSet = tuple[str, str, str]  # model, variant, kind of error ("" where it went well)
+LabelSet = tuple[str, str, str]  # model, variant, kind of error ("" if it went well)
 
 
 @dataclass(slots=True)

@@ -50,7 +50,7 @@ class Shares:
             self._counts[index] += value
 
     def share(self, index: int) -> float:
-        """Return the mean of a window; 0 where it is empty."""
+        """Return the mean of a window; 0 if it is empty."""
         n = len(self._windows[index][1])
         return self._counts[index] / n if n else 0.0
 

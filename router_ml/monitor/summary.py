@@ -18,7 +18,7 @@ _HALF = 0.5  # a model that takes at most this share of the time is clearly fast
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Figures of one group of requests. None where nothing is known."""
+    """Figures of one group of requests. None if nothing is known."""
 
     requests: int
     answered_share: float | None  # an answer came back
@@ -91,7 +91,7 @@ def request_record(outcome: OutcomeEvent, candidates: Sequence[Candidate] = ()) 
 def summarise(events: Iterable[Event], since_s: float, until_s: float) -> Snapshot:
     """Return the figures of the outcomes in a window; decisions and feedback may lie outside of it.
 
-    Clarifying questions are no answers of any model, and are left out."""
+    Clarifying questions are left out, since no model generated them."""
     outcomes: list[OutcomeEvent] = []
     candidates: dict[str, Sequence[Candidate]] = {}
     judged: dict[str, Judgement] = {}

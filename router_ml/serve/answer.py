@@ -86,7 +86,7 @@ class Answer:
 
     @property
     def content(self) -> str:
-        """Return the text of the message; "" where there is none."""
+        """Return the text of the message; "" if there is none."""
         return self.reply.content
 
     @property
@@ -142,7 +142,7 @@ def response_of(reply: Reply) -> ChatResponse:
 
 
 def is_empty(reply: Reply) -> bool:
-    """Return whether a whole reply is no answer: neither visible text nor a tool call."""
+    """Return whether a whole reply is empty: neither visible text nor a tool call."""
     return not reply.tool_calls and not _is_visible(reply.content)
 
 

@@ -114,7 +114,7 @@ class DecisionStep:
         return pin(decision, model, self._names, "asked for the tool whose result this is")
 
     def shadow(self, state: RequestState, machine: MachineState) -> Decision | None:
-        """Return what the challenger of a shadow experiment would have chosen; None where there is none or it fails."""
+        """Return what the challenger of a shadow experiment would have chosen; None if there is none or it fails."""
         variant = state.assignment.shadow if state.assignment else None
         if variant is None:
             return None
@@ -188,7 +188,7 @@ class DecisionStep:
     def _pinned(self, state: RequestState, decision: Decision) -> Decision:
         """Return the decision with the model the caller named in front, where there is such a model.
 
-        Raises `PolicyError` where the policy does not allow it."""
+        Raises `PolicyError` if the policy does not allow it."""
         if state.model is None:
             return decision
         if state.allowed is not None and self._names.canonical(state.model) not in state.allowed:

@@ -20,7 +20,7 @@ _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
 class _NotJson(Exception):
-    """Why a value is no JSON, and the steps that lead to it, the innermost first."""
+    """Why a value is not JSON, and the path to it, the innermost step first."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -112,7 +112,7 @@ def _converted(value: Any) -> Any:
             return value.tolist()
     except Exception as error:  # foreign code
         raise _NotJson(f"({type(value).__name__}) cannot be converted: {type(error).__name__}") from error
-    raise _NotJson(f"is of type {type(value).__name__}, which is no JSON; give text, numbers, lists or mappings")
+    raise _NotJson(f"is of type {type(value).__name__}, which is not JSON; give text, numbers, lists or mappings")
 
 
 def _is_file(text: str) -> bool:

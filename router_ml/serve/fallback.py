@@ -139,7 +139,7 @@ class FallbackRunner:
         return None
 
     async def _back(self, state: RequestState, left: Sequence[Backend]) -> Backend | None:
-        """Wait for the first of the hosts, all down, that takes connections again; None where none does in time."""
+        """Wait for the first of the hosts, all down, that takes connections again; None if none does in time."""
         hosts: dict[str, HostState] = {backend.host.url: backend.host for backend in left}
         total_s, left_s = state.deadline_s - state.began_s, state.deadline_s - self._clock()
         waits = [
@@ -276,7 +276,7 @@ class FallbackRunner:
             return dataclasses.replace(failure, kind="refused", message=f"{failure.message}; the host is down")
         if failure.kind == "cold_timeout":
             backend.cold_timeouts += 1
-            # A load is no failure. But a host that never gets done loading, or that does not even say what it has in
+            # A load is not a failure. But a host that never finishes loading, or does not report what it has in
             # memory, is not loading.
             if backend.cold_timeouts >= _COLD_TIMEOUTS or backend.host.running.failing:
                 return dataclasses.replace(failure, kind="timeout")

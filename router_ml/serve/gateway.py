@@ -172,7 +172,7 @@ class Gateway:
         """Record what an answer was worth, 0 bad .. 1 good; the id is `answer.decision.decision_id`, and a comment is
         stored only where text is.
 
-        Returns False, and logs a warning, where it is none of the latest answers of this gateway; it is recorded all
+        Returns False, and logs a warning, if it is not among the latest answers of this gateway; it is recorded all
         the same, for another process may have given that answer. Raises `InputError` for another score."""
         if not isinstance(decision_id, str) or not 0 < len(decision_id) <= _MAX_ID_CHARS:
             raise InputError(f"decision_id is `answer.decision.decision_id`, found {decision_id!r:.60}")
@@ -180,7 +180,7 @@ class Gateway:
             raise InputError(f"a score is a number between 0 and 1, found {score!r:.60}")
         known = self._recorder.judged(decision_id, float(score), comment)
         if not known:
-            log.warning("feedback on %.60r, which is none of this gateway's latest decisions", decision_id)
+            log.warning("feedback on %.60r, which is not among this gateway's latest decisions", decision_id)
         return known
 
     def machine(self) -> MachineState:
@@ -205,7 +205,7 @@ class Gateway:
         self._loop.submit(self._fleet.refresh())
 
     def preload(self, model: str) -> None:
-        """Load a model into memory. Raises `NoModelAvailable` where its host does not do so within the deadline."""
+        """Load a model into memory. Raises `NoModelAvailable` if its host does not do so within the deadline."""
         self._check_open()
         loading = self._loop.submit(self._preloader.load(self._fleet.names.canonical(model)))
         try:
@@ -216,7 +216,7 @@ class Gateway:
 
     @property
     def cache_stats(self) -> CacheStats | None:
-        """Return hits, misses and hit rate of the answer cache; None where there is none."""
+        """Return hits, misses and hit rate of the answer cache; None if there is none."""
         return self._answers.stats
 
     def status(self) -> dict[str, Any]:
@@ -321,7 +321,7 @@ class Gateway:
             self._recorder.failed(state, "cancelled")
             self._decision.interrupted(state)
             raise
-        except InputError:  # the caller's own mistake is no outcome of any model
+        except InputError:  # a mistake of the caller is not an outcome of a model
             raise
         except Exception as error:
             self._recorder.failed(state, type(error).__name__)
@@ -466,7 +466,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _deadline(value: Any) -> float:
-    """Return a deadline in seconds. Raises `QueryError` where it is no number above 0."""
+    """Return a deadline in seconds. Raises `QueryError` if it is not a number above 0."""
     seconds = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else 0.0
     if not seconds > 0:
         raise QueryError(f"deadline_s must be a number of seconds above 0, found {value!r:.60}")

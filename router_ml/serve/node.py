@@ -72,7 +72,7 @@ class CoordinatorNode:
     `clarifying_question` is what the graph asks where `clarify` is true: it is never asked twice in a row, nor in a
     tool loop. What is not given is taken from `settings` (by default the environment's).
 
-    Raises `SettingsError` where a setting cannot be read, and `PolicyError`."""
+    Raises `SettingsError` if a setting cannot be read, and `PolicyError`."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class CoordinatorNode:
     def __call__(self, state: Any, config: RunnableConfig = _NO_CONFIG) -> dict[str, Any]:
         """Return the keys this node adds: `model`, `intent`, `complexity`, `clarify`, `routing`.
 
-        Raises `QueryError` where the state has neither the key of the messages nor `query`."""
+        Raises `QueryError` if the state has neither the key of the messages nor `query`."""
         if not any(_has(state, key) for key in (self._messages_key, "query")):
             raise QueryError(
                 f"the state has neither {self._messages_key!r} nor 'query', only {_keys(state)}; "

@@ -60,7 +60,7 @@ class RequestState:
 def context_of(request: ChatRequest, given: Context | Mapping[str, Any] | None) -> Context:
     """Return the context of a request: what the caller gave, completed from the messages and tools.
 
-    Raises `ContextError` where what was given has the wrong shape."""
+    Raises `ContextError` if what was given has the wrong shape."""
     context = conversation_context(request.conversation, given, request.tools)
     if context.prompt_tokens is not None:
         return context

@@ -65,7 +65,7 @@ class _Stream:
     def answer(self) -> Answer:
         """Return the whole answer with its timings, once the stream has ended.
 
-        Raises `StreamInterrupted` where it has not ended, or failed."""
+        Raises `StreamInterrupted` if it has not ended, or failed."""
         if self._answer is None:
             raise StreamInterrupted("the stream has not ended; read it to its end first")
         return self._answer

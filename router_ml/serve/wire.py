@@ -21,12 +21,12 @@ _UNSENT_KINDS = ("tool_use", "tool_call", "thinking", "reasoning", "redacted_thi
 
 
 def part(message: Any, key: str) -> Any:
-    """Return one part of a message, be it a mapping or an object; None where there is none."""
+    """Return one part of a message, be it a mapping or an object; None if there is none."""
     return message.get(key) if isinstance(message, Mapping) else getattr(message, key, None)
 
 
 def items(values: Any, name: str) -> list[Any]:
-    """Return the values as a list; none for None. Raises `QueryError` where they are no list."""
+    """Return the values as a list; none for None. Raises `QueryError` if they are not a list."""
     if values is None:
         return []
     if not isinstance(values, str | bytes | Mapping) and not hasattr(values, "model_dump"):
@@ -107,7 +107,7 @@ def _converted(function: Any, where: str) -> dict[str, Any]:
 
 
 def valid(kind: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a value as the client sends it. Raises `QueryError` where the client would refuse it."""
+    """Return a value as the client sends it. Raises `QueryError` if the client would refuse it."""
     try:
         sent: dict[str, Any] = kind.model_validate(value).model_dump(exclude_none=True, by_alias=True)
     except ValueError as error:
@@ -154,7 +154,7 @@ def _call(call: Any) -> Any:
     function = part(call, "function") or {"name": part(call, "name"), "arguments": part(call, "args")}
     arguments = part(function, "arguments")
     if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):  # what is no JSON is refused with its place
+        with contextlib.suppress(ValueError):  # values that are not JSON are refused with their place
             arguments = json.loads(arguments or "{}")
     return {"function": {"name": part(function, "name"), "arguments": {} if arguments is None else arguments}}
 

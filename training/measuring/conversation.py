@@ -107,7 +107,7 @@ class BenchmarkConversation:
     def ask(self, model: str, query: Query, expected: ExpectedAnswer, *, can_think: bool = False) -> MeasuredAnswer:
         """Return the answer, with its error where the model failed.
 
-        Raises what the client raises where the host cannot be reached (`Failure.kind` refused, connection, busy)."""
+        Raises what the client raises if the host cannot be reached (`Failure.kind` refused, connection, busy)."""
         resident = self._resident(model)
         messages: list[Any] = messages_of(query, self._settings.system)
         arguments = self._arguments(query, can_think)

@@ -43,7 +43,7 @@ def best_margin(p: Matrix, means: Matrix, utility: RoutingUtility) -> float:
 
 
 def best_factor(p: Matrix, means: Matrix, utility: RoutingUtility, baseline: Matrix, margin: float) -> float:
-    """Return the largest shrinkage factor whose gain over the baseline's utilities (n,) is proven; 0 where none is."""
+    """Return the largest shrinkage factor whose gain over the baseline's utilities (n,) is proven; 0 if none is."""
     standard_errors = UTILITY_SE + UTILITY_SMALL_SAMPLE / len(p)
     for factor in FACTORS:
         shrunk = _with_fold_margin(means + factor * (p - means), means, margin)

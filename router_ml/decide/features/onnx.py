@@ -29,7 +29,7 @@ class OnnxEmbedder:
 
     One text runs on the calling thread. Many are shared out, one by one, among `workers` threads, the caller's included
     (by default as many as the cores allow). `threads` is how many the session itself uses within one run: with more
-    than one, a busy machine stretches the tail of the latency. Raises `EncoderError` where the files cannot be loaded.
+    than one, a busy machine stretches the tail of the latency. Raises `EncoderError` if the files cannot be loaded.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Selector:
     ) -> Selection:
         """Rank the models for one query. `draw` gives uniform numbers in 0..1 where the policy explores.
 
-        Raises `PolicyError` where the policy allows none of the models."""
+        Raises `PolicyError` if the policy allows none of the models."""
         excluded: dict[str, str] = {}
         candidates = self._candidates(forecast, context, policy, machine, excluded)
         notes: list[str] = []

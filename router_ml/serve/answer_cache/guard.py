@@ -22,7 +22,7 @@ _FILLERS = frozenset(_FILLER_WORDS.split())
 
 
 def near_miss(one: str, other: str) -> str | None:
-    """Return the reason why an answer to one text must not serve the other, or None where it may."""
+    """Return the reason why an answer to one text must not serve the other, or None if it may."""
     if one == other:
         return None
     for reason, parts in (
