@@ -29,7 +29,7 @@ _JSON_TYPES = {
 
 
 def read_tools(items: Sequence[Any]) -> tuple[Tool, ...]:
-    """Return the tools, read. Raises `ContextError` (field `tools`) for a value that is not a tool or is too large: more
+    """Return the tools, read. Raises `ContextError` (field `tools`) if one is not a tool, or too large: more
     than `MAX_TOOLS` tools, or a schema of more than 20,000 values or 64 levels."""
     if len(items) > MAX_TOOLS:
         raise ContextError(
