@@ -1,4 +1,4 @@
-"""What knowing which models are in memory is worth: a replay with and without that knowledge.
+"""The benefit of knowing which models are in memory: a replay with and without that knowledge.
 
     python -m benchmarks.residency_replay --requests 300
 

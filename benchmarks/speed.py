@@ -1,4 +1,4 @@
-"""Measure how fast decisions are, beside what they are usually made with. Compare ratios, since machines differ.
+"""Measure how fast decisions are, next to the usual alternatives. Compare ratios, since machines differ.
 
     python -m benchmarks.speed [--bundle D] [--only cold latency ...] [--rounds N] [--bench DIR] [--json]
 

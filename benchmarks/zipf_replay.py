@@ -3,8 +3,8 @@
     python -m benchmarks.zipf_replay --requests 20000
 
 Requests fall on `--texts` different texts with probability proportional to 1 / rank ** s, as questions to an assistant
-do; `--one-off` of them are new texts nobody repeats. The best any cache could do is printed beside: every request but
-the first of its text.
+do; `--one-off` of them are new texts that are not repeated. The highest possible hit rate is printed, too: that of a
+cache which misses only the first request of each text.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Prior:
     success: Mapping[Label, float]  # share of right answers
     output_tokens: Mapping[Label, float] | None = None
     latency_log_sd: float = 0.5  # standard deviation of the log of latency
-    strength: float = DEFAULT_STRENGTH  # pseudo-outcomes this prior is worth
+    strength: float = DEFAULT_STRENGTH  # weight of this prior, in outcomes
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def shown(value: object) -> str:
     """Return a short form of any value for a message, however long or deep the value is."""
     try:
         return _SHORT.repr(value)
-    except Exception:  # a `__repr__` of somebody else, or an integer of thousands of digits
+    except Exception:  # a `__repr__` of another library, or an integer of thousands of digits
         return f"a {type(value).__name__}"
 
 

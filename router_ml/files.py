@@ -69,7 +69,7 @@ def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(descriptor, "wb") as handle:
             if hasattr(os, "fchmod"):
-                os.fchmod(descriptor, mode)  # whatever the umask leaves out
+                os.fchmod(descriptor, mode)  # independent of the umask
             yield handle
             handle.flush()
             os.fsync(descriptor)
@@ -120,7 +120,7 @@ def reason(error: BaseException) -> str:
 
 
 def mode_within(folder: Path) -> int:
-    """Return the mode of a file that whoever may read its folder may read: 0600 in a private folder."""
+    """Return the mode of a file with the readers of its folder: 0600 in a private folder."""
     return PRIVATE_FILE | (folder.stat().st_mode & 0o044)
 
 

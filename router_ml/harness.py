@@ -14,7 +14,7 @@ _USER_BLOCKS = frozenset({
     "userquery", "userrequest", "usermessage", "userquestion", "userinput", "userprompt", "question", "query", "task",
     "feedback", "request",
 })  # fmt: skip
-# Blocks a program writes, beside all with a joined name (system-reminder, environment_details, editorContext).
+# Blocks a program writes, besides all with a joined name (system-reminder, environment_details, editorContext).
 _PROGRAM = frozenset({
     "context", "env", "environment", "documents", "document", "rules", "instructions", "skills", "memory", "memories",
     "files", "docs", "reminder", "attachments", "sources",

@@ -58,7 +58,7 @@ class Message(NamedTuple):
     calls: tuple[str, ...] = ()  # ids (else names) of the tools it calls
     answers: str = ""  # id (else name) of the tool call whose result it is
     model: str = ""  # that wrote it, where the message says so
-    unread_tokens: float = 0.0  # estimated size of its tool calls, thoughts and results beside the text
+    unread_tokens: float = 0.0  # estimated size of its tool calls, thinking and results, besides the text
 
     @property
     def tokens(self) -> float:
@@ -162,7 +162,7 @@ def estimate_tokens(text: str) -> float:
 
 
 def json_text(value: Any) -> str:
-    """Return a value as JSON, whatever it holds. Raises ValueError if it is too large, too deep or holds itself."""
+    """Return any value as JSON. Raises ValueError if it is too large, too deep or holds itself."""
     check_bounded(value)
     return json.dumps(value, default=shown, skipkeys=True, ensure_ascii=False)
 

@@ -32,7 +32,7 @@ MIN_CELL_CHARS = 12  # the last column of a table is cut no shorter
 
 
 def run_command(name: str, command: Callable[[], int | None], *, failure: int = 2, interrupted: str = "") -> int:
-    """Run a command and return its exit status, whatever happens; what goes wrong is one line on standard error.
+    """Run a command and return its exit status; every error is one line on standard error.
 
     An `InputError` gives 2, another error of this project or of the system (a full disk) `failure`, Ctrl-C 130. A
     reader that closes the pipe, such as `head`, has seen enough: 0. `interrupted` is the message after Ctrl-C."""

@@ -61,8 +61,8 @@ class Context:
     latency_budget_s: float | None = None
     prompt_tokens: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # unknown keys, kept and ignored
-    has_images: bool = False  # in the history: whoever answers must be able to see them
-    unread_tokens: int = 0  # estimated size of tool calls, thoughts and later messages, which are not in `history`
+    has_images: bool = False  # in the history: the model that answers must be able to see them
+    unread_tokens: int = 0  # estimated size of tool calls, thinking and later messages, which are not in `history`
 
 
 EMPTY_CONTEXT = Context()
@@ -201,7 +201,7 @@ class ModelState:
 
     available: bool = True  # there, and its circuit breaker lets a call through
     resident: bool | None = None  # loaded in memory
-    queue_s: float = 0.0  # expected wait before our call begins
+    queue_s: float = 0.0  # expected wait before the call begins
     load_s: float | None = None  # expected seconds to load when not resident
     prompt_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None

@@ -93,7 +93,7 @@ class FitJob:
     cache: bool = True
     progress: bool = True
     encoder: str = DEFAULT_ENCODER
-    corpus: tuple[Query, ...] = ()  # the shipped rows learned beside few labels
+    corpus: tuple[Query, ...] = ()  # the shipped rows, added to few labels
     given: dict[str, Any] = field(default_factory=dict)  # for the manifest
     files: tuple[DataFile, ...] = ()
 

@@ -106,7 +106,7 @@ def load_bundle(path: Path | str) -> Bundle:
 
 @contextmanager
 def corrupt_bundle(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a bundle is read or tried, panics of native code included, into `BundleCorrupt`.
+    """Turn every error while a bundle is read or tried, panics of native code included, into `BundleCorrupt`.
 
     Errors of this project, interrupts and exits pass as they are."""
     try:

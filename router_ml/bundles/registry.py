@@ -195,7 +195,7 @@ def install(source: Path, target: Path) -> None:
 
 
 def replace_bundle(folder: Path, target: Path) -> None:
-    """Move a finished bundle to its place in the registry; one of the same name is removed."""
+    """Move a finished bundle into the registry, replacing one of the same name."""
     folder.chmod(target.parent.stat().st_mode & 0o755)
     for path in folder.iterdir():
         path.chmod(mode_within(folder))

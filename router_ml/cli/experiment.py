@@ -38,7 +38,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     status = verbs.add_parser("status", help="what runs, and what is known so far")
     status.add_argument("--json", action="store_true", help="as JSON")
     status.set_defaults(func=_status)
-    stop = verbs.add_parser("stop", help="end the experiment that runs; everybody gets what ran before")
+    stop = verbs.add_parser("stop", help="end the running experiment; requests are served as before it")
     stop.add_argument("--reason", default="", help="why, for the record")
     stop.set_defaults(func=_stop)
     report = verbs.add_parser("report", help="write the report as one HTML page, and check the verdict's record")
@@ -61,7 +61,7 @@ def _register_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coverage", type=float, default=1.0, help="share of units that takes part (default 1)")
     parser.add_argument("--ramp", metavar="AGE:SHARE,...", help="growing coverage, such as 0:0.05,1h:0.25,1d:1")
     parser.add_argument("--holdout", type=float, default=0.0, help="share of units that never takes part")
-    parser.add_argument("--shadow", action="store_true", help="the challenger decides and serves nobody")
+    parser.add_argument("--shadow", action="store_true", help="the challenger decides without serving any request")
     parser.add_argument(
         "--unit",
         choices=("session", "request"),
@@ -326,7 +326,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _check_record(name: str, record: str) -> int:
-    """Compute a record again and say whether its verdict stands; the exit status."""
+    """Compute a record again and report whether its verdict is the same; return the exit status."""
     again = recompute(record)
     if again == record:
         print(f"The record {name} gives the same verdict, byte for byte, when computed again.")

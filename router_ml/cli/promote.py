@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, promoted: Callable[[str], str] = lambda bundle: "") -> int:
-    """List, promote or roll back; `promoted` is called with the active bundle and returns what to say of it."""
+    """List, promote or roll back; `promoted` is called with the active bundle and returns a note to print."""
     settings = load_settings()
     models_dir = options.models_dir or registry_folder(settings)
     if not options.rollback and options.bundle is None:

@@ -57,7 +57,7 @@ class DefaultRouter:
 
     @property
     def batcher(self) -> MicroBatcher:
-        """Return what serves concurrent callers."""
+        """Return the batcher for concurrent callers."""
         from router_ml.decide.batching import MicroBatcher  # deferred: asyncio is a tenth of a cold start
 
         with self._lock:

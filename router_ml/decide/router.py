@@ -302,7 +302,7 @@ class Router:
             try:
                 features = self._features.extract(texts, contexts)
                 return features, self._complexity(features.embedding, features.table), self.degraded
-            except BaseException as error:  # the encoder is foreign code, and a decision is needed
+            except BaseException as error:  # the encoder is third-party code, and a decision is needed
                 if not is_failure(error):
                     raise
                 log.warning("the encoder failed, routing by rules: %s", error)
@@ -380,7 +380,7 @@ def _self_check(bundle: Bundle, embedder: Embedder) -> str:
             mean = float((found * vectors.astype(np.float32)).sum(axis=1).mean())
     except EncoderError:
         raise
-    except BaseException as error:  # the encoder is foreign code, and the texts and vectors may not fit it
+    except BaseException as error:  # the encoder is third-party code, and the texts and vectors may not fit it
         if not is_failure(error):
             raise
         raise BundleCorrupt(f"{bundle.path}: the encoder cannot be checked ({_first_line(error)})") from error

@@ -64,7 +64,7 @@ class DecisionEvent:
     experiment: str | None = None
     variant: str | None = None
     unit: str | None = None  # unit of assignment (a session or a request); written as a keyed hash
-    shadow: bool = False  # decided by a challenger that serves nobody
+    shadow: bool = False  # decided by a challenger in shadow
     pinned: bool = False  # the caller named the model, so no experiment counts it
     prompt_tokens: int | None = None
     text: str | None = None  # the query; written only where that is enabled, then redacted
@@ -220,7 +220,7 @@ class Recorders:
         for recorder in self.recorders:
             try:
                 recorder.record(event)
-            except Exception:  # the request must go on, whatever a recorder does
+            except Exception:  # the request continues even if a recorder fails
                 continue
 
 

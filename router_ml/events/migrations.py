@@ -41,7 +41,7 @@ LATEST = MIGRATIONS[-1].number
 
 
 def check_version(version: int, where: str) -> int:
-    """Return the version of a store. Raises `StoreError` if a newer program, or a foreign one, has written it."""
+    """Return the version of a store. Raises `StoreError` if a newer or another program wrote it."""
     if not 0 <= version <= LATEST:
         raise StoreError(
             f"the event store {where} has version {version} and this program reads up to {LATEST}; upgrade router-ml"

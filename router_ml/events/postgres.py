@@ -22,7 +22,7 @@ _ALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3
 _TIMEOUTS = "SET lock_timeout = '15s'; SET statement_timeout = '60s'"
 # Writers take this lock, so that the order of `seq` is the order of commits and a reader's watermark misses nothing.
 _LOCK = 7_263_910_455
-# Classes of SQLSTATE that blame a value: cardinality, data, integrity, program limit (a key too long for its index).
+# Classes of SQLSTATE for a bad value: cardinality, data, integrity, program limit (a key too long for its index).
 _REFUSED = ("21", "22", "23", "54")
 # Phrases that may be quoted from an error without SQLSTATE: its message may contain the URL with a password.
 _REASON = re.compile(

@@ -55,7 +55,7 @@ class SqlStore(ABC):
         """Return all rows of a query. Raises `StoreError`."""
 
     def append(self, events: Sequence[Event]) -> None:
-        """Store events, all or none. Raises `StoreError`, as `RefusedRecord` if one of the events is at fault."""
+        """Store events, all or none. Raises `StoreError`, as `RefusedRecord` if one of the events is the cause."""
         rows = self._rows(events)
         texts = [(row.decision_id, row.at_s, row.text, row.context) for row in rows if row.text is not None]
         with self._lock, self._transaction("write to") as cursor:
@@ -144,7 +144,7 @@ class SqlStore(ABC):
     def _rows(self, events: Sequence[Event]) -> list[Written]:
         try:
             return [written(event, self._privacy) for event in events]
-        except Exception as error:  # whatever is wrong with an event, the others can be written
+        except Exception as error:  # an error of one event does not stop the others
             raise RefusedRecord(f"an event cannot be converted: {type(error).__name__}: {error}") from error
 
     def _filled(self, order: str, n: int) -> str:

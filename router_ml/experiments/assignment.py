@@ -23,7 +23,7 @@ class Assignment:
     arm: Arm
     variant: Variant  # what is served
     unit: str
-    shadow: Variant | None = None  # decides in shadow and serves nobody
+    shadow: Variant | None = None  # decides in shadow
 
 
 def fraction(salt: str, unit: str) -> float:
@@ -45,7 +45,7 @@ def arm_of(experiment: Experiment, unit: str) -> Arm:
 def assign(experiment: Experiment, unit: str, now_s: float) -> Assignment | None:
     """Return what a unit gets at a Unix time, or None if it does not take part.
 
-    In shadow mode everybody is served the control, and the challenger decides beside it."""
+    In shadow mode every unit is served the control, and the challenger decides as well."""
     if held_out(unit, experiment.holdout):
         return None
     coverage = experiment.coverage(now_s)

@@ -72,7 +72,7 @@ class Limits:
     cost_tolerance_usd: float = 0.0
     slo_s: float | None = 5.0  # None: no latency objective
     split_tolerance: float = 0.02  # the challenger's share of units must be proven this close to one half
-    min_units: int = 200  # per arm, before an asymptotic test may speak and before shipping
+    min_units: int = 200  # per arm, before an asymptotic test may decide and before shipping
     min_judged: int = 100  # units per arm with a judged answer, before shipping
     min_duration_s: float = 0.0  # before shipping
     planned_units: int = 3000  # both arms; where the confidence sequences are tightest

@@ -71,7 +71,7 @@ def database_uri(folder: Path) -> str:
 def ensure_experiment(name: str, root: Path | None = None, uri: str | None = None) -> str:
     """Return the id of the MLflow experiment of that name, made with its artifacts under the store's folder.
 
-    `uri` is what `open_tracking(root)` returned; a store that is not ours chooses its own artifact folder."""
+    `uri` is what `open_tracking(root)` returned; a foreign store chooses its own artifact folder."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 

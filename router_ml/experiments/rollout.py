@@ -48,7 +48,7 @@ _ANALYSIS_S = 0.25  # between analyses of the thread
 _STALE_S = 1.0  # after so long without an analysis the request path makes one
 _PATIENCE_S = 1.0  # how long an outcome may take through the store before memory's copy is used
 _INBOX = 50_000
-_FAILED_ANALYSES = 5  # in a row: then the experiment cannot be judged, and must not go on
+_FAILED_ANALYSES = 5  # in a row: then the experiment cannot be judged and is halted
 _AHEAD_S = 60.0  # how far clocks may disagree
 _PLOT_STEP = 1.05  # an analysis is written down whenever the units have grown by this factor
 

@@ -27,7 +27,7 @@ Signature: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """An experiment was halted by its verdict; nobody is enrolled until a person acknowledges it."""
+    """An experiment was halted by its verdict; no unit is enrolled until a person acknowledges it."""
 
     experiment: str
     kind: str

@@ -82,7 +82,7 @@ class Verdict:
 def judge(experiment: Experiment, evidence: Evidence, now_s: float) -> Verdict:
     """Return the verdict on what is known at a Unix time. Pure: equal arguments give equal verdicts."""
     findings = tuple(_result(rail, evidence, experiment.limits) for rail in guardrails(experiment.limits))
-    shadow = experiment.mode == "shadow"  # where everybody is served the control, there is no split to test
+    shadow = experiment.mode == "shadow"  # every unit is served the control, so there is no split to test
     split = 0.0 if shadow else split_log_e(evidence.counts["begun"]["challenger"], evidence.total("begun"))
     proven = _split_proven(evidence, experiment.limits)
     kind, reasons = _decide(experiment, evidence, findings, split, proven, now_s)

@@ -37,7 +37,7 @@ class Permit:
         self._report(False, broken_connection)
 
     def released(self) -> None:
-        """Report that nothing was learned about the model (cancelled, or the request was at fault)."""
+        """Report that nothing was learned about the model (cancelled, or the request was the cause)."""
         self._report(None)
 
     def _report(self, ok: bool | None, broken_connection: bool = False) -> None:
@@ -85,7 +85,7 @@ class Breaker:
     def acquire(self, at_once: bool = False) -> Permit | None:
         """Return a permit, or None while the circuit is open or its one probe is in flight.
 
-        `at_once`: an open circuit may be probed before its wait is over, for nobody else can serve the request."""
+        `at_once`: an open circuit may be probed before its wait is over, as no other backend can serve the request."""
         with self._lock:
             state = self._now_state()
             if state == "closed":

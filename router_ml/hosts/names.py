@@ -16,7 +16,7 @@ def normal(name: str) -> str:
 
 
 class ModelNames:
-    """Find the catalogue's name of a model whatever it is called."""
+    """Find the catalogue's name of a model under any of its names."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._canonical: dict[str, str] = {}

@@ -67,7 +67,7 @@ class OllamaHost:
         found: dict[str, Installed] = {}
         for own, entry in await self._models("/api/tags"):
             name = self._names.canonical(own)
-            # Where two installed models share a catalogue entry, the one that bears the entry's own name wins.
+            # Where two installed models share a catalogue entry, the one with the entry's own name wins.
             if name not in found or own == name:
                 found[name] = Installed(own, _capabilities(entry.get("capabilities")), _size_gb(entry.get("size")))
         return found

@@ -76,7 +76,7 @@ class LiveRates:
 
     @property
     def service_s(self) -> float | None:
-        """Return the seconds of one call, waits in our own queue and loads left out; None before the first."""
+        """Return the seconds of one call, without loads and waits in the gateway's queue; None before the first."""
         return self._service.value if self._is_fresh else None
 
     @property

@@ -90,7 +90,7 @@ class Fresh(Generic[T]):
             self._value = await self._fetch()
             self._fetched_at = self._clock()
             self._failures = 0
-        except Exception:  # whatever a probe meets, requests go on with what is known
+        except Exception:  # requests continue with the cached value after any error
             self._failures += 1
             wait_s = min(self._retry_s * 2 ** (self._failures - 1), _RETRY_MAX_S)
             self._not_before = self._clock() + wait_s

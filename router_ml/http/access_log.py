@@ -64,4 +64,4 @@ class AccessLog:
 
 
 def _path(scope: Scope) -> str:
-    return str(scope["path"])[:200]  # without the query: it may hold what somebody wrote
+    return str(scope["path"])[:200]  # without the query: it may hold text of a user

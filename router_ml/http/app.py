@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_GONE = 499  # the client left; nobody sees this status but the access log
+_GONE = 499  # the client left; only the access log shows this status
 
 
 def build_app(service: Service) -> ASGIApp:

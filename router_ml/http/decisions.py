@@ -1,4 +1,4 @@
-"""The decision as an API: ours, and the two that other routers call to choose a model or a tier."""
+"""Decisions over HTTP: our own API, and two that other routers call to choose a model or a tier."""
 
 from __future__ import annotations
 

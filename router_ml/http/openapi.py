@@ -1,4 +1,4 @@
-"""The OpenAPI description of the endpoints that are our own; Ollama, OpenAI and Anthropic describe theirs."""
+"""The OpenAPI description of the endpoints of this project; Ollama, OpenAI and Anthropic describe theirs."""
 
 from __future__ import annotations
 

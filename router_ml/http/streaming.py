@@ -1,4 +1,4 @@
-"""Answers on their way to a client, and what happens when the client leaves."""
+"""Streamed answers to a client, cancelled when the client leaves."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def response_of(reply: Reply) -> ChatResponse:
     """Return a reply as the ollama client gives it, a copy that is the caller's own."""
     try:
         return ChatResponse.model_validate(copy.deepcopy(dict(reply.wire)))
-    except ValueError:  # some field that nobody needs has a form the client does not read
+    except ValueError:  # an optional field has a form that the client does not read
         parts = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
         message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(parts)})
         return ChatResponse(

@@ -35,7 +35,7 @@ class ModelCall:
     async def run(self, sink: Sink | None) -> Reply:
         """Return the whole reply; with a sink its parts are passed on as they come.
 
-        Raises `TimeoutError` and whatever the host raises."""
+        Raises `TimeoutError` and the errors of the host."""
         host = self._backend.host.host
         async with asyncio.timeout(self.timeout_s) as limit:
             if sink is None:

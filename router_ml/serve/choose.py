@@ -31,9 +31,9 @@ _SESSIONS = 10_000  # sessions whose last model is remembered
 
 
 class Decider(Protocol):
-    """What chooses: a `Router`, or anything that decides as one does.
+    """A `Router`, or any object with the same `decide` method.
 
-    One that remembers what it read of a query may also have `remembers(query, context) -> bool`: where that is true it
+    One that caches the features of a query may also have `remembers(query, context) -> bool`: where that is true it
     decides in microseconds, and the gateway asks it without a hand-over to another thread."""
 
     def decide(
@@ -134,7 +134,7 @@ class DecisionStep:
             return False
 
     async def _decide_elsewhere(self, state: RequestState, machine: MachineState) -> Decision:
-        """Decide in another thread: reading a query takes milliseconds, and a decider may be foreign code."""
+        """Decide in another thread: reading a query takes milliseconds, and a decider may be third-party code."""
         work = functools.partial(self._decide, state, machine)
         try:
             deciding = asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -172,7 +172,7 @@ class DecisionStep:
             return self._decider.decide(state.request.text, state.context, state.policy, machine)
         except InputError:
             raise
-        except Exception as error:  # whatever the decider is, the request goes on
+        except Exception as error:  # the request continues after any error of the decider
             log.warning("the decider failed, the catalogue's order is used: %s", error)
             why = f"the decider failed ({type(error).__name__}); the catalogue's order is used"
             return plain_decision(self._fleet.catalogue, state.policy_name, why)

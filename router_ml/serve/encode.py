@@ -1,4 +1,4 @@
-"""Values of a request as JSON has them, so that whatever cannot be sent is found before any model is called."""
+"""Values of a request as JSON has them, so that values that cannot be sent are found before any model is called."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _converted(value: Any) -> Any:
             return value.model_dump(mode="json", by_alias=True, exclude_none=True)
         if hasattr(value, "tolist") and not isinstance(value, type):
             return value.tolist()
-    except Exception as error:  # foreign code
+    except Exception as error:  # third-party code
         raise _NotJson(f"({type(value).__name__}) cannot be converted: {type(error).__name__}") from error
     raise _NotJson(f"is of type {type(value).__name__}, which is not JSON; give text, numbers, lists or mappings")
 

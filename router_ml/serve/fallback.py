@@ -75,7 +75,7 @@ class FallbackRunner:
     async def run(self, state: RequestState, sink: Sink | None) -> Answer:
         """Return the first answer of the chain. After an answer's first part went to `sink` nothing is tried again.
 
-        After an empty answer, thoughts alone included, one more model is called; where it gives none either, the last
+        After an empty answer, thinking alone included, one more model is called; where it gives none either, the last
         empty answer is returned. Raises `QueryError` for a request no model can take, and `GatewayError`."""
         try:
             return await self._first_answer(state, sink)

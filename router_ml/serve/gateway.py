@@ -169,7 +169,7 @@ class Gateway:
         return AsyncAnswerStream(_opened(first), items, task, self._patience_s(state))
 
     def feedback(self, decision_id: str, score: float, comment: str | None = None) -> bool:
-        """Record what an answer was worth, 0 bad .. 1 good; the id is `answer.decision.decision_id`, and a comment is
+        """Record feedback on an answer, 0 bad .. 1 good; the id is `answer.decision.decision_id`, and a comment is
         stored only where text is.
 
         Returns False, and logs a warning, if it is not among the latest answers of this gateway; it is recorded all
@@ -309,7 +309,7 @@ class Gateway:
             if not sink.started:  # a cached or empty answer, or a question: one part that is the whole
                 sink.opened(Opened(state.chosen, answer.model, ()))
                 sink.part(answer.reply)
-            elif not sink.finished:  # thoughts alone: they were passed on, their end was not
+            elif not sink.finished:  # thinking alone: its parts were passed on, but not the last one
                 sink.part(answer.reply.end())
             sink.ended(answer)
 
@@ -491,5 +491,5 @@ def _no_response() -> DeadlineExceeded:
 def _put_across(loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Item], item: Item) -> None:
     try:
         loop.call_soon_threadsafe(items.put_nowait, item)
-    except RuntimeError:  # the caller's loop is closed: nobody reads any more
+    except RuntimeError:  # the caller's loop is closed: the stream has no reader any more
         log.info("the reader of a stream has left")

@@ -39,7 +39,7 @@ from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
 
-# LangGraph hands the configuration to a parameter of this name and annotation; a plain mapping for everybody else.
+# LangGraph hands the configuration to a parameter of this name and annotation; a plain mapping for other callers.
 RunnableConfig: TypeAlias = Mapping[str, Any]
 
 _NO_CONFIG: RunnableConfig = MappingProxyType({})
@@ -61,7 +61,7 @@ class ComplexityIntent:
 
 
 class CoordinatorNode:
-    """Chooses the model for the next turn of a conversation. Thread-safe; whatever a conversation holds, it decides.
+    """Chooses the model for the next turn of a conversation. Thread-safe; it decides for any conversation.
 
     Only for a state without any conversation, under `messages_key` or `query`, it raises `QueryError`.
 
@@ -144,7 +144,7 @@ class CoordinatorNode:
     def _decide(self, text: str, context: Context) -> Decision:
         try:
             return self._own_decider().decide(text, context, self._policy, self._state())
-        except Exception as error:  # whatever breaks, the graph goes on
+        except Exception as error:  # the graph continues after any error
             log.warning("the router failed (%s); rules decide", type(error).__name__)
             why = f"the router failed ({type(error).__name__})"
         try:

@@ -83,7 +83,7 @@ def build_request(messages: Messages, tools: Sequence[Any] | None = None, **form
     """Return the request with every message, tool and option converted and encoded as the ollama client would.
 
     `form` holds `think`, `format`, `options`, `keep_alive`, `logprobs` and `top_logprobs`. Raises `QueryError` for
-    whatever could be sent to no model; it names the message, tool or option."""
+    anything that no model could be sent; it names the message, tool or option."""
     for name in form.keys() - _FORM:
         raise QueryError(f"chat takes no argument {name!r:.60}{suggestion(name, _KNOWN)}")
     try:
@@ -108,7 +108,7 @@ def _built(messages: Messages, tools: Sequence[Any] | None, form: Mapping[str, A
 
 
 def prompt_tokens(conversation: Conversation, tools: Sequence[Tool]) -> int:
-    """Estimate the tokens of a prompt, with its tool calls and thoughts and the schemas of the tools offered."""
+    """Estimate the tokens of a prompt, with its tool calls, thinking and the schemas of the tools offered."""
     return conversation.tokens + sum(tool.schema_chars for tool in tools) // 4
 
 

@@ -35,7 +35,7 @@ class Sink:
         self.started = self.finished = False
 
     def opened(self, opened: Opened) -> None:
-        """Pass on which model answers; where thoughts of another came before, the answer says so in the end."""
+        """Pass on which model answers; if thinking of another model came before, the final answer names this one."""
         if not self.started:
             self.started = True
             self._put(opened)
@@ -91,7 +91,7 @@ class _Stream:
 
     def __del__(self) -> None:
         if not self._over:
-            self._task.cancel()  # nobody will read it: the model need not go on
+            self._task.cancel()  # it has no reader, so the generation can end
 
 
 class AnswerStream(_Stream):

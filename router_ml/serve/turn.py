@@ -31,7 +31,7 @@ class ToolLoops:
         self._tool_loops: TTLCache[str, ToolLoop] = TTLCache(_TOOL_LOOPS, _TTL_S, clock)
 
     def find(self, state: RequestState) -> ToolLoop | None:
-        """Return the turn whose tool result this request brings, or None."""
+        """Return the tool loop whose result this request holds, or None."""
         if not state.request.conversation.in_tool_loop:
             return None
         calls = next((m["tool_calls"] for m in reversed(state.request.messages) if "tool_calls" in m), ())
@@ -46,7 +46,7 @@ class ToolLoops:
 
 
 def _keys(state: RequestState, calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what a turn is recognised by: with the calls first, for users may begin alike."""
+    """Yield the keys that identify a tool loop, those with calls first, since users may begin with equal messages."""
     conversation, session = state.request.conversation, state.context.session_id
     begin = digest([
         user_scope(state.context.extra.get("user_id"), session),

@@ -96,7 +96,7 @@ def _described(function: Any, where: str) -> dict[str, Any]:
 def _converted(function: Any, where: str) -> dict[str, Any]:
     try:
         converted = convert_function_to_tool(function)
-    except Exception as error:  # whatever its annotations do
+    except Exception as error:  # its annotations may raise anything
         name = getattr(function, "__name__", type(function).__name__)
         raise QueryError(
             f"{where}: the function {name!r:.60} cannot be described ({type(error).__name__}): each parameter needs an "

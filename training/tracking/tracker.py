@@ -1,4 +1,4 @@
-"""Log work to MLflow. Where MLflow is missing or down, a warning says how to log it later, and the work goes on."""
+"""Log work to MLflow. Where MLflow is missing or down, a warning says how to log it later, and the work continues."""
 
 from __future__ import annotations
 

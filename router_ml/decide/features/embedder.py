@@ -30,5 +30,5 @@ class Embedder(Protocol):
 
 
 def is_failure(error: BaseException) -> bool:
-    """Return whether foreign code failed: a panic of Rust code is no `Exception`, an interrupt is no failure."""
+    """Return whether third-party code failed; a panic of Rust code counts although it is no `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

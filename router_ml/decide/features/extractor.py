@@ -1,4 +1,4 @@
-"""Turns queries and contexts into the numbers the learned heads read: one encoder pass, and a table beside it."""
+"""Turns queries and contexts into the inputs of the learned heads: one encoder pass, and a table of features."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class OnnxEmbedder:
 
 class _Workers:
     """Threads that help the calling one. A helper that is still waiting for its turn when the work is done is
-    cancelled, so that nobody ever waits for a busy pool."""
+    cancelled, so that no caller waits for a busy pool."""
 
     def __init__(self, n: int) -> None:
         self.n = n

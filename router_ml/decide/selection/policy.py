@@ -29,8 +29,8 @@ class Policy:
 
     name: str
     success_weight: float = 1.0
-    latency_weight_per_s: float = 0.02  # success one second is worth
-    cost_weight_per_usd: float = 10.0  # success one dollar is worth
+    latency_weight_per_s: float = 0.02  # value of one second, in units of success
+    cost_weight_per_usd: float = 10.0  # value of one dollar, in units of success
     latency_budget_s: float | None = 5.0  # limit on p95; a shorter budget in the context wins
     min_p_success: float = 0.0
     max_cost_usd: float | None = None  # per answer
