@@ -55,7 +55,7 @@ class Selector:
     ) -> Selection:
         """Rank the models for one query. `draw` gives uniform numbers in 0..1 where the policy explores.
 
-        Raises `PolicyError` where the policy allows none of the models."""
+        Raises `PolicyError` if the policy allows none of the models."""
         excluded: dict[str, str] = {}
         candidates = self._candidates(forecast, context, policy, machine, excluded)
         notes: list[str] = []
@@ -170,7 +170,7 @@ def _least_bad(candidates: list[Candidate], budget_s: float | None) -> list[Cand
 def _explore(
     chain: list[Candidate], n_fit: int, policy: Policy, draw: Callable[[], float] | None, notes: list[str]
 ) -> tuple[list[Candidate], float]:
-    """Put another admissible model first now and then; return the chain and the probability of its first."""
+    """Put another admissible model first at the exploration rate; return the chain and the propensity of its first."""
     if not policy.exploration or draw is None or n_fit < 2:
         return chain, 1.0
     share = policy.exploration / n_fit
