@@ -118,7 +118,7 @@ class Selector:
         notes: list[str],
     ) -> list[Candidate]:
         """Return the allowed models though none can serve the request: if only the prompt is too long, those with the
-        largest context window, else all; those the policy names where the catalogue has none of them, for a host may."""
+        largest context window, else all; those the policy names where the catalogue has none of them."""
         allowed = [model for model in self.models if policy.allows(model)]
         if not allowed:
             return _uncatalogued(policy.models or (), forecast)
