@@ -30,7 +30,9 @@ class SharedCache(Generic[K, V]):
         if not self._acquire():
             return None
         try:
-            return self._entries.get(key)
+            return self._entries[key]  # `get` of cachetools looks up twice
+        except KeyError:
+            return None
         finally:
             self._release()
 
@@ -39,7 +41,8 @@ class SharedCache(Generic[K, V]):
         if not self._acquire():
             return {}
         try:
-            return {key: value for key in keys if (value := self._entries.get(key)) is not None}
+            entries = self._entries
+            return {key: entries[key] for key in keys if key in entries}
         finally:
             self._release()
 
