@@ -1,8 +1,8 @@
 """Token numbers of a text, word by word: what a BERT tokenizer makes of a word does not depend on what is around it.
 
 So the numbers of a word can be cached, which takes a tenth of the tokenizer's time: a decision takes 40 us at most
-outside the encoder, 160 us with a context, and tokenizing alone would take half of that. Texts with other than printable
-ASCII characters, and other kinds of tokenizers, are left to the tokenizer.
+outside the encoder, 160 us with a context, and tokenizing alone would take half of that. Texts with other than
+printable ASCII characters, and other kinds of tokenizers, are left to the tokenizer.
 """
 
 from __future__ import annotations
