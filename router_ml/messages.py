@@ -179,7 +179,7 @@ def check_bounded(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX
             if n_values > max_values:
                 raise ValueError(f"it holds more than {max_values:,} values, or itself")
             for part in item.values() if isinstance(item, dict) else item:
-                if type(part) not in _PLAIN and isinstance(part, _CONTAINERS):  # the first test is the cheaper one
+                if type(part) not in PLAIN_TYPES and isinstance(part, _CONTAINERS):  # the first test is the cheaper one
                     below.append(part)  # noqa: PERF401 - most levels are short, and hold nothing to append
         if not below:
             return n_values
@@ -188,7 +188,7 @@ def check_bounded(value: Any, max_values: int = MAX_VALUES, max_depth: int = MAX
 
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from router_ml.decide.shared_cache import SharedCache
-from router_ml.messages import check_bounded
+from router_ml.messages import PLAIN_TYPES, check_bounded
 from router_ml.types import EMPTY_CONTEXT, Context, Decision
 
 DEFAULT_TTL_S = 300.0
@@ -81,7 +81,8 @@ def _context_key(context: Context | Mapping[str, Any] | None) -> Hashable:
         )
     if not isinstance(context, Mapping):
         raise TypeError("no context")
-    if isinstance(context.get("session_id"), Mapping | list | tuple | set | frozenset):
+    session = context.get("session_id")
+    if type(session) not in PLAIN_TYPES and isinstance(session, Mapping | list | tuple | set | frozenset):
         raise TypeError("no session")
     check_bounded(context, MAX_VALUES)  # marshal writes a shared part each time, and one that holds itself for ever
     values = marshal.dumps([item for item in context.items() if item[0] != "session_id"], _PLAIN_VALUES)
