@@ -287,7 +287,7 @@ class Router:
             dict(zip(LABELS, probabilities)),  # noqa: B905 - saying `strict` takes longer than the rest
             choice.ranked,
             "clarify" if clarify else "answer",
-            f"ask back, what is meant is open; {reason}" if clarify else reason,
+            f"ask what is meant, the query is ambiguous; {reason}" if clarify else reason,
             self.new_id(),
             policy.name,
             self.name,

@@ -12,7 +12,7 @@ _UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def decision_headers(decision: Decision, model: str) -> dict[str, str]:
-    """`x-router-ml-*` of a decision and the model that answered ("" where the user is asked back)."""
+    """`x-router-ml-*` of a decision and the model that answered ("" for a clarifying question)."""
     candidate = next((c for c in decision.ranked if c.model == model), None)
     think = getattr(decision, "think", None)
     arm = model if think is None else f"{model};think={str(think).lower()}"
