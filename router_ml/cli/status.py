@@ -109,7 +109,7 @@ def _installed(url: str, names: ModelNames) -> dict[str, Any]:
         with httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=not loopback) as client:
             entries = client.get("/api/tags").raise_for_status().json()["models"]
         return {"host": shown, "models": [str(e.get("model") or e.get("name")) for e in entries], "problem": None}
-    except Exception as error:  # refused, timed out, not Ollama at all: all the same to a status
+    except Exception as error:  # refused, timed out, not Ollama: the status does not distinguish them
         return {"host": shown, "models": None, "problem": type(error).__name__}
 
 

@@ -22,10 +22,11 @@ from router_ml.hosts.names import ModelNames
 from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import LiveRates
+from router_ml.moved import renamed
 from router_ml.settings import base_url, host_type, without_credentials
 from router_ml.types import MachineState, ModelState
 
-HostFactory = Callable[[str, ModelNames, float], Host]  # of its address, the models' names, seconds to connect
+HostFactory = Callable[[str, ModelNames, float], Host]  # arguments: address, model names, connect timeout in seconds
 
 # By the prefix of an address ("kind+http://..."); without one it is an Ollama server.
 HOST_TYPES: Mapping[str, HostFactory] = MappingProxyType({"ollama": OllamaHost})
@@ -75,7 +76,7 @@ class Fleet:
         return tuple(self._hosts.values())
 
     def backends(self, model: str) -> tuple[Backend, ...]:
-        """Return the places a model runs at, the quickest to begin first."""
+        """Return the backends of a model, the one expected to start first at the front."""
         name = self.names.canonical(model)
         entry = self.catalogue.find(name)
         urls = (entry.hosts if entry else ()) or (self._default_host,)
@@ -83,22 +84,25 @@ class Fleet:
         return tuple(sorted(found, key=self._start_s)) if len(found) > 1 else tuple(found)
 
     def knows(self, model: str) -> bool:
-        """Whether a model is in the catalogue, or installed on the default host."""
+        """Return whether a model is in the catalogue, or installed on the default host."""
         name = self.names.canonical(model)
         if self.catalogue.find(name) is not None:
             return True
         tags = self._host(self._default_host).tags.value
         return tags is not None and name in tags
 
-    async def look(self) -> None:
-        """Bring availability and residency up to date, as far as a request may wait for it."""
+    async def refresh(self) -> None:
+        """Refresh stale availability and residency, waiting at most as long as a request may."""
         stale = [
             host
             for host in self._hosts.values()
             if host.tags.age_s > self._options.availability_ttl_s or host.running.age_s > self._options.residency_ttl_s
         ]
         if stale:
-            await asyncio.gather(*(host.look() for host in stale))
+            await asyncio.gather(*(host.refresh() for host in stale))
+
+    look = renamed("look", "refresh")
+    expire_looks = renamed("expire_looks", "expire")
 
     def state(self) -> MachineState:
         """Return a snapshot of every model of the catalogue: of several hosts, the one that would begin first."""
@@ -122,14 +126,14 @@ class Fleet:
         ]
 
     def answered(self, backend: Backend, loaded: bool) -> None:
-        """Note that a backend replied: the host's other models, broken off before, may be tried at once."""
+        """Note that a backend replied, so that models of this host whose connections broke may be tried at once."""
         backend.host.answered(backend.model, loaded)
         for other in self._backends.values():
             if other.host is backend.host and other is not backend:
                 other.breaker.host_recovered()
 
-    def expire_looks(self) -> None:
-        """Forget what is installed and in memory, so that the next request looks again."""
+    def expire(self) -> None:
+        """Forget what is installed and in memory, so that the next request refreshes it."""
         for host in self._hosts.values():
             host.tags.expire()
             host.running.expire()
