@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,10 @@ def _add(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    for key in _file(options).all():
+    keys = _file(options).all()
+    if not keys:
+        print("there are no keys; 'router-ml keys add NAME' makes one", file=sys.stderr)
+    for key in keys:
         made = datetime.fromtimestamp(key.created_s, UTC).date().isoformat()
         rate = f"{key.per_minute} a minute" if key.per_minute else "any rate"
         print(f"{key.user:<24}{key.policy or 'any policy':<16}{rate:<16}since {made}")

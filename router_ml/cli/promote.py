@@ -51,7 +51,12 @@ def run(options: argparse.Namespace, promoted: Callable[[str], str] = lambda bun
     settings = load_settings()
     models_dir = options.models_dir or registry_folder(settings)
     if not options.rollback and options.bundle is None:
-        print(f"{listing(models_dir)}\nregistry: {models_dir}")
+        none = (
+            ""
+            if bundles_of(models_dir)
+            else "\nno bundle yet: the packaged one serves; 'python -m training.fit' makes one"
+        )
+        print(f"{listing(models_dir)}{none}\nregistry: {models_dir}")
         return 0
     if options.rollback:
         active = roll_back(models_dir)

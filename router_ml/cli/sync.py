@@ -30,7 +30,8 @@ def _sync(options: argparse.Namespace) -> int:
         try:
             report = sync.sync()
             print(
-                f"{report.experiments} experiments, {report.windows} new windows, {report.metrics} metrics", flush=True
+                f"experiments: {report.experiments}, new windows: {report.windows}, metrics: {report.metrics}",
+                flush=True,
             )
             if options.every is None:
                 _show(report)

@@ -28,7 +28,10 @@ def open_store(
     if path.is_dir() or not path.suffix:
         path = path / DATABASE
     if read_only and not path.exists():
-        raise StoreError(f"there is no event store at {path}; has the router recorded anything yet?")
+        raise StoreError(
+            f"there is no event store at {path}: nothing has been recorded yet; a gateway, a coordinator node or "
+            "router-ml serve makes it, in ROUTER_ML_STATE_DIR"
+        )
     key = b"" if read_only else load_key(key_dir or path.parent)
     return SqliteStore(path, Privacy(key, keep_text), read_only=read_only)
 

@@ -370,6 +370,12 @@ def _nothing_left(attempts: Sequence[Attempt]) -> GatewayError | QueryError:
         waits = [failure.retry_after_s for failure in failures if failure.retry_after_s is not None]
         wait_s = min(waits, default=1.0)
         return Overloaded(f"every model is busy; try again in {wait_s:.1f} s", wait_s)
+    if kinds == {"refused"}:
+        hosts = ", ".join(dict.fromkeys(attempt.host for attempt in attempts))
+        return NoModelAvailable(
+            f"no model can be called: {hosts} takes no connections; start the model host there, or set OLLAMA_HOST to "
+            "where it listens"
+        )
     if kinds <= {"open", "absent", "missing", "refused", "forbidden"}:
         return NoModelAvailable(f"no model can be called: {_listed(attempts)}")
     return AttemptsFailed(f"every model failed: {_listed(attempts)}", attempts)

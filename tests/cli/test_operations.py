@@ -294,6 +294,6 @@ def test_durations(text: str, seconds: float) -> None:
 def test_a_sync_says_where_to_look(run: Run, state: Path, tmp_path: Path) -> None:
     run("experiment", "start", "quick", "--challenger-policy", "fast", "--unit", "request")
     said = run("sync", "--mlruns", str(tmp_path / "mlruns"))[1].splitlines()
-    assert said[0] == "1 experiments, 0 new windows, 0 metrics"
+    assert said[0] == "experiments: 1, new windows: 0, metrics: 0"
     assert f"--backend-store-uri sqlite:///{tmp_path}/mlruns/mlflow.db" in said[1]
     assert said[2].endswith("/runs?workflowType=machine_learning&compareRunsMode=CHART")

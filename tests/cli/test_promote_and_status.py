@@ -66,6 +66,11 @@ def test_a_bundle_is_listed_promoted_and_rolled_back(tiny_bundle: Path, tmp_path
     assert "no bundle 'typo'" in capsys.readouterr().err
 
 
+def test_an_empty_registry_says_what_serves_and_how_to_fill_it(capsys: Capture) -> None:
+    assert main(["promote"]) == 0
+    assert "no bundle yet: the packaged one serves; 'python -m training.fit' makes one" in capsys.readouterr().out
+
+
 def test_a_registry_that_cannot_be_written_is_one_line(tmp_path: Path, tiny_bundle: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("")
     assert main(["promote", str(tiny_bundle), "--models-dir", str(tmp_path / "file")]) == 2

@@ -127,7 +127,7 @@ def test_an_unknown_type_of_host_is_named_with_those_there_are(model_hosts: dict
 async def test_the_prefix_of_an_ollama_server_may_be_written_out() -> None:
     with OllamaDouble([DoubleModel(LLAMA)]) as double:
         fleet = Fleet(catalogue_of(LLAMA), f"ollama+{double.url}", OPTIONS)
-        await fleet.look()
+        await fleet.refresh()
         assert [host.url for host in fleet.hosts] == [double.url]
         assert fleet.state().models[LLAMA].available
         await fleet.close()

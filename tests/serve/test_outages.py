@@ -70,7 +70,7 @@ def test_a_host_that_was_never_there_is_told_soon(gateway_of, double) -> None:
     double.refuse()
     gateway = gateway_of()
     began = time.monotonic()
-    with pytest.raises(NoModelAvailable, match="takes no connections"):
+    with pytest.raises(NoModelAvailable, match="takes no connections; start the model host there, or set OLLAMA_HOST"):
         gateway.chat(HELLO, deadline_s=30.0)
     assert time.monotonic() - began < 4.0
     with pytest.raises(NoModelAvailable):
