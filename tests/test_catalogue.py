@@ -129,7 +129,7 @@ def test_a_byte_order_mark_is_read_over_and_a_pipe_is_refused(tmp_path: Path) ->
     path.write_text("\ufeff" + MODEL, encoding="utf-8")
     assert load_catalogue(path).names == ("m",)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CatalogueError, match="no regular file"):
+    with pytest.raises(CatalogueError, match="not a regular file"):
         load_catalogue(tmp_path / "pipe")
 
 
