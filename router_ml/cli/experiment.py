@@ -332,7 +332,8 @@ def _check_record(name: str, record: str) -> int:
         print(f"The record {name} gives the same verdict, byte for byte, when computed again.")
         return 0
     row = json.loads(record)
-    if row.get("format", 1) < RECORD_FORMAT and row["verdict"]["kind"] == json.loads(again)["verdict"]["kind"]:
+    earlier = row.get("format", 1) in range(1, RECORD_FORMAT) and isinstance(row.get("verdict"), dict)
+    if earlier and row["verdict"].get("kind") == json.loads(again)["verdict"]["kind"]:
         print(f"The record {name} was written by an earlier version; computed by this one, its verdict is the same.")
         return 0
     print(f"The record {name} gives ANOTHER verdict when computed again: the record or the program was changed.")

@@ -33,10 +33,7 @@ def read_query(query: object, context: ContextLike) -> tuple[str, Context]:
         parsed = conversation_context(conversation, context)
         text = conversation.query
     else:
-        raise QueryError(
-            "a query must be a string, or a list of messages with a role and content; "
-            f"found {type(query).__name__}: decode or convert it first, or use decide_many for several queries"
-        )
+        raise QueryError(f"a query must be a string, or a list of messages with a role and content; {_advice(query)}")
     own_text = readable(text)
     if len(text) - len(own_text) > LONG_PROMPT_TOKENS // 4:  # text that a program added counts, too
         around = int(estimate_tokens(text) - estimate_tokens(own_text))
@@ -74,6 +71,16 @@ def _holds_messages(query: object) -> bool:
     if isinstance(query, list | tuple):
         return bool(query) and not isinstance(query[0], str) and not _is_scalar(query[0])
     return hasattr(query, "to_messages")
+
+
+def _advice(query: object) -> str:
+    if isinstance(query, list | tuple):
+        found = f"of {type(query[0]).__name__}" if query else "that is empty"
+        return (
+            f"found a {type(query).__name__} {found}: give each message a role, "
+            "or use select_models (decide_many of a Router) for several queries"
+        )
+    return f"found {type(query).__name__}: decode or convert it first"
 
 
 def _is_scalar(value: object) -> bool:

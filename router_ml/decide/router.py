@@ -42,6 +42,7 @@ MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
 TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
 FAR = 50.0
 SHOWN_EVIDENCE = 12
+_OPTIONS = frozenset({"new_id", "draw", "remember"})
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # an empty query is ambiguous
 
 
@@ -76,16 +77,26 @@ class Router:
         self.degraded = degraded  # why it is not all learned; "" if it is
 
     @classmethod
-    def load(cls, path: Path | str | None = None, *, settings: Settings | None = None, **options: Any) -> Router:
+    def load(
+        cls,
+        path: Path | str | None = None,
+        *,
+        settings: Settings | None = None,
+        catalogue: Catalogue | None = None,
+        **options: Any,
+    ) -> Router:
         """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
-        Raises `BundleMissing`, `BundleCorrupt`, `BundleFormatError` or `EncoderError` if it cannot be used."""
+        `catalogue` replaces the catalogue of the settings or of the bundle. Raises `BundleMissing`, `BundleCorrupt`,
+        `BundleFormatError` or `EncoderError` where it cannot be used."""
+        if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
+            raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
         settings = settings or load_settings()
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
             embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
-            return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
+            return cls.from_bundle(bundle, embedder, catalogue or _catalogue(bundle, settings), **options)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, embedder: Embedder, catalogue: Catalogue, **options: Any) -> Router:
@@ -137,15 +148,17 @@ class Router:
         )
 
     @classmethod
-    def load_or_heuristic(cls, *, settings: Settings | None = None, **options: Any) -> Router:
+    def load_or_heuristic(
+        cls, *, settings: Settings | None = None, catalogue: Catalogue | None = None, **options: Any
+    ) -> Router:
         """Return the active bundle's router, or the heuristic one if that bundle cannot be used; never raise for it."""
         settings = settings or load_settings()
         try:
-            return cls.load(settings=settings, **options)
+            return cls.load(settings=settings, catalogue=catalogue, **options)
         except (BundleError, EncoderError) as error:
             quiet = isinstance(error, BundleMissing)
             log.log(logging.INFO if quiet else logging.WARNING, "routing by rules: %s", error)
-            return cls.heuristic(load_catalogue(settings.catalogue), why=_first_line(error), **options)
+            return cls.heuristic(catalogue or load_catalogue(settings.catalogue), why=_first_line(error), **options)
 
     @property
     def models(self) -> tuple[Model, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue
+from router_ml.errors import SettingsError
 from router_ml.hosts.backend import Backend
 from router_ml.hosts.breaker import Breaker
 from router_ml.hosts.gate import Gate
@@ -22,15 +23,28 @@ from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import LiveRates
 from router_ml.moved import renamed
-from router_ml.settings import base_url
+from router_ml.settings import base_url, host_type, without_credentials
 from router_ml.types import MachineState, ModelState
 
 HostFactory = Callable[[str, ModelNames, float], Host]  # arguments: address, model names, connect timeout in seconds
 
-# By the prefix of an address ("ollama+http://..."); without one it is an Ollama server.
+# By the prefix of an address ("kind+http://..."); without one it is an Ollama server.
 HOST_TYPES: Mapping[str, HostFactory] = MappingProxyType({"ollama": OllamaHost})
 _UNCATALOGUED = 64  # models outside the catalogue that are remembered, each on one host
 _FAR_S = 1e6  # sorts what cannot be called behind everything else
+
+
+def open_host(
+    url: str, names: ModelNames, connect_s: float, host_types: Mapping[str, HostFactory] = HOST_TYPES
+) -> Host:
+    """Return the host at an address, of the type that its prefix names. Raises `SettingsError` for an unknown type."""
+    kind, address = host_type(url)
+    if kind not in host_types:
+        known = ", ".join(sorted(host_types))
+        raise SettingsError(
+            f"unknown host type {kind!r} in {without_credentials(url)}; use one of {known}, or no prefix"
+        )
+    return host_types[kind](address, names, connect_s)
 
 
 class Fleet:
@@ -150,10 +164,6 @@ class Fleet:
     def _host(self, url: str) -> HostState:
         host = self._hosts.get(url)
         if host is None:
-            kind, plus, address = url.partition("+")
-            factory = self._host_types.get(kind) if plus else None
-            opened = (factory or self._host_types["ollama"])(
-                address if factory else url, self.names, self._options.connect_s
-            )
+            opened = open_host(url, self.names, self._options.connect_s, self._host_types)
             host = self._hosts[url] = HostState(opened, self._options, self._clock)
         return host

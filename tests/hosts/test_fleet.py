@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router_ml.catalogue import load_catalogue
+from router_ml.errors import SettingsError
 from router_ml.hosts.fleet import Fleet
 from router_ml.hosts.options import GatewayOptions
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble
@@ -110,5 +111,23 @@ async def test_the_state_of_a_model_is_that_of_the_host_that_would_begin_first()
             for _ in range(3):
                 backend.breaker.acquire().failed()
         assert fleet.backends(LLAMA)[0].host.url == one.url
+        assert fleet.state().models[LLAMA].available
+        await fleet.close()
+
+
+@pytest.mark.parametrize("model_hosts", [{}, {LLAMA: ["vllm+http://gpu:8000"]}])
+def test_an_unknown_type_of_host_is_named_with_those_there_are(model_hosts: dict[str, list[str]]) -> None:
+    default = "http://127.0.0.1:1" if model_hosts else "vllm+http://gpu:8000"
+    with pytest.raises(
+        SettingsError, match=r"unknown host type 'vllm' in vllm\+http://gpu:8000; use one of ollama, or"
+    ):
+        Fleet(catalogue_of(LLAMA, hosts=model_hosts), default, OPTIONS)
+
+
+async def test_the_prefix_of_an_ollama_server_may_be_written_out() -> None:
+    with OllamaDouble([DoubleModel(LLAMA)]) as double:
+        fleet = Fleet(catalogue_of(LLAMA), f"ollama+{double.url}", OPTIONS)
+        await fleet.look()
+        assert [host.url for host in fleet.hosts] == [double.url]
         assert fleet.state().models[LLAMA].available
         await fleet.close()

@@ -18,6 +18,7 @@ import numpy as np
 
 from router_ml.bundles.native import check_graph, check_tokenizer
 from router_ml.decide.features.embedder import Floats, is_failure
+from router_ml.decide.features.words import WordTokenizer
 from router_ml.errors import EncoderError
 
 MAX_TOKENS = 256
@@ -45,7 +46,7 @@ class OnnxEmbedder:
         try:
             check_graph(model)
             check_tokenizer(tokenizer)
-            self._tokenizer = _tokenizer(tokenizer, max_tokens)
+            self._words = WordTokenizer(_tokenizer(tokenizer), max_tokens)
             self._session, self._pid = _session(model, threads), os.getpid()
             self._inputs = frozenset(i.name for i in self._session.get_inputs())
             output = self._session.get_outputs()[0]
@@ -87,12 +88,7 @@ class OnnxEmbedder:
         return out
 
     def _tokens(self, text: str) -> list[int]:
-        text = text[:MAX_CHARS]
-        try:
-            ids: list[int] = self._tokenizer.encode(text).ids
-        except (UnicodeEncodeError, TypeError):  # an unpaired surrogate in the name of a tool, say
-            ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
-        return ids
+        return self._words(text[:MAX_CHARS])
 
     def _run(self, row: list[int]) -> Floats:
         """Return the vector (1, dim) of one text."""
@@ -149,13 +145,10 @@ class _Workers:
             return self._pool
 
 
-def _tokenizer(path: Path, max_tokens: int) -> Any:
+def _tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer  # deferred: `import router_ml` alone must not pay for it
 
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    return tokenizer
+    return Tokenizer.from_file(str(path))
 
 
 def _session(model: Path, threads: int) -> Any:

@@ -18,8 +18,13 @@ from router_ml.numbers import short_repr
 OnAmbiguous = Literal["answer", "clarify"]
 
 
+class _WithHash:
+    __slots__ = ("_hash",)
+    _hash: int  # a cached decision takes 5 us at most, and the hash of all fields most of one
+
+
 @dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(_WithHash):
     """Weights and limits of a choice. The utility of a model is
 
         success_weight * p_success - latency_weight_per_s * latency_p50 - cost_weight_per_usd * cost_usd
@@ -64,6 +69,14 @@ class Policy:
         if name in LIMITS:
             return self.limits.get(name)
         raise AttributeError(f"a Policy has no {name!r}")
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            values = tuple(getattr(self, field.name) for field in fields(self) if field.hash is not False)
+            object.__setattr__(self, "_hash", hash(values))
+            return self._hash
 
     def allows(self, model: Model) -> bool:
         """Return whether a model is among those the policy names."""
