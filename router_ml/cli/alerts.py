@@ -16,8 +16,8 @@ from router_ml.settings import load_settings
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("alerts", help="what fires now; exit status 1 while anything does")
-    verb.add_argument("--all", action="store_true", help="every change of the window, not only what fires now")
+    verb = subparsers.add_parser("alerts", help="alerts that fire now; exit status 1 if there are any")
+    verb.add_argument("--all", action="store_true", help="all changes within the window, not only firing alerts")
     verb.add_argument("--window", type=age_s, default=604_800.0, metavar="AGE", help="how far back (default 1w)")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")
     verb.set_defaults(func=_alerts)

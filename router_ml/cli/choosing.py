@@ -23,7 +23,7 @@ STDIN = "standard input"
 def add_choosing_options(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that decides."""
     verb.add_argument("--policy", help="fast, balanced, accurate, or a policy file (ROUTER_ML_POLICY, else balanced)")
-    verb.add_argument("--context", metavar="JSON", help="what comes with the query: a JSON object, or @FILE")
+    verb.add_argument("--context", metavar="JSON", help="context of the query: a JSON object, or @FILE")
     verb.add_argument("--bundle", type=Path, help="a bundle's folder (the active one)")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")
 
