@@ -61,10 +61,10 @@ def chosen_context(options: argparse.Namespace) -> Mapping[str, Any] | None:
     return context
 
 
-Asked: TypeAlias = tuple[str, ContextLike]
+QueryWithContext: TypeAlias = tuple[str, ContextLike]
 
 
-def given_queries(arguments: list[str]) -> Iterator[Asked | RowError]:
+def given_queries(arguments: list[str]) -> Iterator[QueryWithContext | RowError]:
     """Yield (query, context) pairs from the command line, else from standard input as it comes.
 
     A line is a query, or a JSON row with `text` and `context`; for a row that cannot be read its error is yielded.
@@ -87,14 +87,14 @@ def given_queries(arguments: list[str]) -> Iterator[Asked | RowError]:
         raise InputError("standard input is empty; pipe one query a line")
 
 
-def _line_or_error(line: str, number: int) -> Asked | RowError:
+def _line_or_error(line: str, number: int) -> QueryWithContext | RowError:
     try:
         return _line(line, number)
     except RowError as error:
         return error
 
 
-def _line(line: str, number: int) -> Asked:
+def _line(line: str, number: int) -> QueryWithContext:
     if not line.lstrip().startswith("{"):
         return line, None
     try:
