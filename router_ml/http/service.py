@@ -35,7 +35,7 @@ class RecentDecisions:
         self._lock = threading.Lock()
 
     def remember(self, decision: Decision) -> None:
-        """Keep a decision."""
+        """Store a decision."""
         with self._lock:
             self._decisions[decision.decision_id] = decision
 
