@@ -10,9 +10,9 @@ taken over; fewer than 2,000 labels are learned together with the shipped corpus
 
 The length of a fit is a number of examples, so a busy machine makes it slower, not worse. On two free cores a fit on
 the shipped corpus takes 6 to 7 minutes, with --no-tune 1.3. Tuned encoders and vectors are cached in
-ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache keeps nothing.
+ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache stores nothing.
 
-Every fit is a run in MLflow and a challenger in its registry. The new bundle serves nobody until
+Every fit is a run in MLflow and a challenger in its registry. The new bundle serves no request until
 `router-ml promote BUNDLE` makes it the active one.
 """
 
