@@ -10,7 +10,7 @@ from datetime import datetime
 from router_ml.cli.events import age_s, event_store
 from router_ml.events.event import AlertEvent, as_dict, json_line
 from router_ml.events.store import EventFilter
-from router_ml.monitor.alerts import UNHEARD_S, alert_line
+from router_ml.monitor.alerts import STALE_AFTER_S, alert_line
 from router_ml.settings import load_settings
 
 
@@ -33,7 +33,7 @@ def _alerts(options: argparse.Namespace) -> int:
         store.close()
     changes, last, last_seen_s = _changes(alerts)
     firing = [alert for alert in last.values() if alert.state == "firing"]
-    stale = [alert for alert in firing if now_s - last_seen_s[_key(alert)] > UNHEARD_S]
+    stale = [alert for alert in firing if now_s - last_seen_s[_key(alert)] > STALE_AFTER_S]
     firing = [alert for alert in firing if alert not in stale]
     for alert in changes if options.all else firing:
         print(json_line(as_dict(alert)) if options.json else _line(alert))
@@ -61,9 +61,9 @@ def _changes(
     last_seen_s: dict[tuple[str, str], float] = {}
     for alert in alerts:
         key = _key(alert)
-        reminds = key in last and last[key].state == alert.state and alert.at_s - last_seen_s[key] <= UNHEARD_S
+        repeats = key in last and last[key].state == alert.state and alert.at_s - last_seen_s[key] <= STALE_AFTER_S
         last_seen_s[key] = alert.at_s
-        if not reminds:
+        if not repeats:
             last[key] = alert
             changes.append(alert)
     return changes, last, last_seen_s

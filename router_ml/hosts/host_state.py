@@ -14,11 +14,11 @@ from router_ml.hosts.refresh import Fresh
 
 T = TypeVar("T")
 
-_RESIDENCY_GOOD_FOR = 5.0  # times its lifetime; an older listing is ignored
+_RESIDENCY_VALID_TTLS = 5.0  # times its lifetime; an older listing is ignored
 _REFRESH_AFTER_404_S = 10.0  # it may be pulled again, or the 404 may have been a mistake
 _POLL_FIRST_S, _POLL_MAX_S = 0.05, 0.4  # between two checks of a host that takes no connections
 _POLL_FOR_S = 60.0  # after the last request that wanted the host
-_CHECK_GOOD_FOR_S = 0.25  # a host that refused a connection so short a time ago is not checked again at once
+_CHECK_VALID_S = 0.25  # a host that refused a connection so short a time ago is not checked again at once
 
 
 class HostState:
@@ -64,7 +64,7 @@ class HostState:
     def resident(self, model: str) -> bool | None:
         """Return whether a model is in memory, by the latest refresh that is not stale; None if unknown."""
         names = self.running.value
-        if names is None or self.running.age_s > self._options.residency_ttl_s * _RESIDENCY_GOOD_FOR:
+        if names is None or self.running.age_s > self._options.residency_ttl_s * _RESIDENCY_VALID_TTLS:
             return None
         return model in names
 
@@ -109,7 +109,7 @@ class HostState:
         tags_wait_s = wait_s if self.tags.value is None else 0.0  # an old list serves until the new one is here
         await asyncio.gather(self.tags.get(tags_wait_s), self.running.get(wait_s))
 
-    async def is_up(self, checked_within_s: float = _CHECK_GOOD_FOR_S) -> bool:
+    async def is_up(self, checked_within_s: float = _CHECK_VALID_S) -> bool:
         """Return whether it takes connections, by a refresh at most so many seconds old."""
         self._wanted_at = self._clock()
         if self._clock() - self._checked_at >= checked_within_s:
