@@ -213,7 +213,7 @@ def _at_least(low: int) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a benchmark; exit code 2 for bad input, 1 where the host fails, 130 where it was interrupted."""
+    """Run a benchmark; exit code 2 for bad input, 1 if the host fails, 130 if it was interrupted."""
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

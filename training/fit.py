@@ -363,7 +363,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a fit; exit code 2 for bad input, 1 where something else went wrong."""
+    """Run a fit; exit code 2 for bad input, 1 if something else went wrong."""
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("training.complexity").setLevel(logging.WARNING if options.quiet else logging.INFO)
