@@ -6,8 +6,8 @@ The traffic is hard on purpose: three models, prompts whose kind, length and dif
 requests, heavy tails, and a predicted success that is only roughly calibrated. Detection is counted in requests from
 the beginning of the fault to the alert.
 
-"30 % failures" is measured in three readings: 30 % of all answers are wrong, whatever was asked, where 5 to 17 %
-usually are; 30 % of the answers that would have been right are wrong; 30 % of the calls bring no answer.
+"30 % failures" is measured in three readings: 30 % of all answers are wrong, for any query, where 5 to 17 %
+usually are; 30 % of the answers that would have been right are wrong; 30 % of the calls fail without an answer.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Host A serves two models and meets the faults, host B serves a healthy one. Each model echoes the number of the
 request, so that a mixed-up answer is seen. Faults of one generation hit `--share` of A's generations at random. One
-request in ten is a mistake of its caller: it must end in an `InputError` and cost nobody else anything. One row
+request in ten is a mistake of its caller: it must end in an `InputError` and not affect other requests. One row
 restarts host A again and again. The last rows break both hosts: then a typed error must come at once.
 """
 

@@ -94,7 +94,7 @@ def _figures(data: Data, seed: int) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; exit code 2 where the folder is absent."""
+    """Print the table; exit code 2 if the folder is absent."""
     parser = command_parser("benchmarks.fidelity", __doc__)
     parser.add_argument("--bench", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers folder or name (%(default)s)")

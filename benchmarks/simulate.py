@@ -188,7 +188,7 @@ def _difference(value: Floats, challenger: Bools, ends: Counts) -> tuple[Floats,
 
 
 def _partners(challenger: Bools) -> Counts:
-    """Return for each unit the index of the earlier one it forms a pair with, as `Evidence` does; -1 where it waits."""
+    """Return for each unit the index of the earlier one it forms a pair with, as `Evidence` does; -1 if it waits."""
     partners = np.full(challenger.shape, -1, dtype=np.int64)
     for run, row in enumerate(challenger.tolist()):
         waiting: list[int] = []  # units of one arm; the latest is the first to find a partner

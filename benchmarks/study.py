@@ -320,7 +320,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study; exit code 2 where the folder is absent, 1 where the bundle cannot be used."""
+    """Run the study; exit code 2 if the folder is absent, 1 if the bundle cannot be used."""
     options = parser().parse_args(argv)
     return run_command("benchmarks.study", lambda: _run(options), failure=1)
 

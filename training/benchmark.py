@@ -24,7 +24,7 @@ and its success stays null:
                       matches no entry gets {"status": "ok"}. Without it there is one turn.
     "expected"        checks of the final text, all of which must pass: "exact", "contains" (a text or a list, all),
                       "contains_any", "regex", "json_schema", "asks" (true: it asks a clarifying question), "judge" (a
-                      criterion in words, decided by --judge MODEL once all models are measured).
+                      criterion as text, decided by --judge MODEL once all models are measured).
     "context"         besides its usual keys: "now", the user's date and time, given to the model.
 
 Success is 1 where everything expected was met, else 0. A model's failure (an error, no answer in time) counts as 0,
@@ -213,7 +213,7 @@ def _at_least(low: int) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a benchmark; exit code 2 for bad input, 1 where the host fails, 130 where it was interrupted."""
+    """Run a benchmark; exit code 2 for bad input, 1 if the host fails, 130 if it was interrupted."""
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

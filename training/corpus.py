@@ -132,7 +132,7 @@ def describe(queries: Sequence[Query]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check a corpus; exit code 1 where something is wrong with it, 2 for a file that cannot be read."""
+    """Check a corpus; exit code 1 if something is wrong with it, 2 for a file that cannot be read."""
     parser = command_parser("training.corpus", __doc__)
     parser.add_argument("file", nargs="?", type=Path, default=corpus_path(), help="queries (default: the shipped ones)")
     parser.add_argument("--no-vectors", action="store_true", help="skip the near-duplicate check (no encoder needed)")

@@ -176,7 +176,7 @@ def _bfcl_questions(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _bfcl_text(question: Any) -> str:
-    """Return the user's words of a question, which is a text or turns of messages."""
+    """Return the user's text of a question, which is a text or turns of messages."""
     if isinstance(question, str):
         return question
     if isinstance(question, Mapping):
@@ -342,7 +342,7 @@ def _query(identity: str, text: str, slice_name: str | None) -> dict[str, Any]:
         "text": text,
         "context": None,
         "label": None,
-        "group": _digest("", " ".join(text.lower().split())),  # the same words are never on both sides of a split
+        "group": _digest("", " ".join(text.lower().split())),  # the same text is never on both sides of a split
         "slice": slice_name,
     }
 

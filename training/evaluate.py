@@ -414,7 +414,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run an evaluation; exit code 2 for bad input, 1 where the bundle cannot be used."""
+    """Run an evaluation; exit code 2 for bad input, 1 if the bundle cannot be used."""
     options = parser().parse_args(argv)
     return run_command("training.evaluate", lambda: _run(options), failure=1)
 

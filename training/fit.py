@@ -10,9 +10,9 @@ taken over; fewer than 2,000 labels are learned together with the shipped corpus
 
 The length of a fit is a number of examples, so a busy machine makes it slower, not worse. On two free cores a fit on
 the shipped corpus takes 6 to 7 minutes, with --no-tune 1.3. Tuned encoders and vectors are cached in
-ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache keeps nothing.
+ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache stores nothing.
 
-Every fit is a run in MLflow and a challenger in its registry. The new bundle serves nobody until
+Every fit is a run in MLflow and a challenger in its registry. The new bundle serves no request until
 `router-ml promote BUNDLE` makes it the active one.
 """
 
@@ -363,7 +363,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a fit; exit code 2 for bad input, 1 where something else went wrong."""
+    """Run a fit; exit code 2 for bad input, 1 if something else went wrong."""
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("training.complexity").setLevel(logging.WARNING if options.quiet else logging.INFO)

@@ -225,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a replay; exit code 2 for bad input, 1 where the bundle cannot be used."""
+    """Run a replay; exit code 2 for bad input, 1 if the bundle cannot be used."""
     options = parser().parse_args(argv)
     return run_command("training.replay", lambda: _run(options), failure=1)
 

@@ -3,8 +3,8 @@
 manifest.json    format version, name, data hash, metrics, and the SHA-256 and size of every other file
 encoder.onnx     the sentence encoder; tokenizer.json beside it
 heads.json       what the arrays mean; heads.npz: the arrays themselves (no pickled objects)
-catalogue.json   profiles of models that were learned but stand in no catalogue
-NOTICE           whose work the encoder rests on
+catalogue.json   profiles of models that were learned but are in no catalogue
+NOTICE           authors and licence of the encoder
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ earlier releases kept their registry in `models/` of the checkout; what was prom
 promoted in the place above.
 
 States of a bundle: candidate, active, retired. The active bundle is replaced in one step, and those before it are
-remembered, so that a roll-back needs no thought.
+remembered, so that rolling back needs no argument.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_argument("--version", action="version", version=f"router-ml {__version__}")
-    cli.add_argument("-v", "--verbose", action="store_true", help="log what is done")
+    cli.add_argument("-v", "--verbose", action="store_true", help="log at level INFO")
     subparsers = cli.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in (*DECIDING, *OPERATING):
         importlib.import_module(f"router_ml.cli.{verb}").register(subparsers)

@@ -10,14 +10,14 @@ from datetime import datetime
 from router_ml.cli.events import age_s, event_store
 from router_ml.events.event import AlertEvent, as_dict, json_line
 from router_ml.events.store import EventFilter
-from router_ml.monitor.alerts import UNHEARD_S, alert_line
+from router_ml.monitor.alerts import STALE_AFTER_S, alert_line
 from router_ml.settings import load_settings
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("alerts", help="what fires now; exit status 1 while anything does")
-    verb.add_argument("--all", action="store_true", help="every change of the window, not only what fires now")
+    verb = subparsers.add_parser("alerts", help="alerts that fire now; exit status 1 if there are any")
+    verb.add_argument("--all", action="store_true", help="all changes within the window, not only firing alerts")
     verb.add_argument("--window", type=age_s, default=604_800.0, metavar="AGE", help="how far back (default 1w)")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")
     verb.set_defaults(func=_alerts)
@@ -33,7 +33,7 @@ def _alerts(options: argparse.Namespace) -> int:
         store.close()
     changes, last, last_seen_s = _changes(alerts)
     firing = [alert for alert in last.values() if alert.state == "firing"]
-    stale = [alert for alert in firing if now_s - last_seen_s[_key(alert)] > UNHEARD_S]
+    stale = [alert for alert in firing if now_s - last_seen_s[_key(alert)] > STALE_AFTER_S]
     firing = [alert for alert in firing if alert not in stale]
     for alert in changes if options.all else firing:
         print(json_line(as_dict(alert)) if options.json else _line(alert))
@@ -61,9 +61,9 @@ def _changes(
     last_seen_s: dict[tuple[str, str], float] = {}
     for alert in alerts:
         key = _key(alert)
-        reminds = key in last and last[key].state == alert.state and alert.at_s - last_seen_s[key] <= UNHEARD_S
+        repeats = key in last and last[key].state == alert.state and alert.at_s - last_seen_s[key] <= STALE_AFTER_S
         last_seen_s[key] = alert.at_s
-        if not reminds:
+        if not repeats:
             last[key] = alert
             changes.append(alert)
     return changes, last, last_seen_s

@@ -23,7 +23,7 @@ STDIN = "standard input"
 def add_choosing_options(verb: argparse.ArgumentParser) -> None:
     """Add the options of every verb that decides."""
     verb.add_argument("--policy", help="fast, balanced, accurate, or a policy file (ROUTER_ML_POLICY, else balanced)")
-    verb.add_argument("--context", metavar="JSON", help="what comes with the query: a JSON object, or @FILE")
+    verb.add_argument("--context", metavar="JSON", help="context of the query: a JSON object, or @FILE")
     verb.add_argument("--bundle", type=Path, help="a bundle's folder (the active one)")
     verb.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -61,10 +61,10 @@ def chosen_context(options: argparse.Namespace) -> Mapping[str, Any] | None:
     return context
 
 
-Asked: TypeAlias = tuple[str, ContextLike]
+QueryWithContext: TypeAlias = tuple[str, ContextLike]
 
 
-def given_queries(arguments: list[str]) -> Iterator[Asked | RowError]:
+def given_queries(arguments: list[str]) -> Iterator[QueryWithContext | RowError]:
     """Yield (query, context) pairs from the command line, else from standard input as it comes.
 
     A line is a query, or a JSON row with `text` and `context`; for a row that cannot be read its error is yielded.
@@ -87,14 +87,14 @@ def given_queries(arguments: list[str]) -> Iterator[Asked | RowError]:
         raise InputError("standard input is empty; pipe one query a line")
 
 
-def _line_or_error(line: str, number: int) -> Asked | RowError:
+def _line_or_error(line: str, number: int) -> QueryWithContext | RowError:
     try:
         return _line(line, number)
     except RowError as error:
         return error
 
 
-def _line(line: str, number: int) -> Asked:
+def _line(line: str, number: int) -> QueryWithContext:
     if not line.lstrip().startswith("{"):
         return line, None
     try:

@@ -13,7 +13,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the verb."""
     verb = subparsers.add_parser(
         "demo",
-        help="decisions for a few sample queries, and what they save",
+        help="decisions for a few sample queries, with the predicted savings",
         description="Routes a few sample queries and prints for each the model, the complexity, the chance of "
         "success, the latency quantiles, where these come from (prior or learned) and the reason; then what that saves "
         "against always using the model most likely to succeed.",

@@ -1,4 +1,4 @@
-"""router-ml events: export what was recorded, or delete old events."""
+"""router-ml events: export recorded events, or delete old ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXPORTS: Mapping[str, Callable[[EventStore, Path, EventFilter], int]] = {
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("events", help="export or prune what was recorded")
+    verb = subparsers.add_parser("events", help="export or prune recorded events")
     verbs = verb.add_subparsers(dest="what", required=True)
     export = verbs.add_parser(
         "export", help="write outcomes (for training), decisions with rewards, queries or events as JSON Lines"

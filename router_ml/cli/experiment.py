@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = subparsers.add_parser("experiment", help="A/B tests of policies, bundles and models that end by themselves")
     verbs = verb.add_subparsers(dest="what", required=True)
     _register_start(verbs.add_parser("start", help="begin an experiment"))
-    status = verbs.add_parser("status", help="what runs, and what is known so far")
+    status = verbs.add_parser("status", help="the running experiment and its results so far")
     status.add_argument("--json", action="store_true", help="as JSON")
     status.set_defaults(func=_status)
     stop = verbs.add_parser("stop", help="end the running experiment; requests are served as before it")
@@ -66,9 +66,9 @@ def _register_start(parser: argparse.ArgumentParser) -> None:
         "--unit",
         choices=("session", "request"),
         default="session",
-        help="what is assigned and counted once (default session; small harm takes several times the requests then)",
+        help="unit of assignment and counting (default session; small harm takes several times the requests then)",
     )
-    parser.add_argument("--hypothesis", default="", help="what you expect, in a sentence")
+    parser.add_argument("--hypothesis", default="", help="the expected result, in a sentence")
     parser.add_argument("--owner", default="")
     names = ", ".join(field.name for field in fields(Limits))
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=f"one of {names}")

@@ -17,7 +17,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = subparsers.add_parser(
         "feedback",
         help="record feedback on an answer: router-ml feedback ID up|down|0..1",
-        description="Records feedback on an answer. Exit status 1 where no such decision was recorded (yet): the "
+        description="Records feedback on an answer. Exit status 1 if no such decision was recorded (yet): the "
         "feedback is stored, and counts once its decision is there.",
     )
     verb.add_argument(

@@ -33,7 +33,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "status",
         help="the bundle in use, how good it is, and which models can be served",
         description="Says which bundle is in use, how good it was on its test rows, where bundles and events are, and "
-        "which models of the catalogue no host has. Exit status 1 where no model can be served.",
+        "which models of the catalogue no host has. Exit status 1 if no model can be served.",
     )
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(func=_status)

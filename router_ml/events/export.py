@@ -131,7 +131,10 @@ def export_queries(store: EventStore, path: Path) -> int:
     """Write the queries whose (redacted) text was stored, with their contexts and unlabelled; return how many."""
     return _export(
         path,
-        ({"id": kept.decision_id, "text": kept.text, "context": kept.context, "label": None} for kept in store.texts()),
+        (
+            {"id": stored.decision_id, "text": stored.text, "context": stored.context, "label": None}
+            for stored in store.texts()
+        ),
     )
 
 

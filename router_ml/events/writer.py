@@ -44,8 +44,8 @@ class WriterState:
 class EventWriter:
     """A `Recorder` that writes to a store from a thread of its own.
 
-    `open_store` is called in that thread, and again after a failure, so a store that is away at the start does no
-    harm. Events wait in memory while it is away, up to `capacity`; then new ones are dropped and counted. Safe to use
+    `open_store` is called in that thread, and again after a failure, so a store that is down at the start does no
+    harm. Events wait in memory while it is down, up to `capacity`; then new ones are dropped and counted. Safe to use
     from threads, signal handlers and forked children, each of which writes what it recorded itself. What waits is
     written when the writer is no longer referenced, and at the interpreter's end."""
 

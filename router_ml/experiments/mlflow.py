@@ -115,124 +115,130 @@ class MlflowSync:
         windows = metrics = 0
         pages: dict[str, str] = {}
         try:
-            lives = _lives(store)
-            for life in lives:
-                if life.key in self._settled:
+            periods = _periods(store)
+            for period in periods:
+                if period.key in self._settled:
                     continue
-                done = self._sync_one(client, uri, store, life)
-                pages[life.name] = _page(client, life.name)
+                done = self._sync_one(client, uri, store, period)
+                pages[period.name] = _page(client, period.name)
                 windows, metrics = windows + done[0], metrics + done[1]
         finally:
             store.close()
-        return SyncReport(len(lives), windows, metrics, without_credentials(uri), tuple(pages.values()))
+        return SyncReport(len(periods), windows, metrics, without_credentials(uri), tuple(pages.values()))
 
-    def _sync_one(self, client: Any, uri: str, store: EventStore, life: _Life) -> tuple[int, int]:
-        experiment_id = ensure_experiment(f"ab/{life.name}", self._root, uri)
-        _note(client, experiment_id, life, self._window_s)
+    def _sync_one(self, client: Any, uri: str, store: EventStore, period: _Period) -> tuple[int, int]:
+        experiment_id = ensure_experiment(f"ab/{period.name}", self._root, uri)
+        _note(client, experiment_id, period, self._window_s)
         now_s = self._clock()
-        until_s = min(now_s - _GRACE_S, life.ended_s + self._window_s if life.ended_s else math.inf)
-        closed = max(0, int((until_s - life.began_s) // self._window_s))
-        runs = {arm: self._run(client, experiment_id, life, arm) for arm in ("control", "challenger")}
+        until_s = min(now_s - _GRACE_S, period.ended_s + self._window_s if period.ended_s else math.inf)
+        closed = max(0, int((until_s - period.began_s) // self._window_s))
+        runs = {arm: self._run(client, experiment_id, period, arm) for arm in ("control", "challenger")}
         marks = {arm: _watermark(client, run) for arm, run in runs.items()}
         first = min(marks.values()) + 1
         metrics = 0
         if first < closed:
-            events = _traffic(store, life)
+            events = _traffic(store, period)
             for window in range(first, closed):
                 for arm, run in runs.items():
                     if window > marks[arm]:
-                        metrics += self._log_window(client, run, life, arm, window, events)
-        settled = life.ended_s is not None and now_s > life.ended_s + 2 * self._window_s + _GRACE_S
-        self._log_verdict(client, runs, life, ended=settled)
+                        metrics += self._log_window(client, run, period, arm, window, events)
+        settled = period.ended_s is not None and now_s > period.ended_s + 2 * self._window_s + _GRACE_S
+        self._log_verdict(client, runs, period, ended=settled)
         if settled:
-            self._settled.add(life.key)
+            self._settled.add(period.key)
         return max(0, closed - first), metrics
 
-    def _run(self, client: Any, experiment_id: str, life: _Life, arm: str) -> str:
+    def _run(self, client: Any, experiment_id: str, period: _Period, arm: str) -> str:
         """Return the run of an arm; made once, found again by its tags."""
-        started = f"{life.began_s:.3f}"
+        started = f"{period.began_s:.3f}"
         found = client.search_runs(
             [experiment_id], f"tags.`ab.arm` = '{arm}' and tags.`ab.started_s` = '{started}'", max_results=1
         )
-        params = _params(life.definition, arm)
+        params = _params(period.definition, arm)
         if found:
             run_id = str(found[0].info.run_id)
             missing = {key: value for key, value in params.items() if key not in found[0].data.params}
         else:
-            run_id, missing = self._make_run(client, experiment_id, life, arm, started), params
+            run_id, missing = self._make_run(client, experiment_id, period, arm, started), params
         for key, value in missing.items():  # also those that a killed pass did not write
             client.log_param(run_id, key, value)
         return run_id
 
-    def _make_run(self, client: Any, experiment_id: str, life: _Life, arm: str, started: str) -> str:
-        name = str(life.definition.get(arm, {}).get("name", arm))
+    def _make_run(self, client: Any, experiment_id: str, period: _Period, arm: str, started: str) -> str:
+        name = str(period.definition.get(arm, {}).get("name", arm))
         tags = {
-            "ab.id": life.name,
+            "ab.id": period.name,
             "ab.arm": arm,
             "ab.variant": name,
             "ab.started_s": started,
             "ab.verdict": "HOLD",
             "mlflow.runColor": _COLOURS[arm],
         }
-        began_ms = int(life.began_s * 1000)
+        began_ms = int(period.began_s * 1000)
         run = client.create_run(experiment_id, start_time=began_ms, run_name=f"{name} ({arm})", tags=tags)
         return str(run.info.run_id)
 
     def _log_window(
-        self, client: Any, run: str, life: _Life, arm: str, window: int, events: Sequence[OutcomeEvent | FeedbackEvent]
+        self,
+        client: Any,
+        run: str,
+        period: _Period,
+        arm: str,
+        window: int,
+        events: Sequence[OutcomeEvent | FeedbackEvent],
     ) -> int:
         from mlflow.entities import Metric, RunTag
 
-        begin_s = life.began_s + window * self._window_s
+        begin_s = period.began_s + window * self._window_s
         end_s = begin_s + self._window_s
-        variant = life.definition.get(arm, {}).get("name", arm)
+        variant = period.definition.get(arm, {}).get("name", arm)
         mine = [e for e in events if isinstance(e, FeedbackEvent) or e.variant == variant]
         values = {
-            **_values("ab", _AB, summarise(mine, life.began_s, end_s).total),
+            **_values("ab", _AB, summarise(mine, period.began_s, end_s).total),
             **_values("win", _WIN, summarise(mine, begin_s, end_s).total),
         }
         if arm == "challenger":
-            values |= _verdict_values(life.analyses, end_s)
+            values |= _verdict_values(period.analyses, end_s)
         stamp = int(end_s * 1000)
         batch = [Metric(key, value, stamp, window) for key, value in values.items()]
         client.log_batch(run, metrics=batch)
         client.log_batch(run, tags=[RunTag(_WATERMARK, str(window))])
         return len(batch)
 
-    def _log_verdict(self, client: Any, runs: Mapping[str, str], life: _Life, *, ended: bool) -> None:
-        logged = f"{life.verdict}@{len(life.analyses)}"
-        page = report_html(life.definition, life.analyses) if life.analyses else None
+    def _log_verdict(self, client: Any, runs: Mapping[str, str], period: _Period, *, ended: bool) -> None:
+        logged = f"{period.verdict}@{len(period.analyses)}"
+        page = report_html(period.definition, period.analyses) if period.analyses else None
         for arm, run in runs.items():
             info = client.get_run(run)
             if info.data.tags.get(_LOGGED) != logged:
-                client.set_tag(run, "ab.verdict", life.verdict)
-                client.set_tag(run, "mlflow.note.content", life.line)
+                client.set_tag(run, "ab.verdict", period.verdict)
+                client.set_tag(run, "mlflow.note.content", period.line)
                 if page is not None:
                     client.log_text(run, page, "report.html")
                 if arm == "challenger":
-                    self._log_pictures(client, run, life)
+                    self._log_pictures(client, run, period)
                 client.set_tag(run, _LOGGED, logged)  # last: a kill before it only repeats what is the same
             if ended and info.info.status == "RUNNING":
-                client.set_terminated(run, "FINISHED", int((life.ended_s or 0.0) * 1000))
+                client.set_terminated(run, "FINISHED", int((period.ended_s or 0.0) * 1000))
 
-    def _log_pictures(self, client: Any, run: str, life: _Life) -> None:
+    def _log_pictures(self, client: Any, run: str, period: _Period) -> None:
         """Log each difference with its band, in one picture a guardrail."""
         for metric in METRICS:
-            picture = difference_svg(metric, life.analyses)
+            picture = difference_svg(metric, period.analyses)
             if picture:
                 client.log_text(run, picture, f"difference/{metric}.svg")
 
 
 @dataclass(frozen=True, slots=True)
-class _Life:
-    """One run of an experiment, from its start to its end, as the store holds it."""
+class _Period:
+    """One period of an experiment, from its start to its end, read from the event store."""
 
     definition: Mapping[str, Any]
     began_s: float
     ended_s: float | None
     analyses: tuple[Analysis, ...]
     verdict: str
-    line: str  # one plain line on where it stands
+    line: str  # the current state in one line
 
     @property
     def name(self) -> str:
@@ -243,8 +249,8 @@ class _Life:
         return f"{self.name}@{self.began_s:.3f}"
 
 
-def _lives(store: EventStore) -> list[_Life]:
-    """Return every start in the store with what followed it; an experiment may be started again under its name."""
+def _periods(store: EventStore) -> list[_Period]:
+    """Return the periods of all experiments in the store; a name may be used for several in turn."""
     by_name: dict[str, list[list[ExperimentEvent]]] = {}
     for _, event in store.read(EventFilter(("experiment",))):
         if not isinstance(event, ExperimentEvent):
@@ -253,10 +259,10 @@ def _lives(store: EventStore) -> list[_Life]:
             by_name.setdefault(event.experiment, []).append([event])
         elif event.experiment in by_name:
             by_name[event.experiment][-1].append(event)
-    return [_life(events) for lives in by_name.values() for events in lives]
+    return [_period(events) for periods in by_name.values() for events in periods]
 
 
-def _life(events: Sequence[ExperimentEvent]) -> _Life:
+def _period(events: Sequence[ExperimentEvent]) -> _Period:
     definition = events[0].detail["experiment"]
     analyses = tuple(analyses_of(events))
     ended = next((e for e in events if e.change in _ENDINGS), None)
@@ -267,19 +273,19 @@ def _life(events: Sequence[ExperimentEvent]) -> _Life:
     if ended is not None and ended.change == "failed":
         verdict, line = "ROLLBACK", str(ended.detail.get("reason", "the experiment could not be judged"))
     began_s = float(definition.get("started_s", events[0].at_s))
-    return _Life(definition, began_s, ended.at_s if ended else None, analyses, verdict, line)
+    return _Period(definition, began_s, ended.at_s if ended else None, analyses, verdict, line)
 
 
-def _traffic(store: EventStore, life: _Life) -> list[OutcomeEvent | FeedbackEvent]:
+def _traffic(store: EventStore, period: _Period) -> list[OutcomeEvent | FeedbackEvent]:
     outcomes = [
         e
-        for _, e in store.read(EventFilter(("outcome",), since_s=life.began_s, experiment=life.name))
+        for _, e in store.read(EventFilter(("outcome",), since_s=period.began_s, experiment=period.name))
         if isinstance(e, OutcomeEvent)
     ]
     known = {e.decision_id for e in outcomes}
     feedback = [
         e
-        for _, e in store.read(EventFilter(("feedback",), since_s=life.began_s))
+        for _, e in store.read(EventFilter(("feedback",), since_s=period.began_s))
         if isinstance(e, FeedbackEvent) and e.decision_id in known
     ]
     return [*outcomes, *feedback]
@@ -296,7 +302,7 @@ def _values(section: str, names: Mapping[str, str], summary: Summary) -> dict[st
 
 
 def _idle(key: str, value: float) -> bool:
-    """Return whether a chart would be a line at zero: the cost of models one runs oneself."""
+    """Return whether a chart would be a line at zero: the cost of self-hosted models."""
     return key.endswith("/cost_usd") and value == 0
 
 
@@ -330,11 +336,11 @@ def _page(client: Any, name: str) -> str:
     return f"#/experiments/{found.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 
-def _note(client: Any, experiment_id: str, life: _Life, window_s: float) -> None:
-    control, challenger = (life.definition.get(arm, {}).get("name", arm) for arm in ("control", "challenger"))
+def _note(client: Any, experiment_id: str, period: _Period, window_s: float) -> None:
+    control, challenger = (period.definition.get(arm, {}).get("name", arm) for arm in ("control", "challenger"))
     text = (
-        f"{life.line}\n\n"
-        f"The question: is {challenger!r} better than {control!r}? {life.definition.get('hypothesis') or ''}\n\n"
+        f"{period.line}\n\n"
+        f"The question: is {challenger!r} better than {control!r}? {period.definition.get('hypothesis') or ''}\n\n"
         f"In the charts a step is {window_s / 60:g} minutes. `ab/` is everything up to then, `win/` that step alone. "
         "`verdict/` is the challenger minus the control: failures as a share of requests, latency as a share of the "
         "control's; the truth lies between low and high. The pictures in the challenger's `difference` folder "

@@ -18,7 +18,7 @@ from router_ml.experiments.unit import Judgement, Step, UnitRequest, request_lim
 
 _SETTLED_AFTER_S = 3.0  # events of other processes usually arrive sooner
 _JUDGEMENTS = 50  # the earliest so many count on one decision
-_STRANGERS = 20_000  # maximum number of unknown decisions whose feedback is held
+_MAX_UNKNOWN = 20_000  # maximum number of unknown decisions whose feedback is held
 
 
 def _place(request: UnitRequest) -> tuple[float, str]:
@@ -34,7 +34,7 @@ class Timeline:
         self._requests: dict[str, list[UnitRequest]] = {}  # by unit, in the order of time
         self._known: dict[str, tuple[float, str]] = {}  # time and unit by decision id
         self._judgements: dict[str, list[Judgement]] = {}  # by decision id, in the order of time
-        self._strangers: dict[str, list[Judgement]] = {}  # the same of decisions without a request, the oldest first
+        self._unknown: dict[str, list[Judgement]] = {}  # the same of decisions without a request, the oldest first
         self._steps: dict[str, tuple[Step, ...]] = {}
         self._due: list[tuple[float, int, str]] = []  # a heap of times, orders and units; some entries are outdated
         self._settled, self._settled_s, self._stale = Evidence(experiment.limits), -math.inf, False
@@ -52,8 +52,8 @@ class Timeline:
             self._remove(known[1], request.decision_id)
             requests = self._requests.setdefault(request.unit, [])
         self._known[request.decision_id] = place
-        if request.decision_id in self._strangers:
-            self._judgements[request.decision_id] = self._strangers.pop(request.decision_id)
+        if request.decision_id in self._unknown:
+            self._judgements[request.decision_id] = self._unknown.pop(request.decision_id)
         bisect.insort(requests, request, key=_place)
         for dropped in requests[self._limit :]:
             self._judgements.pop(dropped.decision_id, None)
@@ -63,7 +63,7 @@ class Timeline:
     def judge(self, decision_id: str, judgement: Judgement) -> None:
         """Take one feedback, also before its request."""
         known = self._known.get(decision_id)
-        table = self._strangers if known is None else self._judgements
+        table = self._unknown if known is None else self._judgements
         given = table.setdefault(decision_id, [])
         if judgement in given:
             return
@@ -71,8 +71,8 @@ class Timeline:
         del given[_JUDGEMENTS:]
         if known is not None:
             self._update(known[1])
-        elif len(self._strangers) > _STRANGERS:
-            del self._strangers[next(iter(self._strangers))]
+        elif len(self._unknown) > _MAX_UNKNOWN:
+            del self._unknown[next(iter(self._unknown))]
 
     def evidence(self, now_s: float) -> Evidence:
         """Return the evidence at a Unix time, from every step up to then."""

@@ -48,7 +48,7 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first request of a unit, at once: whole units may take long, and a disaster must not."""
+    """The first request of a unit, counted at once, so that a severe fault is seen before units complete."""
 
     arm: Arm
     no_answer: float

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 from router_ml.hosts.failure import HostError, classify
 from router_ml.hosts.host import Host, Installed, Running
@@ -11,11 +12,13 @@ from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import Average
 from router_ml.hosts.refresh import Fresh
 
-_RESIDENCY_GOOD_FOR = 5.0  # times its lifetime; an older listing is ignored
+T = TypeVar("T")
+
+_RESIDENCY_VALID_TTLS = 5.0  # times its lifetime; an older listing is ignored
 _REFRESH_AFTER_404_S = 10.0  # it may be pulled again, or the 404 may have been a mistake
 _POLL_FIRST_S, _POLL_MAX_S = 0.05, 0.4  # between two checks of a host that takes no connections
 _POLL_FOR_S = 60.0  # after the last request that wanted the host
-_CHECK_GOOD_FOR_S = 0.25  # a host that refused a connection so short a time ago is not checked again at once
+_CHECK_VALID_S = 0.25  # a host that refused a connection so short a time ago is not checked again at once
 
 
 class HostState:
@@ -29,8 +32,12 @@ class HostState:
         self.url = host.url
         self._options = options
         self._clock = clock
-        self.tags: Fresh[Mapping[str, Installed]] = Fresh(self._installed, options.availability_ttl_s, clock)
-        self.running: Fresh[Mapping[str, Running]] = Fresh(self._running, options.residency_ttl_s, clock)
+        self.tags: Fresh[Mapping[str, Installed]] = Fresh(
+            lambda: self._listed(host.installed), options.availability_ttl_s, clock
+        )
+        self.running: Fresh[Mapping[str, Running]] = Fresh(
+            lambda: self._listed(host.running), options.residency_ttl_s, clock
+        )
         # The pace of the machine, from any model's answers; a model that has not answered yet is expected to keep it.
         # To generate a token all weights are read once, so tokens/s times the model's size is the same for all.
         self.load_s_per_gb = Average(weight=0.3)
@@ -57,7 +64,7 @@ class HostState:
     def resident(self, model: str) -> bool | None:
         """Return whether a model is in memory, by the latest refresh that is not stale; None if unknown."""
         names = self.running.value
-        if names is None or self.running.age_s > self._options.residency_ttl_s * _RESIDENCY_GOOD_FOR:
+        if names is None or self.running.age_s > self._options.residency_ttl_s * _RESIDENCY_VALID_TTLS:
             return None
         return model in names
 
@@ -102,7 +109,7 @@ class HostState:
         tags_wait_s = wait_s if self.tags.value is None else 0.0  # an old list serves until the new one is here
         await asyncio.gather(self.tags.get(tags_wait_s), self.running.get(wait_s))
 
-    async def is_up(self, checked_within_s: float = _CHECK_GOOD_FOR_S) -> bool:
+    async def is_up(self, checked_within_s: float = _CHECK_VALID_S) -> bool:
         """Return whether it takes connections, by a refresh at most so many seconds old."""
         self._wanted_at = self._clock()
         if self._clock() - self._checked_at >= checked_within_s:
@@ -146,28 +153,19 @@ class HostState:
 
     async def _check_once(self) -> None:
         try:
-            await self._running()
+            await self._listed(self.host.running)
         except Exception as error:  # `_failed` has noted a refusal
             if classify(error).kind == "connection":  # the host is shutting down at this moment
                 self.refused()
 
-    async def _installed(self) -> Mapping[str, Installed]:
+    async def _listed(self, listing: Callable[[], Awaitable[T]]) -> T:
         try:
-            tags = await self.host.installed()
+            models = await listing()
         except Exception as error:
             self._failed(error)
             raise
         self.took_connection()
-        return tags
-
-    async def _running(self) -> Mapping[str, Running]:
-        try:
-            running = await self.host.running()
-        except Exception as error:
-            self._failed(error)
-            raise
-        self.took_connection()
-        return running
+        return models
 
     def _failed(self, error: Exception) -> None:
         """Note a failed check: an error sent by the host proves that it takes connections."""

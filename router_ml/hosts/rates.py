@@ -10,8 +10,8 @@ from collections.abc import Callable
 # A model in memory reports a load of milliseconds, on a busy host of tenths of a second; a cold one of tenths and more.
 _COLD_LOAD_S = 0.1
 _COLD_LOAD_THOUGH_SEEN_S = 0.5  # where it was seen in memory just before: it may have left since
-_RATES_GOOD_FOR_S = 900.0  # without a call; then predictions stand alone: a slow period is not remembered for ever
-_LOAD_GOOD_FOR_S = 3600.0
+_RATES_VALID_S = 900.0  # without a call; then predictions stand alone: a slow period is not remembered for ever
+_LOAD_VALID_S = 3600.0
 _MIN_PROMPT_TOKENS = 16
 _MIN_OUTPUT_TOKENS = 4
 
@@ -72,7 +72,7 @@ class LiveRates:
     @property
     def load_s(self) -> float | None:
         """Return the seconds of a load; None before the first."""
-        return self._load.value if self._clock() - self._loaded_at <= _LOAD_GOOD_FOR_S else None
+        return self._load.value if self._clock() - self._loaded_at <= _LOAD_VALID_S else None
 
     @property
     def service_s(self) -> float | None:
@@ -81,7 +81,7 @@ class LiveRates:
 
     @property
     def _is_fresh(self) -> bool:
-        return self._clock() - self._called_at <= _RATES_GOOD_FOR_S
+        return self._clock() - self._called_at <= _RATES_VALID_S
 
     def recent(self) -> tuple[float | None, int]:
         """Return the success rate of the recent calls, and how many they were."""
@@ -124,7 +124,7 @@ class LiveRates:
         now_s = self._clock()
         if not self._is_fresh:
             self._prompt, self._decode, self._service = Average(weight_up=0.05), Average(), Average()
-        if now_s - self._loaded_at > _LOAD_GOOD_FOR_S:
+        if now_s - self._loaded_at > _LOAD_VALID_S:
             self._load = Average(weight=0.3)
         self._called_at = now_s
 

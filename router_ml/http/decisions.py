@@ -36,8 +36,8 @@ _LITELLM_FRAME = "Classify this message:\n"  # LiteLLM's classifier puts the use
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is to be decided on."""
+class DecisionInput:
+    """The query of a decision request, and the context it implies."""
 
     query: str
     context: Mapping[str, Any]
@@ -52,7 +52,7 @@ class DecisionEndpoints:
     async def decide(self, request: Request) -> Response:
         """Return a complete decision for a query or messages, without calling any model."""
         body = parse_json(await read_body(request, self._service.options))
-        asked = _asked(body)
+        subject = _decision_input(body)
         caller = caller_of(request)
         policy = self._policy(caller.policy or body.get("policy"))
         given = body.get("context")
@@ -60,10 +60,10 @@ class DecisionEndpoints:
             raise Problem("invalid", f"context must be an object, found {type(given).__name__}")
         tools = {"tools": body["tools"]} if body.get("tools") is not None else {}
         decision = await self._decision(
-            asked.query, {**asked.context, **tools, **(given or {}), **caller.context}, policy
+            subject.query, {**subject.context, **tools, **(given or {}), **caller.context}, policy
         )
         self._service.decided.remember(decision)
-        self._service.watch.recorder.record(decision_event(decision, unit=caller.session_id, text=asked.query))
+        self._service.watch.recorder.record(decision_event(decision, unit=caller.session_id, text=subject.query))
         note(request, model=decision.model, decision_id=decision.decision_id)
         return json_response(decision.as_dict(), headers=decision_headers(decision, decision.model))
 
@@ -78,9 +78,9 @@ class DecisionEndpoints:
         questions = body.get("questions")
         if not isinstance(questions, Mapping) or not questions:
             raise Problem("invalid", "questions must be an object of at least one question")
-        asked = _state(body.get("state"))
+        subject = _state(body.get("state"))
         answers = {
-            name: _systemone(q, await self._shares(name, *_systemone_options(name, q), asked))
+            name: _systemone(q, await self._shares(name, *_systemone_options(name, q), subject))
             for name, q in questions.items()
         }
         usage = {"input_tokens": len(raw) // 4, "output_tokens": 0}
@@ -95,8 +95,8 @@ class DecisionEndpoints:
         questions = objects(body, "questions")
         if not questions:
             raise Problem("invalid", "questions must be a list of at least one question")
-        asked = _of_messages(messages_of({"input": body.get("input")}))
-        answers = [_openai(q, await self._shares(q.get("name"), *_openai_options(q), asked)) for q in questions]
+        subject = _of_messages(messages_of({"input": body.get("input")}))
+        answers = [_openai(q, await self._shares(q.get("name"), *_openai_options(q), subject)) for q in questions]
         tokens = len(raw) // 4
         usage = {
             "input_tokens": tokens, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -149,7 +149,7 @@ class DecisionEndpoints:
     def _name(self, body: Mapping[str, Any]) -> str:
         return str(body.get("model") or getattr(self._service.decider, "name", "auto"))
 
-    async def _shares(self, name: object, kind: str, options: Sequence[str], asked: Asked) -> OptionShares:
+    async def _shares(self, name: object, kind: str, options: Sequence[str], subject: DecisionInput) -> OptionShares:
         """Return the probabilities of a question's options. Raises `Problem` (422) if it is not one we can answer."""
         try:
             question = choice_question(str(name), options, self._service.catalogue, ordered=kind != "choice")
@@ -157,7 +157,7 @@ class DecisionEndpoints:
             raise Problem("unprocessable", str(error)) from error
         machine, decide = self._service.gateway.machine(), self._service.decider.decide
         return await asyncio.to_thread(
-            question.answer, lambda policy: decide(asked.query, asked.context, policy, machine), self._policy(None)
+            question.answer, lambda policy: decide(subject.query, subject.context, policy, machine), self._policy(None)
         )
 
 
@@ -210,18 +210,18 @@ def _openai(question: Mapping[str, Any], shares: OptionShares) -> dict[str, Any]
     return {**named, "score": shares.expected, "probabilities": levels, "confidence": shares.confidence}
 
 
-def _asked(body: Mapping[str, Any]) -> Asked:
+def _decision_input(body: Mapping[str, Any]) -> DecisionInput:
     if isinstance(body.get("query"), str):
-        return Asked(body["query"], {})
+        return DecisionInput(body["query"], {})
     if body.get("messages") is not None:
         return _of_messages(objects(body, "messages"))
     raise Problem("invalid", "give a query (a text) or messages (a list)")
 
 
-def _state(state: Any) -> Asked:
+def _state(state: Any) -> DecisionInput:
     """Return the query in System One's state: a text, messages, or an object that holds one of them."""
     if isinstance(state, str) and state.strip():
-        return Asked(state.rpartition(_LITELLM_FRAME)[2].strip() or state, {})
+        return DecisionInput(state.rpartition(_LITELLM_FRAME)[2].strip() or state, {})
     if isinstance(state, list) and state and all(isinstance(item, Mapping) and "role" in item for item in state):
         return _of_messages(state)
     if isinstance(state, Mapping) and state:
@@ -230,16 +230,16 @@ def _state(state: Any) -> Asked:
         found = next(
             (state[key] for key in _QUERY_KEYS if isinstance(state.get(key), str) and state[key].strip()), None
         )
-        return Asked(found or json.dumps(state, ensure_ascii=False), {})
+        return DecisionInput(found or json.dumps(state, ensure_ascii=False), {})
     if isinstance(state, list) and state:
-        return Asked("\n".join(item if isinstance(item, str) else json.dumps(item) for item in state), {})
+        return DecisionInput("\n".join(item if isinstance(item, str) else json.dumps(item) for item in state), {})
     raise Problem("invalid", "state must not be empty")
 
 
-def _of_messages(messages: Sequence[Mapping[str, Any]]) -> Asked:
+def _of_messages(messages: Sequence[Mapping[str, Any]]) -> DecisionInput:
     """Return the user's last message and the turns before it. Raises `Problem` if there is no user message."""
     read = read_messages(messages)
     if read.query_index >= len(read.messages):
         raise Problem("invalid", "messages must hold at least one of role user")
     context = {"history": [turn._asdict() for turn in read.history], "attachment": read.attachment or None}
-    return Asked(read.query, {**context, "has_images": read.has_images, "prompt_tokens": read.tokens})
+    return DecisionInput(read.query, {**context, "has_images": read.has_images, "prompt_tokens": read.tokens})

@@ -121,7 +121,7 @@ class Proxy:
             sending = self._send(host, request, raw)
             with contextlib.suppress(httpx.ConnectError):
                 answer = await (while_connected(request, sending) if isinstance(raw, bytes) else sending)
-                return Passed(answer, answer.aiter_raw())
+                return HostResponse(answer, answer.aiter_raw())
         raise _unreachable()
 
     async def _guarded(
@@ -143,7 +143,7 @@ class Proxy:
             except httpx.ConnectError:
                 continue
             note(request, model=header_text(model), decision_id=call.decision_id)
-            return Passed(
+            return HostResponse(
                 answer,
                 call.passed(answer),
                 {**_named(model, call), **headers},
@@ -269,7 +269,7 @@ class Proxy:
         return self._client
 
 
-class Passed(StreamingResponse):
+class HostResponse(StreamingResponse):
     """A host's answer with its own status and headers. `ended` is called at the end, even where nothing was sent."""
 
     def __init__(

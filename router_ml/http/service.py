@@ -27,7 +27,7 @@ from router_ml.types import Decision
 _REMEMBERED = 1_000  # older ones are in the event store
 
 
-class Decided:
+class RecentDecisions:
     """The latest decisions by id. Thread-safe."""
 
     def __init__(self, size: int = _REMEMBERED) -> None:
@@ -35,7 +35,7 @@ class Decided:
         self._lock = threading.Lock()
 
     def remember(self, decision: Decision) -> None:
-        """Keep a decision."""
+        """Store a decision."""
         with self._lock:
             self._decisions[decision.decision_id] = decision
 
@@ -63,7 +63,7 @@ class Service:
     models: RoutedModels
     proxy: Proxy
     keys: KeyFile
-    decided: Decided
+    decided: RecentDecisions
     recent: RecentRequests
     stopping: threading.Event  # set once the server stops
 
@@ -114,7 +114,7 @@ def open_service(
         models=models,
         proxy=Proxy(_every_host(served, hosts), limits, watch.recorder),
         keys=KeyFile(options.keys_file or settings.state_dir / "keys.json"),
-        decided=Decided(),
+        decided=RecentDecisions(),
         recent=recent,
         stopping=threading.Event(),
     )

@@ -33,7 +33,7 @@ class Events(Protocol):
         """Return what comes last; `whole` is the whole answer with its figures."""
 
     def failed(self, problem: Problem) -> bytes:
-        """Return what is sent when the answer breaks off."""
+        """Return what is sent when the answer fails before its end."""
 
 
 class Dialect(Protocol):

@@ -38,10 +38,10 @@ _LOG = logging.getLogger("router_ml.alerts")
 _INBOX = 50_000
 _CHECK_S = 0.5
 _RESEND_S = 300.0  # an Alertmanager forgets an alert that is not sent again
-REMIND_S = (
+REPEAT_S = (
     60.0  # interval at which firing alerts are recorded again, so that a dead process differs from a lasting fault
 )
-UNHEARD_S = 3 * REMIND_S  # an alert not recorded for so long: the process that watched it has ended
+STALE_AFTER_S = 3 * REPEAT_S  # an alert not recorded for so long: the process that watched it has ended
 _TIMEOUT_S = 5.0
 
 
@@ -137,7 +137,7 @@ class Alerts:
         self._lock = threading.Lock()
         self._firing: dict[tuple[str, str], AlertEvent] = {}
         self._unsent: list[list[AlertEvent]] = [[] for _ in self._channels]
-        self._resent_s = self._reminded_s = self._clock()
+        self._resent_s = self._repeated_s = self._clock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -158,7 +158,7 @@ class Alerts:
         changes: list[AlertEvent] = []
         while self._inbox:
             changes += self._observe(self._inbox.popleft())
-        self._remind()
+        self._repeat_firing()
         self._send(changes)
         return changes
 
@@ -214,10 +214,10 @@ class Alerts:
         self._recorder.record(alert)
         return alert
 
-    def _remind(self) -> None:
-        if self._clock() - self._reminded_s < REMIND_S:
+    def _repeat_firing(self) -> None:
+        if self._clock() - self._repeated_s < REPEAT_S:
             return
-        self._reminded_s = self._clock()
+        self._repeated_s = self._clock()
         for alert in self.firing():
             self._record_again(alert)
 

@@ -1,8 +1,8 @@
 """Live metrics: figures of the last minutes, and counters since the process began.
 
 Recording appends to a queue and takes no lock, so that neither a scrape nor feedback nor a signal handler ever holds up
-a request. What is queued is counted by whoever reads, or by every 512th event. Of a request no more is kept than a
-`RequestRecord`: no text, no context.
+a request. Queued events are counted by the next reader, or by every 512th event. Of a request only a
+`RequestRecord` is held: no text, no context.
 """
 
 from __future__ import annotations

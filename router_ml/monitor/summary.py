@@ -75,8 +75,8 @@ class RequestRecord(NamedTuple):
 
 
 def request_record(outcome: OutcomeEvent, candidates: Sequence[Candidate] = ()) -> RequestRecord:
-    """Return the record of an outcome, with whether another of its candidates should have been chosen, as far as the
-    predictions of the time can tell."""
+    """Return the record of an outcome, with whether another of its candidates should have been chosen, according
+    to the predictions at that time."""
     if not candidates or outcome.cache_hit:
         return RequestRecord(outcome, False, False)
     chosen = next((c for c in candidates if c.model == outcome.model), candidates[0])

@@ -56,10 +56,10 @@ class Gateway:
     `decider` chooses (a `Router`); `catalogue` says which models and hosts there are; `recorder` gets the events;
     `assigner` says which variant of a running experiment a unit (session or request) gets, and `decider_of` which
     decider serves a variant's bundle. `cache` and `semantic_cache` are off unless given; answers are cached per user
-    (`context["user_id"]`) or session, and for everybody together only with `cache_unscoped`. `host_types` makes hosts
+    (`context["user_id"]`) or session, and across all users only with `cache_unscoped`. `host_types` makes hosts
     by the prefix of their address. `closers` are called when the gateway is closed.
 
-    A gateway that nobody holds any more closes itself, and so does one that is open when the interpreter ends. In a
+    A gateway that is no longer referenced closes itself, and so does one that is open when the interpreter ends. In a
     process forked from the one it was made in it starts anew, without what it had learned of the hosts."""
 
     def __init__(

@@ -156,7 +156,7 @@ class EventRecorder:
 
 
 def _success(state: RequestState, answer: Answer | None) -> float | None:
-    """Return 0 if no model answered, or each with nothing; None if unknown whether the answer is right."""
+    """Return 0 if no model answered, or each with nothing; None if the answer was not judged."""
     if answer is None or (answer.empty and not may_be_empty(state.request.options)):
         return 0.0
     return None

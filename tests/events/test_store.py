@@ -305,7 +305,7 @@ def test_rows_that_are_no_events_are_skipped_and_told_once(tmp_path: Path, caplo
     store.append([outcome("last")])
     stored = [s.event for s in store.read()]
     assert [e.decision_id for e in stored if isinstance(e, OutcomeEvent)] == ["first", "last"]
-    assert len([r for r in caplog.records if "is no event" in r.message]) == 1
+    assert len([r for r in caplog.records if "is not an event" in r.message]) == 1
 
 
 @pytest.mark.parametrize("make", [

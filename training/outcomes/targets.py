@@ -27,7 +27,7 @@ class Targets:
         return self.values[:, : self.n_models]
 
     def column(self, quantity: str, model: int) -> int:
-        """Return the column of a quantity of a model, or -1 where it is unknown."""
+        """Return the column of a quantity of a model, or -1 if it is unknown."""
         if self.columns[quantity][model] < 0:
             return -1
         before = QUANTITIES[: QUANTITIES.index(quantity)]

@@ -256,7 +256,7 @@ def log_bundle(folder: Path, experiment: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Log a bundle; exit code 2 where it cannot be used, 1 where MLflow cannot."""
+    """Log a bundle; exit code 2 if it cannot be used, 1 if MLflow cannot."""
     parser = command_parser("training.tracking", "Log a bundle to MLflow that was fitted while MLflow was down.")
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--experiment", default=FITS, help="MLflow experiment (default: %(default)s)")

@@ -45,7 +45,7 @@ def visible_text(text: str) -> str:
 def compose(text: str, context: Context) -> str:
     """Return the encoder's input for a query in its context; the bare query where there is no context.
 
-    What looks like a mark of the encoder in a text is written apart, so that no text can forge a turn."""
+    Text that looks like an encoder marker is split, so that no text can imitate a turn."""
     parts = [_plain(text.strip(), MAX_QUERY_CHARS)]
     if context.history:
         turns = context.history[-MAX_TURNS:]

@@ -33,9 +33,3 @@ def softmax(logits: Floats) -> Floats:
     result: Floats = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))  # half the cost of .max()
     result /= np.add.reduce(result, axis=-1, keepdims=True)
     return result
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """Return the logistic function, safe for large arguments."""
-    result: Floats = 0.5 * (1.0 + np.tanh(0.5 * logits))
-    return result

@@ -2,7 +2,7 @@
 
 Learned from outcomes where there are any; a model without outcomes has its priors for the predicted label, at once
 and without a fit. A query unlike the training queries is judged by the transfer head: a heavily regularised map
-of the surface features, which keeps to each model's mean and carries over to tasks it has not seen. Another model must
+of the surface features, which stays close to each model's mean and generalises to unseen tasks. Another model must
 beat the default model's chance of success by a margin, which grows with the novelty of the query.
 """
 

@@ -52,7 +52,7 @@ class Selector:
         novelty: float = 0.0,
         draw: Callable[[], float] | None = None,
     ) -> Selection:
-        """Rank the models for one query. `draw` gives uniform numbers in 0..1 where the policy explores."""
+        """Rank the models for one query. `draw` gives uniform numbers in 0..1 if the policy explores."""
         excluded: dict[str, str] = {}
         candidates = self._candidates(forecast, context, policy, machine, excluded)
         notes: list[str] = []

@@ -15,19 +15,17 @@ from router_ml.decide.features.extractor import TABLE_NAMES
 from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
 from router_ml.decide.predictors.complexity import LearnedComplexity
-from router_ml.decide.predictors.heads import LinearHead, sigmoid, softmax
+from router_ml.decide.predictors.heads import LinearHead, softmax
 from router_ml.decide.predictors.heuristic import READS, HeuristicComplexity
 from router_ml.types import LABELS
 
 
-def test_softmax_and_sigmoid_by_hand() -> None:
+def test_softmax_by_hand() -> None:
     assert softmax(np.log(np.array([[1.0, 2.0, 5.0]], np.float32)))[0] == pytest.approx([0.125, 0.25, 0.625])
-    assert sigmoid(np.array([0.0, math.log(3), -math.log(3)])) == pytest.approx([0.5, 0.75, 0.25])
 
 
 def test_no_logit_overflows() -> None:
     assert softmax(np.array([[1e4, -1e4, 0.0, 1e4]], np.float32))[0] == pytest.approx([0.5, 0, 0, 0.5])
-    assert sigmoid(np.array([-1e5, 1e5])) == pytest.approx([0, 1])
 
 
 @given(arrays(np.float32, (3, 4), elements=st.floats(-50, 50, width=32)), st.floats(-20, 20, width=32))
