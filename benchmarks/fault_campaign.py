@@ -62,7 +62,7 @@ class Given:
     number: int
     elapsed_s: float
     answered: bool = False
-    wrong: bool = False  # somebody else's answer
+    wrong: bool = False  # the answer to another request
     error: BaseException | None = None
     first_byte_s: float | None = None  # monotonic
     fallback: bool = False
@@ -75,10 +75,12 @@ class Given:
 
     @property
     def typed(self) -> bool:
+        """Return whether the error is one of the router's own."""
         return isinstance(self.error, RouterError)
 
     @property
     def interrupted(self) -> bool:
+        """Return whether the stream failed after its first part."""
         return isinstance(self.error, StreamInterrupted)
 
 
@@ -93,22 +95,27 @@ class Row:
 
     @property
     def answered(self) -> int:
+        """Return the number of requests with an answer."""
         return sum(g.answered for g in self.given)
 
     @property
     def interrupted(self) -> int:
+        """Return the number of streams that failed after their first part."""
         return sum(g.interrupted for g in self.given)
 
     @property
     def untyped(self) -> int:
+        """Return the number of failures without a typed error."""
         return sum(not g.answered and not g.typed for g in self.given)
 
     @property
     def wrong(self) -> int:
+        """Return the number of answers with wrong content."""
         return sum(g.wrong for g in self.given)
 
     @property
     def late(self) -> int:
+        """Return the number of requests that ended after their deadline."""
         return sum(g.elapsed_s > self.deadline_s + SLACK_S for g in self.given)
 
     @property
@@ -124,6 +131,7 @@ class Row:
         return sum(g.mistake and not g.refused for g in self.given)
 
     def elapsed_ms(self, share: float) -> float:
+        """Return a quantile of the request durations in milliseconds."""
         times = sorted(g.elapsed_s for g in self.given)
         return 1000 * times[min(len(times) - 1, int(share * len(times)))]
 
@@ -167,7 +175,7 @@ class Campaign:
         return Gateway(FixedDecider(*names, p95_s=0.1), catalogue, options=OPTIONS)
 
     def fault(self, fault: Fault, requests: int) -> Row:
-        """One fault on host A, while host B stays healthy."""
+        """Run one fault on host A, while host B stays healthy."""
         self._break(self.a, fault, self.share)
         if fault is Fault.TAGS_DOWN:
             self._break(self.b, fault, 1.0)
@@ -190,7 +198,7 @@ class Campaign:
         return row
 
     def nothing_left(self, fault: Fault, requests: int, warm_up: int) -> Row:
-        """The same fault on both hosts; the time until the circuits know is not measured."""
+        """Run the same fault on both hosts, once their circuit breakers know of it."""
         for double in (self.a, self.b):
             self._break(double, fault, 1.0)
         assert self._row("warm-up", warm_up).answered == 0
@@ -283,7 +291,7 @@ def run(
     requests: int, deadline_s: float = 3.0, concurrency: int = 16, share: float = 0.6, seed: int = 0,
     faults: Sequence[Fault] = FAULTS, log: Any = None, warm_up: int = 40,
 ) -> tuple[list[Row], list[Row]]:  # fmt: skip
-    """The rows with a healthy model, and those without."""
+    """Return the rows in which a model is healthy, and those in which none is."""
     each = max(1, -(-requests // len(faults)))
     with Campaign(deadline_s, concurrency, share, seed) as campaign:
         rows = []
@@ -310,6 +318,7 @@ HEAD = (
 
 
 def line(row: Row) -> str:
+    """Format a row under `HEAD`."""
     typed = sum(g.typed and not g.interrupted and not g.mistake for g in row.given)
     return (
         f"{row.fault:32} {len(row.given):6} {row.answered:6} {typed:6} {row.interrupted:14} {row.untyped:7} "
@@ -319,6 +328,7 @@ def line(row: Row) -> str:
 
 
 def main() -> int:
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fault_campaign", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--deadline-s", type=float, default=3.0)

@@ -1,4 +1,4 @@
-"""A cache of decisions for queries that come again word for word."""
+"""A cache of decisions for identical queries."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Hashable, Mapping
 from hashlib import blake2b
 from typing import Any
 
-from cachetools import TTLCache
+from cachetools import LRUCache
 
 from router_ml.decide.shared_cache import SharedCache
-from router_ml.messages import check_bounded
+from router_ml.messages import PLAIN_TYPES, check_bounded
 from router_ml.types import EMPTY_CONTEXT, Context, Decision
 
 DEFAULT_TTL_S = 300.0
 MAX_QUERY_CHARS = 8_192  # longer queries seldom come twice
-MAX_PLAIN_BYTES = 256  # a longer context is stored as its hash
+MAX_PLAIN_BYTES = 2_048  # a longer context is stored as its hash
 MAX_VALUES = 20_000  # a context with more values is not cached
 _PLAIN_VALUES = 2  # the form of marshal in which equal plain values give equal bytes
 
@@ -30,22 +30,30 @@ class DecisionCache:
     def __init__(
         self, max_entries: int, ttl_s: float = DEFAULT_TTL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._entries: SharedCache[Hashable, Decision] = SharedCache(lambda: TTLCache(max_entries, ttl_s, clock))
+        self._ttl_s, self._clock = ttl_s, clock
+        # With the time it was stored: `TTLCache` takes twice as long, and a cached decision 5 us at most.
+        self._entries: SharedCache[Hashable, tuple[float, Decision]] = SharedCache(lambda: LRUCache(max_entries))
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: Hashable) -> Decision | None:
-        """Return the decision stored under a key, with the id it was made with; None where there is none."""
-        return self._entries.get(key)
+        """Return the decision stored under a key, with the id it was made with; None if there is none."""
+        found = self._entries.get(key)
+        if found is None:
+            return None
+        if self._clock() - found[0] >= self._ttl_s:
+            self._entries.discard(key)
+            return None
+        return found[1]
 
     def put(self, key: Hashable, decision: Decision) -> None:
         """Store a decision; the least recently used leaves when there are too many."""
-        self._entries.put({key: decision})
+        self._entries.put({key: (self._clock(), decision)})
 
 
 def decision_key(query: object, context: Context | Mapping[str, Any] | None, policy: Hashable, bundle: str) -> Any:
-    """Return what two requests must share to get the same decision, or None where their values do not tell."""
+    """Return the cache key: what two requests must share to get the same decision. None if their values have no key."""
     if type(query) is not str or len(query) > MAX_QUERY_CHARS:
         return None
     try:
@@ -73,7 +81,8 @@ def _context_key(context: Context | Mapping[str, Any] | None) -> Hashable:
         )
     if not isinstance(context, Mapping):
         raise TypeError("no context")
-    if isinstance(context.get("session_id"), Mapping | list | tuple | set | frozenset):
+    session = context.get("session_id")
+    if type(session) not in PLAIN_TYPES and isinstance(session, Mapping | list | tuple | set | frozenset):
         raise TypeError("no session")
     check_bounded(context, MAX_VALUES)  # marshal writes a shared part each time, and one that holds itself for ever
     values = marshal.dumps([item for item in context.items() if item[0] != "session_id"], _PLAIN_VALUES)

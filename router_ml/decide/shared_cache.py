@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -21,6 +22,7 @@ class SharedCache(Generic[K, V]):
     def __init__(self, make: Callable[[], MutableMapping[K, V]]) -> None:
         self._make = make
         self._open()
+        _CACHES.add(self)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -30,7 +32,9 @@ class SharedCache(Generic[K, V]):
         if not self._acquire():
             return None
         try:
-            return self._entries.get(key)
+            return self._entries[key]  # `get` of cachetools looks up twice
+        except KeyError:
+            return None
         finally:
             self._release()
 
@@ -39,7 +43,8 @@ class SharedCache(Generic[K, V]):
         if not self._acquire():
             return {}
         try:
-            return {key: value for key in keys if (value := self._entries.get(key)) is not None}
+            entries = self._entries
+            return {key: entries[key] for key in keys if key in entries}
         finally:
             self._release()
 
@@ -51,15 +56,20 @@ class SharedCache(Generic[K, V]):
             finally:
                 self._release()
 
+    def discard(self, key: K) -> None:
+        """Forget the value of a key, where there is one."""
+        if self._acquire():
+            try:
+                self._entries.pop(key, None)
+            finally:
+                self._release()
+
     def _open(self) -> None:
         self._lock = threading.Lock()
         self._holder = 0  # the thread that has the lock
         self._entries = self._make()
-        self._pid = os.getpid()
 
     def _acquire(self) -> bool:
-        if self._pid != os.getpid():
-            self._open()
         caller = threading.get_ident()
         if not self._lock.acquire(blocking=False) and (
             self._holder == caller or not self._lock.acquire(timeout=MAX_WAIT_S)
@@ -71,3 +81,15 @@ class SharedCache(Generic[K, V]):
     def _release(self) -> None:
         self._holder = 0
         self._lock.release()
+
+
+_CACHES: weakref.WeakSet[SharedCache[Any, Any]] = weakref.WeakSet()
+
+
+def _open_all() -> None:
+    for cache in list(_CACHES):
+        cache._open()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open_all)

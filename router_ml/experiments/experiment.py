@@ -34,7 +34,7 @@ class Variant:
     model: str | None = None  # every request goes to this model
 
     def describe(self) -> str:
-        """Return its parts in plain words."""
+        """Return its parts as readable text."""
         parts = [f"{key} {value}" for key, value in self.parts().items()]
         return ", ".join(parts) or "what runs today"
 
@@ -75,7 +75,7 @@ class Limits:
     cost_tolerance_usd: float = 0.0
     slo_s: float | None = 5.0  # None: no latency objective
     split_tolerance: float = 0.02  # the challenger's share of units must be proven this close to one half
-    min_units: int = 200  # per arm, before an asymptotic test may speak and before shipping
+    min_units: int = 200  # per arm, before an asymptotic test may decide and before shipping
     min_judged: int = 100  # units per arm with a judged answer, before shipping
     min_duration_s: float = 0.0  # before shipping
     planned_units: int = 3000  # both arms; where the confidence sequences are tightest
@@ -209,7 +209,7 @@ def experiment_row(experiment: Experiment) -> dict[str, Any]:
 def experiment_from(row: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a JSON form; unknown keys are ignored and missing ones have their defaults.
 
-    Raises `ExperimentError` where it is not one."""
+    Raises `ExperimentError` if it is not one."""
     if not isinstance(row, Mapping):
         raise ExperimentError("an experiment must be a JSON object")
     version = row.get("format", FORMAT)

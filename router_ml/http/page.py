@@ -1,4 +1,4 @@
-"""The page at `/`, fed from the running service; clients that are no browser get what they know from Ollama."""
+"""The page at `/`, fed from the running service; other clients get the same text as from Ollama."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from router_ml.types import Decision
 
 
 def page_routes(service: Service) -> list[Route | Mount]:
-    """The routes of the page, that of `/` first."""
+    """Return the routes of the page; that of `/` comes first."""
 
     async def decide(query: str, policy: str) -> Decision:
         known = service.models.policies.get(policy)

@@ -45,7 +45,7 @@ class Decided:
             return self._decisions.get(decision_id)
 
     def reason(self, decision_id: str) -> str:
-        """Return the reason of a decision, or "" where it is not known any more."""
+        """Return the reason of a decision, or "" if it is not known any more."""
         decision = self.get(decision_id)
         return decision.reason if decision else ""
 
@@ -68,7 +68,7 @@ class Service:
     stopping: threading.Event  # set once the server stops
 
     def full_s(self) -> float | None:
-        """Seconds until some model may have a place, where every queue is full; else None.
+        """Seconds until a model may have a free slot if every queue is full, else None.
 
         A model that is not in memory has no place on a host where another one's queue is full."""
         limits = self.gateway.options
@@ -93,7 +93,7 @@ def open_service(
     catalogue: Catalogue | None = None,
     gateway_limits: GatewayOptions | None = None,
 ) -> Service:
-    """The service as settings and options describe it; what is given replaces what would be built.
+    """Build the service from settings and options; objects that are passed replace those it would build.
 
     Raises `SettingsError`, `CatalogueError` and `PolicyError`."""
     hosts = tuple(base_url(url) for url in options.hosts) or (settings.ollama_host,)
@@ -126,7 +126,7 @@ def _known(decider: Decider, settings: Settings) -> Catalogue:
 
 
 def _hosted(catalogue: Catalogue, hosts: tuple[str, ...]) -> Catalogue:
-    """The catalogue with every model that names no host of its own at all of these."""
+    """Return the catalogue with all of these hosts for every model that names none of its own."""
     if len(hosts) == 1:
         return catalogue
     models = (m if m.hosts else dataclasses.replace(m, hosts=hosts) for m in catalogue.models)
@@ -134,6 +134,6 @@ def _hosted(catalogue: Catalogue, hosts: tuple[str, ...]) -> Catalogue:
 
 
 def _every_host(catalogue: Catalogue, hosts: tuple[str, ...]) -> tuple[str, ...]:
-    """The hosts that speak Ollama's API: a prefix such as `openai+` means another one."""
+    """Return the hosts that speak Ollama's API: a prefix such as `openai+` stands for another one."""
     own = (base_url(url) for model in catalogue.models for url in model.hosts)
     return tuple(dict.fromkeys(url for url in (*hosts, *own) if url.startswith(("http://", "https://"))))

@@ -18,6 +18,7 @@ import numpy as np
 
 from router_ml.bundles.native import check_graph, check_tokenizer
 from router_ml.decide.features.embedder import Floats, is_failure
+from router_ml.decide.features.words import WordTokenizer
 from router_ml.errors import EncoderError
 
 MAX_TOKENS = 256
@@ -29,7 +30,7 @@ class OnnxEmbedder:
 
     One text runs on the calling thread. Many are shared out, one by one, among `workers` threads, the caller's included
     (by default as many as the cores allow). `threads` is how many the session itself uses within one run: with more
-    than one, a busy machine stretches the tail of the latency. Raises `EncoderError` where the files cannot be loaded.
+    than one, a busy machine stretches the tail of the latency. Raises `EncoderError` if the files cannot be loaded.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class OnnxEmbedder:
         try:
             check_graph(model)
             check_tokenizer(tokenizer)
-            self._tokenizer = _tokenizer(tokenizer, max_tokens)
+            self._words = WordTokenizer(_tokenizer(tokenizer), max_tokens)
             self._session, self._pid = _session(model, threads), os.getpid()
             self._inputs = frozenset(i.name for i in self._session.get_inputs())
             output = self._session.get_outputs()[0]
@@ -58,10 +59,12 @@ class OnnxEmbedder:
 
     @property
     def name(self) -> str:
+        """Return the name of the encoder."""
         return str(self._model)
 
     @property
     def dim(self) -> int:
+        """Return the width of a vector."""
         return self._dim
 
     def count_tokens(self, text: str) -> int:
@@ -69,6 +72,7 @@ class OnnxEmbedder:
         return len(self._tokens(text))
 
     def embed(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors (texts, dim) of texts, each of length 1."""
         if self._pid != os.getpid():
             self._reopen()
         if len(texts) == 1:
@@ -84,12 +88,7 @@ class OnnxEmbedder:
         return out
 
     def _tokens(self, text: str) -> list[int]:
-        text = text[:MAX_CHARS]
-        try:
-            ids: list[int] = self._tokenizer.encode(text).ids
-        except (UnicodeEncodeError, TypeError):  # an unpaired surrogate in the name of a tool, say
-            ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
-        return ids
+        return self._words(text[:MAX_CHARS])
 
     def _run(self, row: list[int]) -> Floats:
         """Return the vector (1, dim) of one text."""
@@ -113,7 +112,7 @@ class OnnxEmbedder:
 
 class _Workers:
     """Threads that help the calling one. A helper that is still waiting for its turn when the work is done is
-    cancelled, so that nobody ever waits for a busy pool."""
+    cancelled, so that no caller waits for a busy pool."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -146,13 +145,10 @@ class _Workers:
             return self._pool
 
 
-def _tokenizer(path: Path, max_tokens: int) -> Any:
+def _tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer  # deferred: `import router_ml` alone must not pay for it
 
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    return tokenizer
+    return Tokenizer.from_file(str(path))
 
 
 def _session(model: Path, threads: int) -> Any:

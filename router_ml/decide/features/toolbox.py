@@ -1,6 +1,6 @@
-"""What a request asks of the tools on offer: how they are declared, which words they share, how many values it names.
+"""Features of a request and the tools offered: their declarations, shared words, and the values it names.
 
-Whether a small model calls the right tool hangs on such things more than on the subject: does any tool fit at all, is
+Whether a small model calls the right tool depends on these more than on the subject: does any tool fit at all, is
 one call enough or are there values for several, must a list or an object be filled in, are the types those of JSON.
 """
 
@@ -52,7 +52,7 @@ _STEM = 6
 
 
 class _Declared(NamedTuple):
-    """What a tool says of itself, once read."""
+    """The declaration of a tool, parsed."""
 
     name: frozenset[str]
     description: frozenset[str]
@@ -108,7 +108,7 @@ def _match(text: str, read: list[_Declared]) -> list[float]:
 
 
 def _values(text: str, fits: _Declared) -> list[float]:
-    """Count the values the request names, beside how many the best matching tool wants."""
+    """Count the values that the request names, and those that the best matching tool requires."""
     numbers, quoted, names = len(_NUMBER.findall(text)), len(_QUOTED.findall(text)), len(_NAME.findall(text))
     return [
         min(float(fits.n_required), 16.0),
@@ -126,8 +126,26 @@ def _values(text: str, fits: _Declared) -> list[float]:
     ]
 
 
-@lru_cache(maxsize=4096)
 def _declared(tool: Tool) -> _Declared:
+    """Return the words of a tool. Those of the last tools are cached; a long one is cut first to what is read of it, so
+    that the cache is bounded in size, too."""
+    long = max(tool.schema_chars, len(tool.description) + len(tool.parameter_text)) > MAX_CHARS
+    return _read_declared(_cut(tool) if long else tool)
+
+
+def _cut(tool: Tool) -> Tool:
+    """Return the tool without what `_read_declared` leaves out."""
+    parameters, left = [], MAX_CHARS
+    for parameter in tool.parameters:
+        name, description = parameter.name[:MAX_CHARS], parameter.description[:left]
+        parameters.append(parameter._replace(name=name, description=description))
+        left = max(0, left - len(description) - 1)
+    description = tool.description[:MAX_CHARS]
+    return tool._replace(description=description, parameter_text="", parameters=tuple(parameters))
+
+
+@lru_cache(maxsize=4096)
+def _read_declared(tool: Tool) -> _Declared:
     named, described = _words_of_name(tool.name), _words(tool.description[:MAX_CHARS])
     parameters = frozenset[str]().union(*(_words_of_name(parameter.name) for parameter in tool.parameters))
     details = _words(" ".join(parameter.description for parameter in tool.parameters)[:MAX_CHARS])
@@ -154,7 +172,7 @@ def _kind(parameter: Parameter) -> str:
 
 
 def _words(text: str) -> frozenset[str]:
-    """Return the stems of the words that say what a text is about."""
+    """Return the stems of the content words of a text."""
     return frozenset(_stem(word) for word in _WORD.findall(text.lower()) if word not in _COMMON)
 
 
@@ -171,5 +189,5 @@ def _stem(word: str) -> str:
 
 
 def _cover(wanted: frozenset[str], asked: frozenset[str]) -> float:
-    """Return the share of the wanted words that the request has."""
+    """Return the share of the given words that occur in the request."""
     return len(wanted & asked) / len(wanted) if wanted else 0.0

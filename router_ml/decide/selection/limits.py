@@ -11,14 +11,17 @@ Then `max_output_tokens = 200` in a policy file and `Policy("short", limits={"ma
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from router_ml.catalogue import Model
 from router_ml.numbers import is_number, short_repr
-from router_ml.types import Candidate, Context, MachineState
+from router_ml.types import EMPTY_CONTEXT, Candidate, Context, MachineState
+
+BoundCheck: TypeAlias = tuple[Callable[[Candidate, Any], str | None], Any]
 
 
 def number(low: float = 0.0, high: float = math.inf) -> Callable[[Any], float]:
@@ -57,9 +60,9 @@ class Limit:
     def bound(self, policy: Any, context: Context) -> Any:
         """Return the bound that holds for a request, or None."""
         own = getattr(policy, self.name)
-        if self.of_request is None or (told := self.of_request(context)) is None:
+        if self.of_request is None or (requested := self.of_request(context)) is None:
             return own
-        return told if own is None else min(own, told)
+        return requested if own is None else min(own, requested)
 
 
 def _over_budget(candidate: Candidate, budget_s: float) -> str | None:
@@ -95,13 +98,26 @@ LIMITS: dict[str, Limit] = {
 def register(limit: Limit) -> None:
     """Add a limit, so that every selector applies it and every policy may set it."""
     LIMITS[limit.name] = limit
+    _policy_bounds.cache_clear()
 
 
-def bounds(policy: Any, context: Context) -> list[tuple[Callable[[Candidate, Any], str | None], Any]]:
+def bounds(policy: Any, context: Context) -> list[BoundCheck]:
     """Return the checks that hold for a request, each with its bound."""
+    for limit in LIMITS.values():
+        if limit.of_request is not None and limit.of_request(context) is not None:
+            return _bounds(policy, context)
+    return _policy_bounds(policy)
+
+
+def _bounds(policy: Any, context: Context) -> list[BoundCheck]:
     return [
         (limit.check, bound) for limit in LIMITS.values() if (bound := limit.bound(policy, context)) != limit.lifted
     ]
+
+
+@functools.lru_cache(maxsize=64)  # "heads and selection" takes 50 us at most
+def _policy_bounds(policy: Any) -> list[BoundCheck]:
+    return _bounds(policy, EMPTY_CONTEXT)
 
 
 def unable(model: Model, context: Context, machine: MachineState | None) -> str | None:

@@ -1,4 +1,4 @@
-"""A policy: what success, time and money are worth, and the limits nothing may cross."""
+"""A policy: the weights of success, time and cost, and the limits of a choice."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from router_ml.numbers import short_repr
 OnAmbiguous = Literal["answer", "clarify"]
 
 
+class _WithHash:
+    __slots__ = ("_hash",)
+    _hash: int  # a cached decision takes 5 us at most, and the hash of all fields most of one
+
+
 @dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(_WithHash):
     """Weights and limits of a choice. The utility of a model is
 
         success_weight * p_success - latency_weight_per_s * latency_p50 - cost_weight_per_usd * cost_usd
@@ -29,8 +34,8 @@ class Policy:
 
     name: str
     success_weight: float = 1.0
-    latency_weight_per_s: float = 0.02  # success one second is worth
-    cost_weight_per_usd: float = 10.0  # success one dollar is worth
+    latency_weight_per_s: float = 0.02  # value of one second, in units of success
+    cost_weight_per_usd: float = 10.0  # value of one dollar, in units of success
     latency_budget_s: float | None = 5.0  # limit on p95; a shorter budget in the context wins
     min_p_success: float = 0.0
     max_cost_usd: float | None = None  # per answer
@@ -39,7 +44,7 @@ class Policy:
     default_margin: float = 0.05  # utility by which a query unlike the training data must favour leaving the default
     exploration: float = 0.0  # share of requests sent to a random admissible model, so that outcomes teach us
     models: tuple[str, ...] | None = None  # only these, by name or alias; None: the whole catalogue
-    limits: Mapping[str, Any] = field(default_factory=dict, hash=False)  # registered limits that are no field
+    limits: Mapping[str, Any] = field(default_factory=dict, hash=False)  # registered limits that are not fields
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -62,10 +67,18 @@ class Policy:
             raise PolicyError(f"policy {self.name!r}: models must be a list of model names, found {found}")
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the policy sets for a registered limit that is no field, or None."""
+        """Return what the policy sets for a registered limit that is not a field, or None."""
         if name in LIMITS:
             return self.limits.get(name)
         raise AttributeError(f"a Policy has no {name!r}")
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            values = tuple(getattr(self, field.name) for field in fields(self) if field.hash is not False)
+            object.__setattr__(self, "_hash", hash(values))
+            return self._hash
 
     def allows(self, model: Model) -> bool:
         """Return whether a model is among those the policy names."""

@@ -173,7 +173,7 @@ def _least_bad(candidates: list[Candidate], budget_s: float | None) -> list[Cand
 def _explore(
     chain: list[Candidate], n_fit: int, policy: Policy, draw: Callable[[], float] | None, notes: list[str]
 ) -> tuple[list[Candidate], float]:
-    """Put another admissible model first now and then; return the chain and the probability of its first."""
+    """Put another admissible model first at the exploration rate; return the chain and the propensity of its first."""
     if not policy.exploration or draw is None or n_fit < 2:
         return chain, 1.0
     share = policy.exploration / n_fit

@@ -24,7 +24,7 @@ class PageSources:
     firing: Callable[[], Sequence[AlertEvent]]
     rollout: Callable[[], RolloutState]
     recent: RecentRequests
-    reason: Callable[[str], str]  # of a decision, by its id; "" where it is not known any more
+    reason: Callable[[str], str]  # of a decision, by its id; "" if it is not known any more
     bundle: Callable[[], str]
     policy: Callable[[], str]
     clock: Callable[[], float] = time.time

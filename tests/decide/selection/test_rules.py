@@ -67,7 +67,7 @@ def test_ambiguous_is_asked_back_only_where_the_policy_says_so(router_that_says:
     assert sure.decide("it").action == "answer"
     decision = sure.decide("it", policy=asking)
     assert (decision.action, decision.model) == ("clarify", BALANCED)
-    assert decision.reason.startswith("ask back")
+    assert decision.reason.startswith("clarifying question")
     assert unsure.decide("it", policy=asking).action == "answer"
     assert router_that_says("complex", 0.9).decide("it", policy=asking).action == "answer"
 
