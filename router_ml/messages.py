@@ -204,6 +204,17 @@ def message_list(messages: Any) -> Sequence[Any]:
     """Return the messages in a list of them, one message alone, or an object that holds them; none for None.
 
     Raises `QueryError` where there are more than `MAX_MESSAGES`, be it of an iterator without end."""
+    try:
+        return _listed(messages)
+    except QueryError:
+        raise
+    except Exception as error:  # of an object that cannot even be looked at
+        raise QueryError(
+            f"messages of type {type(messages).__name__} cannot be read ({type(error).__name__})"
+        ) from error
+
+
+def _listed(messages: Any) -> Sequence[Any]:
     if messages is None:
         return ()
     if hasattr(messages, "to_messages"):  # LangChain's prompt values
