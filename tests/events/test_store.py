@@ -305,7 +305,7 @@ def test_rows_that_are_no_events_are_skipped_and_told_once(tmp_path: Path, caplo
     store.append([outcome("last")])
     stored = [s.event for s in store.read()]
     assert [e.decision_id for e in stored if isinstance(e, OutcomeEvent)] == ["first", "last"]
-    assert len([r for r in caplog.records if "is no event" in r.message]) == 1
+    assert len([r for r in caplog.records if "is not an event" in r.message]) == 1
 
 
 @pytest.mark.parametrize("make", [
@@ -375,3 +375,17 @@ def test_no_error_of_an_odd_database_url_repeats_its_password(url: str, tmp_path
     with pytest.raises(StoreError) as caught:
         open_store(url, key_dir=tmp_path)
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root makes links for other users")
+def test_nothing_is_written_through_a_link_of_another_user(tmp_path: Path) -> None:
+    target, link = tmp_path / "theirs.db", tmp_path / "state" / "events.db"
+    link.parent.mkdir()
+    link.symlink_to(target)
+    open_store(f"sqlite:///{link}").close()
+    assert target.exists()  # our own link may lead to another disk
+    target.unlink()
+    os.lchown(link, 65534, 65534)
+    with pytest.raises(StoreError, match="symbolic link of another user"):
+        open_store(f"sqlite:///{link}")
+    assert not target.exists()

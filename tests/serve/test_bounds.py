@@ -147,7 +147,7 @@ def test_another_kind_of_host_is_one_class_and_one_row(gateway_of) -> None:
 def _shared_lists() -> list[Any]:
     """Return lists that hold the next one twice: small in memory, endless when written out."""
     value: list[Any] = []
-    for _ in range(60):
+    for _ in range(40):
         value = [value, value]
     return value
 
@@ -171,7 +171,7 @@ def test_an_error_never_writes_out_what_the_caller_gave(gateway, name: str, valu
     with pytest.raises(InputError) as caught:
         call(**given)
     assert len(str(caught.value)) < 400
-    assert time.thread_time() - began_s < 1.0
+    assert time.thread_time() - began_s < 0.3
 
 
 def test_an_integer_that_cannot_be_written_is_the_callers_error(gateway, double) -> None:
