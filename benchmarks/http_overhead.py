@@ -2,7 +2,8 @@
 
 The host is a test double; host, server and client are processes of their own. Direct, named and routed requests
 alternate, so that all meet the same machine. `named` asks for a model by its name, which passes through unchanged;
-`routed` asks for `auto`, with the decision in it (the same query each time, so a decision cache may answer).
+`routed` asks for `auto`, with the decision in it (the same query each time, so a decision cache may answer). With
+`--litellm PROGRAM` LiteLLM's proxy, of an environment of its own, takes its turn, too; all speak OpenAI's API then.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -26,6 +27,8 @@ from tests.ollama_double import DoubleProcess, default_models
 
 _MODEL = default_models()[1].name
 _START_S = 30.0
+_JSON = {"content-type": "application/json"}
+_OPENAI = "/v1/chat/completions"
 
 
 @contextmanager
@@ -57,11 +60,32 @@ def served(host: str) -> Iterator[str]:
             process.wait(20)
 
 
-def _wait(url: str) -> None:
-    until = time.monotonic() + _START_S
+@contextmanager
+def litellm_proxy(program: str, host: str) -> Iterator[str]:
+    """Run LiteLLM's proxy with one model of a host, and yield its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    model = {"model": f"ollama_chat/{_MODEL}", "api_base": host}
+    config = {"model_list": [{"model_name": _MODEL, "litellm_params": model}]}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(config, file)  # JSON is YAML, too
+        file.flush()
+        command = [program, "--config", file.name, "--port", str(port), "--host", "127.0.0.1"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait(url, "/health/liveliness", 120.0)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _wait(url: str, path: str = "/healthz", patience_s: float = _START_S) -> None:
+    until = time.monotonic() + patience_s
     while time.monotonic() < until:
         try:
-            httpx.get(f"{url}/healthz")
+            httpx.get(f"{url}{path}")
             return
         except httpx.TransportError:
             time.sleep(0.02)
@@ -73,9 +97,9 @@ def _body(model: str, stream: bool) -> bytes:
     return json.dumps({"model": model, "messages": messages, "stream": stream}).encode()
 
 
-def _whole_ms(client: httpx.Client, url: str, model: str) -> float:
+def _whole_ms(client: httpx.Client, url: str, model: str, path: str = "/api/chat") -> float:
     began = time.perf_counter()
-    client.post(f"{url}/api/chat", content=_body(model, False)).raise_for_status()
+    client.post(f"{url}{path}", content=_body(model, False), headers=_JSON).raise_for_status()
     return 1000 * (time.perf_counter() - began)
 
 
@@ -126,6 +150,47 @@ def load(requests: int, clients: int) -> dict[str, float]:
     return found
 
 
+def compare(program: str, requests: int, clients: Sequence[int]) -> None:
+    """Print latencies and requests per second beside LiteLLM's proxy, all through OpenAI's API."""
+    with DoubleProcess() as double, served(double.url) as url, litellm_proxy(program, double.url) as other:
+        kinds = {
+            "direct": (double.url, _MODEL),
+            "named": (url, _MODEL),
+            "routed": (url, "auto"),
+            "litellm": (other, _MODEL),
+        }
+        found: dict[str, list[float]] = {kind: [] for kind in kinds}
+        with httpx.Client(timeout=60) as client:
+            for turn in range(requests + 20):
+                for kind, (where, model) in kinds.items():
+                    took_ms = _whole_ms(client, where, model, _OPENAI)
+                    if turn >= 20:
+                        found[kind].append(took_ms)
+        _print_latencies(found)
+        for number in clients:
+            rates = {kind: _rate(where, model, requests, number) for kind, (where, model) in kinds.items()}
+            print(f"{number} clients, requests a second: " + "  ".join(f"{k} {v:6.0f}" for k, v in rates.items()))
+
+
+def _rate(where: str, model: str, requests: int, clients: int) -> float:
+    with (
+        httpx.Client(timeout=120, limits=httpx.Limits(max_connections=clients)) as client,
+        ThreadPoolExecutor(clients) as pool,
+    ):
+        list(pool.map(lambda _: _whole_ms(client, where, model, _OPENAI), range(clients)))
+        began = time.perf_counter()
+        list(pool.map(lambda _: _whole_ms(client, where, model, _OPENAI), range(requests)))
+        return requests / (time.perf_counter() - began)
+
+
+def _print_latencies(found: Mapping[str, Sequence[float]]) -> None:
+    for kind, values in found.items():
+        base = found["direct first byte" if kind.endswith("byte") else "direct"]
+        added = statistics.median(one - other for one, other in zip(values, base, strict=True))
+        quantiles = "  ".join(f"p{100 * q:g} {_at(values, q):6.2f}" for q in (0.1, 0.5, 0.9, 0.99))
+        print(f"{kind:<20}{quantiles} ms   adds {added:5.2f} ms (median of pairs)")
+
+
 def _at(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
@@ -135,13 +200,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.http_overhead", description=__doc__)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--clients", type=int, nargs="*", default=[], help="numbers of clients for requests a second")
+    parser.add_argument("--litellm", metavar="PROGRAM", help="the litellm command, to measure its proxy beside ours")
     arguments = parser.parse_args()
-    found = measure(arguments.requests)
-    for kind, values in found.items():
-        base = found["direct first byte" if kind.endswith("byte") else "direct"]
-        added = statistics.median(one - other for one, other in zip(values, base, strict=True))
-        quantiles = "  ".join(f"p{100 * q:g} {_at(values, q):6.2f}" for q in (0.1, 0.5, 0.9, 0.99))
-        print(f"{kind:<20}{quantiles} ms   adds {added:5.2f} ms (median of pairs)")
+    if arguments.litellm:
+        compare(arguments.litellm, arguments.requests, arguments.clients)
+        return
+    _print_latencies(measure(arguments.requests))
     for clients in arguments.clients:
         rates = "  ".join(f"{kind} {rate:6.0f}" for kind, rate in load(arguments.requests, clients).items())
         print(f"{clients} clients, requests a second: {rates}")
