@@ -161,7 +161,7 @@ async def test_lists_of_models_are_read_as_far_as_they_make_sense(server: Server
 
 @pytest.mark.parametrize("models", [None, 5, {}, "x"])
 async def test_what_is_no_list_of_models_is_malformed(server: Server, models: Any) -> None:
-    with pytest.raises(HostError, match="no list of models"):
+    with pytest.raises(HostError, match="not a list of models"):
         await _installed(server, {"models": models})
 
 
