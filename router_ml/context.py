@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from router_ml.errors import ContextError, QueryError
+from router_ml.errors import ContextError, InputError, QueryError
 from router_ml.messages import (
     Conversation,
     Message,
@@ -41,6 +41,17 @@ def parse_context(raw: Context | Mapping[str, Any] | None) -> Context:
     """Return the frozen form of a context.
 
     Raises `ContextError`, whose `field` names the key that has the wrong shape or is too large."""
+    try:
+        return _parsed(raw)
+    except InputError:
+        raise
+    except Exception as error:  # of an object that cannot even be looked at
+        raise ContextError(
+            f"the context cannot be read ({type(error).__name__}); give strings, numbers, lists and dictionaries"
+        ) from error
+
+
+def _parsed(raw: Context | Mapping[str, Any] | None) -> Context:
     if raw is None:
         return EMPTY_CONTEXT
     if isinstance(raw, Context):

@@ -111,6 +111,15 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         return data
 
 
+def foreign_link(path: Path) -> bool:
+    """Return whether a path is a symbolic link made by another user, other than the administrator."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISLNK(found.st_mode) and hasattr(os, "geteuid") and found.st_uid not in (0, os.geteuid())
+
+
 def reason(error: BaseException) -> str:
     """Return why a file could not be used, in one line without its path."""
     if isinstance(error, RecursionError):

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, NamedTuple, TypeGuard
 
 from router_ml.errors import QueryError
@@ -23,6 +24,9 @@ from router_ml.types import Turn
 
 MESSAGE_TOKENS = 4  # what a chat template adds to a message
 MAX_DEPTH, MAX_VALUES = 64, 200_000  # of a JSON value that is measured
+MAX_MESSAGES = 100_000  # of a conversation
+MAX_PARTS = 10_000  # of the content of one message
+_MAX_NESTING = 3  # of parts within parts
 _ROLES = {
     "user": "user", "human": "user", "humanmessagechunk": "user", "request": "user",
     "assistant": "assistant", "ai": "assistant", "model": "assistant", "bot": "assistant", "gpt": "assistant",
@@ -196,8 +200,21 @@ def shown(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else type(value).__name__
 
 
-def message_list(messages: Any) -> Iterable[Any]:
-    """Return the messages in a list of them, one message alone, or an object that holds them; none for None."""
+def message_list(messages: Any) -> Sequence[Any]:
+    """Return the messages in a list of them, one message alone, or an object that holds them; none for None.
+
+    Raises `QueryError` where there are more than `MAX_MESSAGES`, be it of an iterator without end."""
+    try:
+        return _listed(messages)
+    except QueryError:
+        raise
+    except Exception as error:  # of an object that cannot even be looked at
+        raise QueryError(
+            f"messages of type {type(messages).__name__} cannot be read ({type(error).__name__})"
+        ) from error
+
+
+def _listed(messages: Any) -> Sequence[Any]:
     if messages is None:
         return ()
     if hasattr(messages, "to_messages"):  # LangChain's prompt values
@@ -205,7 +222,12 @@ def message_list(messages: Any) -> Iterable[Any]:
     if isinstance(messages, Mapping) and "messages" in messages and "role" not in messages:
         messages = messages["messages"]
     one = isinstance(messages, str | Mapping) or not isinstance(messages, Iterable) or hasattr(messages, "content")
-    return (messages,) if one else messages
+    if one:
+        return (messages,)
+    found = messages if isinstance(messages, list | tuple) else list(islice(messages, MAX_MESSAGES + 1))
+    if len(found) > MAX_MESSAGES:
+        raise QueryError(f"there are more than {MAX_MESSAGES:,} messages; give the last ones")
+    return found
 
 
 def _with_roles(messages: list[Message]) -> list[Message]:
@@ -294,6 +316,7 @@ class _Reader:
         self._files: list[tuple[str, str]] = []
         self._calls: list[str] = []
         self._images, self._unread, self._answers = 0, 0.0, ""
+        self._parts_left = MAX_PARTS
 
     def message(self) -> Message:
         """Return the message. What a part does not say is left out; no part is expanded more than twice."""
@@ -336,8 +359,12 @@ class _Reader:
         elif isinstance(content, bytes | bytearray):
             into.append(content.decode("utf-8", "replace"))
         elif isinstance(content, Mapping):
-            self._add_part(content, into, depth)
+            if depth < _MAX_NESTING:  # one that holds itself ends here
+                self._add_part(content, into, depth)
         elif isinstance(content, Sequence):
+            self._parts_left -= len(content)
+            if self._parts_left < 0:
+                raise QueryError(f"a message holds more than {MAX_PARTS:,} parts")
             for part in content:
                 if isinstance(part, str):
                     into.append(part)

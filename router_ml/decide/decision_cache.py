@@ -59,7 +59,7 @@ def decision_key(query: object, context: Context | Mapping[str, Any] | None, pol
     try:
         key = (query, _context_key(context), policy, bundle)
         hash(key)
-    except (TypeError, ValueError):  # objects of other kinds in the context
+    except Exception:  # objects of other kinds in the context, which may do anything when they are read
         return None
     return key
 

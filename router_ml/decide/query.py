@@ -8,7 +8,7 @@ from typing import Any
 
 from router_ml.context import conversation_context, parse_context
 from router_ml.decide.features.composition import visible_text
-from router_ml.errors import QueryError
+from router_ml.errors import InputError, QueryError
 from router_ml.harness import user_text
 from router_ml.messages import clean_text, estimate_tokens, read_messages
 from router_ml.types import Context
@@ -25,6 +25,17 @@ def read_query(query: object, context: ContextLike) -> tuple[str, Context]:
 
     `query` is a string, or the messages of a conversation in any form that `read_messages` takes; the text is then the
     last message of the user, and the rest completes the context. Raises `QueryError` or `ContextError`."""
+    try:
+        return _read(query, context)
+    except InputError:
+        raise
+    except Exception as error:  # of an object that cannot even be looked at
+        raise QueryError(
+            f"the query or its context cannot be read ({type(error).__name__}); give strings, lists and dictionaries"
+        ) from error
+
+
+def _read(query: object, context: ContextLike) -> tuple[str, Context]:
     if isinstance(query, str):
         parsed = parse_context(context)
         text = query

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args, get_origin, get_
 
 from router_ml.context import context_row, parse_context
 from router_ml.errors import InputError
+from router_ml.numbers import short_repr
 from router_ml.types import Candidate, Context, Decision, Label, Outcome, Quantiles
 
 VERSION = 1
@@ -243,7 +244,7 @@ def feedback_event(
 
 
 def _shown(value: object) -> str:
-    return f"{type(value).__name__} {repr(value)[:60]}"
+    return f"{type(value).__name__} {short_repr(value)}"
 
 
 def without_text(event: Event) -> Event:

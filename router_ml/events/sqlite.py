@@ -19,6 +19,7 @@ from router_ml.events.migrations import LATEST, check_version, migrate
 from router_ml.events.privacy import Privacy
 from router_ml.events.sql import SqlStore
 from router_ml.events.store import RefusedRecord
+from router_ml.files import foreign_link
 
 _BUSY_S = 5.0
 # The fault of a value that was to be written, not of the file or the disk.
@@ -73,6 +74,8 @@ class SqliteStore(SqlStore):
             return self._connection  # type: ignore[no-any-return]
         self._drop_connection()  # the file was removed or replaced: what went on into it would be lost
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if foreign_link(self.path):
+            raise StoreError(f"the event store {self.path} is a symbolic link of another user; remove it")
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would let others read it
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False, isolation_level=None)
         try:

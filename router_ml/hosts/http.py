@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import ssl
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ MAX_REPLY_BYTES = 32 * 2**20  # of one reply, or of all the parts of a streamed 
 MAX_LIST_BYTES = 8 * 2**20  # of a list of models
 MAX_LINE_BYTES = 8 * 2**20  # of one part of a stream
 _MAX_ERROR_BYTES = 64 * 2**10
+_MAX_PIECE_BYTES = 64 * 2**10
+_UNPACKED = {"": False, "identity": False, "gzip": True, "x-gzip": True, "deflate": True}
 _PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
 
 
@@ -86,17 +89,37 @@ async def read_json(response: httpx.Response, limit_bytes: int = MAX_REPLY_BYTES
 async def read_bytes(response: httpx.Response, limit_bytes: int) -> bytes:
     """Return the body of a streamed response. Raises `HostError` if it is larger than allowed."""
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in chunks(response):
         body += chunk
         if len(body) > limit_bytes:
             raise HostError("malformed", f"the reply is larger than {limit_bytes // 2**20} MiB")
     return bytes(body)
 
 
+async def chunks(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the body of a streamed response in pieces of at most 64 KiB where it is compressed.
+
+    No compression is asked for, but a proxy may compress all the same; httpx would unpack a piece of any size at once.
+    Raises `HostError` for another compression than gzip or deflate."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in _UNPACKED:
+        raise HostError("malformed", f"the reply is compressed by {encoding[:40]!r}, which was not asked for")
+    unpacker = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS) if _UNPACKED[encoding] else None
+    async for piece in response.aiter_raw():
+        if unpacker is None:
+            yield piece
+        try:
+            while unpacker is not None and piece:
+                yield unpacker.decompress(piece, _MAX_PIECE_BYTES)
+                piece = unpacker.unconsumed_tail
+        except zlib.error as error:
+            raise HostError("malformed", f"the reply cannot be unpacked ({encoding})") from error
+
+
 async def read_error(response: httpx.Response) -> str:
     """Return what an error response says, the beginning of it."""
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in chunks(response):
         body += chunk
         if len(body) >= _MAX_ERROR_BYTES:
             break
@@ -112,7 +135,7 @@ async def read_error(response: httpx.Response) -> str:
 async def lines(response: httpx.Response) -> AsyncIterator[bytes]:
     """Yield the lines of a streamed response that are not blank. Raises `HostError` if one or all are too large."""
     rest, total = b"", 0
-    async for chunk in response.aiter_bytes():
+    async for chunk in chunks(response):
         total += len(chunk)
         *whole, rest = (rest + chunk).split(b"\n")
         if len(rest) > MAX_LINE_BYTES or total > MAX_REPLY_BYTES:

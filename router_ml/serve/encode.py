@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.errors import QueryError
-from router_ml.messages import clean_text
+from router_ml.messages import check_bounded, clean_text
+from router_ml.numbers import short_repr
 
 MAX_DEPTH = 100  # a value nested deeper contains itself, or is a mistake
+MAX_BITS = 1024  # of an integer; Python writes none of more than 4,300 digits
 MAX_VALUES = 200_000  # of one part of a request
+_VALUES_TO_PLACE = 2_000
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
@@ -34,9 +37,18 @@ def json_ready(value: Any, where: str) -> Any:
     Raises `QueryError` that names the place, beginning with `where`, for everything else: numbers that are not finite,
     sets, bytes, objects, and values nested or repeated without end."""
     try:
-        return _encoded(value, MAX_DEPTH, [MAX_VALUES])
+        return _encoded(value, MAX_DEPTH, [_most_values(value)])
     except _NotJson as error:
         raise QueryError(f"{where}{''.join(reversed(error.steps))[:200]} {error.reason}") from error
+
+
+def _most_values(value: Any) -> int:
+    """Return how many values to convert: few of a value that is too large, for its place is all that is wanted."""
+    try:
+        check_bounded(value, MAX_VALUES, MAX_DEPTH)
+    except ValueError:
+        return _VALUES_TO_PLACE
+    return MAX_VALUES
 
 
 def image_base64(image: Any, where: str, *, files: bool = True) -> str:
@@ -60,7 +72,7 @@ def image_base64(image: Any, where: str, *, files: bool = True) -> str:
     except (binascii.Error, ValueError):
         pass
     raise QueryError(
-        f"{where} is neither an existing file nor base64 text: {value!r:.80}; give a path, bytes or base64"
+        f"{where} is neither an existing file nor base64 text: {short_repr(value)}; give a path, bytes or base64"
     )
 
 
@@ -73,6 +85,8 @@ def _encoded(value: Any, depth: int, left: list[int]) -> Any:
     if isinstance(value, str):
         return clean_text(str.__str__(value))
     if isinstance(value, int):
+        if int(value).bit_length() > MAX_BITS:
+            raise _NotJson("is an integer of too many digits; give a smaller one")
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):

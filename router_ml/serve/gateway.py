@@ -27,6 +27,7 @@ from router_ml.events.event import NullRecorder, Recorder
 from router_ml.hosts.failure import classify
 from router_ml.hosts.fleet import HOST_TYPES, Fleet, HostFactory
 from router_ml.hosts.options import GatewayOptions
+from router_ml.numbers import short_repr
 from router_ml.serve.answer import Answer
 from router_ml.serve.answer_cache.answers import CachedAnswers
 from router_ml.serve.answer_cache.exact import CacheStats, ExactCache
@@ -175,9 +176,9 @@ class Gateway:
         Returns False, and logs a warning, if it is not among the latest answers of this gateway; it is recorded all
         the same, for another process may have given that answer. Raises `InputError` for another score."""
         if not isinstance(decision_id, str) or not 0 < len(decision_id) <= _MAX_ID_CHARS:
-            raise InputError(f"decision_id is `answer.decision.decision_id`, found {decision_id!r:.60}")
+            raise InputError(f"decision_id is `answer.decision.decision_id`, found {short_repr(decision_id)}")
         if not isinstance(score, numbers.Real) or not 0 <= score <= 1:
-            raise InputError(f"a score is a number between 0 and 1, found {score!r:.60}")
+            raise InputError(f"a score is a number between 0 and 1, found {short_repr(score)}")
         known = self._recorder.judged(decision_id, float(score), comment)
         if not known:
             log.warning("feedback on %.60r, which is not among this gateway's latest decisions", decision_id)
@@ -467,10 +468,11 @@ if hasattr(os, "register_at_fork"):
 
 def _deadline(value: Any) -> float:
     """Return a deadline in seconds. Raises `QueryError` if it is not a number above 0."""
-    seconds = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else 0.0
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    seconds = float(min(value, _MAX_DEADLINE_S)) if real and value > 0 else 0.0
     if not seconds > 0:
-        raise QueryError(f"deadline_s must be a number of seconds above 0, found {value!r:.60}")
-    return min(seconds, _MAX_DEADLINE_S)
+        raise QueryError(f"deadline_s must be a number of seconds above 0, found {short_repr(value)}")
+    return seconds
 
 
 def _opened(item: Item) -> Opened:

@@ -16,6 +16,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
@@ -34,7 +35,7 @@ from router_ml.serve.clarify import may_ask
 from router_ml.serve.order import pin, plain_decision, stick
 from router_ml.serve.request import prompt_tokens
 from router_ml.settings import Settings, load_settings
-from router_ml.tools import read_tools
+from router_ml.tools import MAX_TOOLS, read_tools
 from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
@@ -250,7 +251,9 @@ def _readable_turns(messages: Any, query: Any) -> tuple[list[Any], Conversation]
 def _readable_tools(tools: Any) -> list[Any]:
     if isinstance(tools, str | Mapping):
         return _readable_tools([tools])
-    return [tool for tool in tools if _is_readable(read_tools, tool)] if isinstance(tools, Iterable) else []
+    if not isinstance(tools, Iterable):
+        return []
+    return [tool for tool in islice(tools, MAX_TOOLS) if _is_readable(read_tools, tool)]
 
 
 def _is_readable(read: Callable[[list[Any]], Any], item: Any) -> bool:

@@ -12,6 +12,7 @@ from router_ml.decide.selection.policy import Policy
 from router_ml.errors import InputError, QueryError
 from router_ml.hosts.ollama_package import ClientRequest, ollama
 from router_ml.messages import Conversation, message_list, read_messages
+from router_ml.numbers import short_repr
 from router_ml.serve.encode import json_ready
 from router_ml.serve.wire import items, valid, wire_message, wire_tool
 from router_ml.suggestions import suggestion
@@ -134,12 +135,12 @@ def _schema(wanted: Any) -> Any:
                 return make()
             except Exception as error:  # of a class whose fields have no schema
                 raise QueryError(
-                    f"format: {wanted!r:.60} has no JSON schema ({type(error).__name__}); give one"
+                    f"format: {short_repr(wanted)} has no JSON schema ({type(error).__name__}); give one"
                 ) from error
     if isinstance(wanted, type):
         raise QueryError(f"format: the class {wanted.__name__} has no JSON schema; give a pydantic class or a schema")
     if not isinstance(wanted, Mapping) and wanted not in ("", "json"):
-        raise QueryError(f"format must be 'json', a JSON schema or a pydantic class, found {wanted!r:.60}")
+        raise QueryError(f"format must be 'json', a JSON schema or a pydantic class, found {short_repr(wanted)}")
     return wanted
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from router_ml.errors import QueryError
 from router_ml.hosts.ollama_package import convert_function_to_tool, ollama
-from router_ml.serve.encode import image_base64, json_ready
+from router_ml.serve.encode import MAX_VALUES, image_base64, json_ready
 
 _TOOL_EXAMPLE = 'give a function with annotated parameters, or {"type": "function", "function": {"name": ..., ...}}'
 _ROLES = {"human": "user", "ai": "assistant", "function": "tool"}
@@ -31,9 +32,13 @@ def items(values: Any, name: str) -> list[Any]:
         return []
     if not isinstance(values, str | bytes | Mapping) and not hasattr(values, "model_dump"):
         try:
-            return list(values)
+            found = list(islice(values, MAX_VALUES + 1))
         except TypeError:
-            pass
+            found = None
+        if found is not None and len(found) <= MAX_VALUES:
+            return found
+        if found is not None:
+            raise QueryError(f"{name} holds more than {MAX_VALUES:,} values")
     raise QueryError(f"{name} must be a list, found {type(values).__name__}")
 
 

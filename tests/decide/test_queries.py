@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import time
 from pathlib import Path
@@ -11,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router_ml.decide.api import select_model
 from router_ml.decide.features.surface import NAMES, surface_features
 from router_ml.decide.router import Router
 from router_ml.errors import InputError, QueryError
+from router_ml.messages import read_messages
 from router_ml.types import LABELS, Context, Decision, Tool, Turn
 
 
@@ -170,3 +174,64 @@ def test_any_text_in_any_context_gets_a_learned_decision(router: Router, text: s
     _sound(decision)
     assert decision.complexity in LABELS
     assert sorted([c.model for c in decision.ranked]) == sorted(m.name for m in router.models) or decision.excluded
+
+
+class _Hostile:
+    """An object that refuses to be looked at, and does not end when it is iterated."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class _HostileDict(dict[str, Any]):
+    def get(self, *key: Any) -> Any:
+        raise RuntimeError("no keys")
+
+    items = get
+
+
+def _self_referring() -> dict[str, Any]:
+    part: dict[str, Any] = {}
+    part["content"] = part
+    return part
+
+
+_UNREADABLE = {
+    "refuses attributes": _Hostile,
+    "refuses keys": lambda: _HostileDict(role="user", content="x"),
+    "holds itself": _self_referring,
+    "millions of parts": lambda: [{"type": "text", "text": "a"}] * 2_000_000,
+    "an integer of thousands of digits": lambda: 10**5000,
+}
+
+
+@pytest.mark.parametrize("place", ["history", "turn", "content", "parts", "attachment", "session_id", "context"])
+@pytest.mark.parametrize("kind", _UNREADABLE)
+def test_what_cannot_be_read_is_left_out_or_refused_at_once(router: Router, place: str, kind: str) -> None:
+    value = _UNREADABLE[kind]()
+    message = {"role": "user", "content": value}
+    requests: dict[str, tuple[Any, Any]] = {
+        "history": ("x", {"history": [value]}),
+        "turn": ([value], None),
+        "content": ([message], None),
+        "parts": ([{"role": "user", "content": [value]}], {"history": [message]}),
+        "attachment": ("x", {"attachment": value}),
+        "session_id": ("x", {"session_id": value}),
+        "context": ("x", value),
+    }
+    began_s = time.thread_time()
+    with contextlib.suppress(InputError):
+        assert select_model(*requests[place], router=router).model
+    assert time.thread_time() - began_s < 1.0
+
+
+def test_messages_and_parts_without_end_are_refused() -> None:
+    for endless in (itertools.repeat("x"), itertools.repeat({"role": "user", "content": "x"})):
+        with pytest.raises(QueryError, match="more than 100,000 messages"):
+            read_messages(endless)
+    shared = [{"type": "text", "content": [{"type": "text", "text": "a"}] * 5000}] * 5000
+    with pytest.raises(QueryError, match="more than 10,000 parts"):
+        read_messages([{"role": "user", "content": shared}])

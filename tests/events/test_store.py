@@ -375,3 +375,17 @@ def test_no_error_of_an_odd_database_url_repeats_its_password(url: str, tmp_path
     with pytest.raises(StoreError) as caught:
         open_store(url, key_dir=tmp_path)
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root makes links for other users")
+def test_nothing_is_written_through_a_link_of_another_user(tmp_path: Path) -> None:
+    target, link = tmp_path / "theirs.db", tmp_path / "state" / "events.db"
+    link.parent.mkdir()
+    link.symlink_to(target)
+    open_store(f"sqlite:///{link}").close()
+    assert target.exists()  # our own link may lead to another disk
+    target.unlink()
+    os.lchown(link, 65534, 65534)
+    with pytest.raises(StoreError, match="symbolic link of another user"):
+        open_store(f"sqlite:///{link}")
+    assert not target.exists()

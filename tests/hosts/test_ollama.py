@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -107,6 +108,23 @@ async def test_a_reply_is_read_no_further_than_its_limit(server: Server) -> None
     server.headers = {"Content-Encoding": "gzip"}
     with pytest.raises(HostError, match="larger than 8 MiB"):
         await _installed(server, gzip.compress(b'{"models": [' + b" " * 4 * MAX_LIST_BYTES + b"]}", 1))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "br"])
+async def test_a_compressed_reply_is_unpacked_no_further_than_its_limit(server: Server, encoding: str) -> None:
+    packed = gzip.compress(b" " * 200_000_000, 1)
+    server.headers["Content-Encoding"] = encoding
+    tracemalloc.start()
+    with pytest.raises(HostError, match=r"larger than|not asked for"):
+        await _chat(server, packed)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 3 * MAX_REPLY_BYTES
+
+
+async def test_a_compressed_reply_is_read(server: Server) -> None:
+    server.headers["Content-Encoding"] = "gzip"
+    assert (await _chat(server, gzip.compress(json.dumps(GOOD).encode()))).content == "ok"
 
 
 async def test_figures_that_cannot_be_true_are_left_out(server: Server) -> None:

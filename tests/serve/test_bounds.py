@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -141,3 +142,40 @@ def test_another_kind_of_host_is_one_class_and_one_row(gateway_of) -> None:
     answer = gateway.chat("Hello")
     assert (answer.content, answer.message.content, answer.host) == ("Hello", "Hello", "http://anywhere")
     assert [part.message.content for part in gateway.chat("Hello", stream=True)] == ["Hello"]
+
+
+def _shared_lists() -> list[Any]:
+    """Return lists that hold the next one twice: small in memory, endless when written out."""
+    value: list[Any] = []
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+class _Silent:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize(
+    "value", [_shared_lists(), _Silent(), -(10**5000), [[]]], ids=["shared", "silent", "long", "list"]
+)
+@pytest.mark.parametrize("name", ["deadline_s", "format", "think", "decision_id", "score", "comment", "options"])
+def test_an_error_never_writes_out_what_the_caller_gave(gateway, name: str, value: Any) -> None:
+    call, given = gateway.chat, {"messages": HELLO, name: {"temperature": value} if name == "options" else value}
+    if name in ("decision_id", "score", "comment"):
+        call, given = gateway.feedback, {"decision_id": "a", "score": 1.0, name: value}
+    began_s = time.thread_time()
+    with pytest.raises(InputError) as caught:
+        call(**given)
+    assert len(str(caught.value)) < 400
+    assert time.thread_time() - began_s < 0.3
+
+
+def test_an_integer_that_cannot_be_written_is_the_callers_error(gateway, double) -> None:
+    with pytest.raises(QueryError, match="too many digits"):
+        gateway.chat(HELLO, options={"seed": 10**5000})
+    assert not double.generations
+    assert gateway.chat(HELLO, deadline_s=10**5000).model == LLAMA

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import ollama
 import pytest
 
@@ -132,3 +135,12 @@ def test_a_quotation_of_the_request_is_recognised() -> None:
     assert not request.is_quoted_in('option "temperature" must be of type float32')
     assert build_request("1234").is_quoted_in("bad input: 1234")
     assert not build_request("hi").is_quoted_in("nothing of this")
+
+
+@pytest.mark.parametrize("place", ["messages", "tools", "images", "tool_calls"])
+def test_an_iterator_without_end_is_refused(place: str) -> None:
+    endless: Any = itertools.repeat("x")
+    turn = {"role": "user", "content": "x"}
+    given = {place: endless} if place in ("messages", "tools") else {"messages": [turn | {place: endless}]}
+    with pytest.raises(QueryError, match="more than"):
+        build_request(**{"messages": [turn], **given})

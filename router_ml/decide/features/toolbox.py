@@ -126,8 +126,26 @@ def _values(text: str, fits: _Declared) -> list[float]:
     ]
 
 
-@lru_cache(maxsize=4096)
 def _declared(tool: Tool) -> _Declared:
+    """Return the words of a tool. Those of the last tools are cached; a long one is cut first to what is read of it, so
+    that the cache is bounded in size, too."""
+    long = max(tool.schema_chars, len(tool.description) + len(tool.parameter_text)) > MAX_CHARS
+    return _read_declared(_cut(tool) if long else tool)
+
+
+def _cut(tool: Tool) -> Tool:
+    """Return the tool without what `_read_declared` leaves out."""
+    parameters, left = [], MAX_CHARS
+    for parameter in tool.parameters:
+        name, description = parameter.name[:MAX_CHARS], parameter.description[:left]
+        parameters.append(parameter._replace(name=name, description=description))
+        left = max(0, left - len(description) - 1)
+    description = tool.description[:MAX_CHARS]
+    return tool._replace(description=description, parameter_text="", parameters=tuple(parameters))
+
+
+@lru_cache(maxsize=4096)
+def _read_declared(tool: Tool) -> _Declared:
     named, described = _words_of_name(tool.name), _words(tool.description[:MAX_CHARS])
     parameters = frozenset[str]().union(*(_words_of_name(parameter.name) for parameter in tool.parameters))
     details = _words(" ".join(parameter.description for parameter in tool.parameters)[:MAX_CHARS])

@@ -22,6 +22,7 @@ TOOL_NAMES: tuple[str, ...] = (
     "tool_similarity_max", "tool_similarity_mean", "tool_similarity_gap", "tool_similarity_min", *TOOLBOX_NAMES,
 )  # fmt: skip
 MAX_TOOLS = 64  # what is offered beyond them is only counted and measured
+_NAME_CHARS = 400  # a longer name would stay in memory, as the key of its vector
 _NONE = [0.0] * len(TOOL_NAMES)
 
 
@@ -64,4 +65,4 @@ class ToolFeatures:
 
 
 def _describe(tool: Tool) -> str:
-    return f"{tool.name}: {tool.description[:400]}"
+    return f"{tool.name[:_NAME_CHARS]}: {tool.description[:400]}"

@@ -55,6 +55,8 @@ class Policy(_WithHash):
             if limit.name in self.__dataclass_fields__:
                 value = self._parsed(limit.name, getattr(self, limit.name), limit.parse, limit.lifted)
                 object.__setattr__(self, limit.name, value)
+        if not isinstance(self.limits, Mapping):
+            raise PolicyError(f"policy {self.name!r}: limits must be a mapping, found {short_repr(self.limits)}")
         _refuse_unknown(self.name, self.limits, LIMITS)
         own = {key: self._parsed(key, value, LIMITS[key].parse) for key, value in self.limits.items()}
         object.__setattr__(self, "limits", own)
@@ -104,7 +106,7 @@ def _are_names(models: Any) -> bool:
 
 
 def _refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    unknown = sorted(set(given) - set(known))
+    unknown = sorted(set(given) - set(known), key=str)
     if unknown:
         raise PolicyError(f"policy {name!r}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
 

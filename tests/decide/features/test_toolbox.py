@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from math import log1p
 from typing import Any
 
@@ -100,3 +101,23 @@ def test_every_number_is_finite_and_small_whatever_is_offered(text: str, tools: 
     values = toolbox_features(text, tools)
     assert len(values) == len(TOOLBOX_NAMES)
     assert all(-12.0 < value < 20.0 for value in values)
+
+
+def test_the_cache_of_tools_is_bounded_in_size() -> None:
+    long = "area of the triangle " * 50_000
+    tool = parse_context({"tools": [AREA | {"description": long}]}).tools[0]._replace(parameter_text=long)
+    described = tuple(parameter._replace(description=long) for parameter in tool.parameters)
+    tracemalloc.start()
+    for number in range(20):
+        toolbox_features("the area", [tool._replace(name=f"tool{number}", parameters=described)])
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 20 * 30_000  # bytes; each tool has four texts of a megabyte
+
+
+def test_a_long_tool_has_the_words_of_its_beginning() -> None:
+    beginning = "Calculate the area of a triangle. " * 118  # 4,012 characters, of which 4,000 are read
+    short, long = (
+        _features("area of a triangle", AREA | {"description": beginning + end}) for end in ("", "zebra " * 9)
+    )
+    assert short == long

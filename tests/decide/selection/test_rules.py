@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -346,3 +347,9 @@ def test_a_policy_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     path.write_text("exploration = 0.2\n")
     os.utime(path, ns=(1, 1))
     assert resolve_policy(path).exploration == 0.2
+
+
+@pytest.mark.parametrize("wrong", [None, 5, ["max_p50_s"], math.nan, {1: 2, "x": 3}, itertools.repeat("x")], ids=str)
+def test_limits_that_are_no_mapping_of_known_limits_are_a_policy_error(wrong: Any) -> None:
+    with pytest.raises(PolicyError, match=r"limits must be a mapping|unknown key"):
+        Policy("own", limits=wrong)
