@@ -21,7 +21,7 @@ from router_ml.events.event import OutcomeEvent
 from router_ml.monitor.alerts import Alerts
 from training.command import command_parser
 
-MODELS = (("small", 0.012, 0.14), ("middle", 0.018, 0.11), ("large", 0.060, 0.08))  # s per token, failure rate
+MODELS = (("small", 0.012, 0.14), ("medium", 0.018, 0.11), ("large", 0.060, 0.08))  # s per token, failure rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Fault:
     latency_times: float = 1.0
     failure_rate: float | None = None  # share of wrong answers in all, instead of the usual one
     failures_on_top: float = 0.0  # share of the answers that would have been right
-    error_rate: float = 0.0  # share of the calls that bring no answer
+    error_rate: float = 0.0  # share of the calls without an answer
 
 
 def traffic(seed: int, fault: Fault | None = None, fault_at: int = 10**12) -> Iterator[OutcomeEvent]:
@@ -60,7 +60,7 @@ def _outcome(
     worked_s = (0.15 + prompt * per_token_s / 15 + tokens * per_token_s) * tail * fault.latency_times
     load_s = draw.uniform(2, 9) if draw.random() < 0.05 else 0.0
     wrong = draw.random() < (fault.failure_rate if fault.failure_rate is not None else chance)
-    # Drawn only where there is such a fault: healthy traffic stays the same, whatever faults are known.
+    # Drawn only for such a fault, so that healthy traffic does not depend on the list of faults.
     wrong = wrong or bool(fault.failures_on_top and draw.random() < fault.failures_on_top)
     if fault.error_rate and draw.random() < fault.error_rate:
         return OutcomeEvent(
@@ -88,7 +88,7 @@ def false_alarms(requests: int, seed: int = 0) -> int:
 
 
 def delay(fault: Fault, rule: str, seed: int, healthy: int = 3000, limit: int = 1000) -> float:
-    """Return the requests from the beginning of a fault to its alert; infinity where there is none within `limit`."""
+    """Return the requests from the beginning of a fault to its alert; infinity if there is none within `limit`."""
     alerts = Alerts(channels=())
     for number, event in enumerate(traffic(seed, fault, healthy)):
         alerts.record(event)

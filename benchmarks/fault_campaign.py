@@ -3,8 +3,9 @@
     python -m benchmarks.fault_campaign --requests 10000
 
 Host A serves two models and meets the faults, host B serves a healthy one. Each model echoes the number of the
-request, so that a mixed-up answer is seen. Faults of one generation hit `--share` of A's generations at random. The
-last rows break both hosts: then a typed error must come at once.
+request, so that a mixed-up answer is seen. Faults of one generation hit `--share` of A's generations at random. One
+request in ten is a mistake of its caller: it must end in an `InputError` and cost nobody else anything. One row
+restarts host A again and again. The last rows break both hosts: then a typed error must come at once.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import random
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from router_ml.errors import RouterError, StreamInterrupted
+from router_ml.errors import InputError, RouterError, StreamInterrupted
 from router_ml.hosts.options import BreakerOptions
 from router_ml.serve import Gateway, GatewayOptions
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble
@@ -42,6 +43,15 @@ OPTIONS = GatewayOptions(
     breaker=BreakerOptions(open_s=0.5, open_max_s=4.0),
 )
 SLACK_S = 0.1
+EVERY = 10  # one request in so many is a caller's mistake
+MISTAKES: tuple[Mapping[str, Any], ...] = (
+    {"images": ["/nowhere/picture.png"]},
+    {"options": {"temperature": float("nan")}},
+    {"options": {"num_ctx": {"a set"}}},
+    {"format": object},
+    {"tools": [3]},
+    {"role": 7},
+)
 _NUMBER = re.compile(r"request (\d+)")
 
 
@@ -52,17 +62,25 @@ class Given:
     number: int
     elapsed_s: float
     answered: bool = False
-    wrong: bool = False  # somebody else's answer
+    wrong: bool = False  # the answer to another request
     error: BaseException | None = None
     first_byte_s: float | None = None  # monotonic
     fallback: bool = False
+    mistake: bool = False  # of the caller
+
+    @property
+    def refused(self) -> bool:
+        """Return whether a caller's mistake was given back to the caller."""
+        return self.mistake and isinstance(self.error, InputError)
 
     @property
     def typed(self) -> bool:
+        """Return whether the error is one of the router's own."""
         return isinstance(self.error, RouterError)
 
     @property
     def interrupted(self) -> bool:
+        """Return whether the stream failed after its first part."""
         return isinstance(self.error, StreamInterrupted)
 
 
@@ -77,31 +95,43 @@ class Row:
 
     @property
     def answered(self) -> int:
+        """Return the number of requests with an answer."""
         return sum(g.answered for g in self.given)
 
     @property
     def interrupted(self) -> int:
+        """Return the number of streams that failed after their first part."""
         return sum(g.interrupted for g in self.given)
 
     @property
     def untyped(self) -> int:
+        """Return the number of failures without a typed error."""
         return sum(not g.answered and not g.typed for g in self.given)
 
     @property
     def wrong(self) -> int:
+        """Return the number of answers with wrong content."""
         return sum(g.wrong for g in self.given)
 
     @property
     def late(self) -> int:
+        """Return the number of requests that ended after their deadline."""
         return sum(g.elapsed_s > self.deadline_s + SLACK_S for g in self.given)
 
     @property
     def success(self) -> float:
-        """Of the requests that could still be served: a stream broken after its first byte is not repeated."""
-        open_ = len(self.given) - self.interrupted
-        return self.answered / open_ if open_ else 1.0
+        """Return the share of the requests that could still be served: neither mistakes nor streams that broke after
+        their first byte, which are not repeated."""
+        open_ = [g for g in self.given if not g.mistake and not g.interrupted]
+        return sum(g.answered for g in open_) / len(open_) if open_ else 1.0
+
+    @property
+    def unrefused(self) -> int:
+        """Return how many mistakes of callers did not end in an `InputError`."""
+        return sum(g.mistake and not g.refused for g in self.given)
 
     def elapsed_ms(self, share: float) -> float:
+        """Return a quantile of the request durations in milliseconds."""
         times = sorted(g.elapsed_s for g in self.given)
         return 1000 * times[min(len(times) - 1, int(share * len(times)))]
 
@@ -145,7 +175,7 @@ class Campaign:
         return Gateway(FixedDecider(*names, p95_s=0.1), catalogue, options=OPTIONS)
 
     def fault(self, fault: Fault, requests: int) -> Row:
-        """One fault on host A, while host B stays healthy."""
+        """Run one fault on host A, while host B stays healthy."""
         self._break(self.a, fault, self.share)
         if fault is Fault.TAGS_DOWN:
             self._break(self.b, fault, 1.0)
@@ -153,8 +183,22 @@ class Campaign:
         self._heal()
         return row
 
+    def restarts(self, requests: int) -> Row:
+        """Send requests while host A is down for 0.2 s in every second."""
+
+        async def stop_and_start() -> None:
+            while True:
+                self.a.refuse()
+                await asyncio.sleep(0.2)
+                self.a.accept()
+                await asyncio.sleep(0.8)
+
+        row = self._row("host restarts", requests, beside=stop_and_start)
+        self._heal()
+        return row
+
     def nothing_left(self, fault: Fault, requests: int, warm_up: int) -> Row:
-        """The same fault on both hosts; the time until the circuits know is not measured."""
+        """Run the same fault on both hosts, once their circuit breakers know of it."""
         for double in (self.a, self.b):
             self._break(double, fault, 1.0)
         assert self._row("warm-up", warm_up).answered == 0
@@ -162,11 +206,11 @@ class Campaign:
         self._heal()
         return row
 
-    def _row(self, name: str, requests: int) -> Row:
+    def _row(self, name: str, requests: int, beside: Callable[[], Coroutine[Any, Any, None]] | None = None) -> Row:
         row = Row(name, self.deadline_s)
         gc.collect()  # the log of this campaign grows long: walking it is no part of what is measured
         gc.freeze()
-        row.given = asyncio.run(self._send_all(requests))
+        row.given = asyncio.run(self._send_all(requests, beside))
         row.repeated = self._repeated(row.given)
         return row
 
@@ -186,29 +230,38 @@ class Campaign:
         self.gateway.close()
         self.gateway = self._gateway()
 
-    async def _send_all(self, requests: int) -> list[Given]:
+    async def _send_all(
+        self, requests: int, beside: Callable[[], Coroutine[Any, Any, None]] | None = None
+    ) -> list[Given]:
+        other = asyncio.create_task(beside()) if beside else None
         places = asyncio.Semaphore(self.concurrency)
 
         async def one() -> Given:
             async with places:
                 return await self._send(next(self._numbers))
 
-        return await asyncio.gather(*(one() for _ in range(requests)))
+        given = await asyncio.gather(*(one() for _ in range(requests)))
+        if other is not None:
+            other.cancel()
+        return given
 
     async def _send(self, number: int) -> Given:
-        """Three doors in turn: whole answers for coroutines, streams for coroutines, whole answers for threads."""
-        given = Given(number, 0.0)
-        messages = [{"role": "user", "content": f"request {number}"}]
+        """Send one request: in turn a whole answer or a stream for a coroutine, or a whole answer for a thread."""
+        given = Given(number, 0.0, mistake=number % EVERY == EVERY - 1)
+        wrong: Mapping[str, Any] = MISTAKES[number // EVERY % len(MISTAKES)] if given.mistake else {}
+        form = {key: value for key, value in wrong.items() if key in ("options", "format", "tools")}
+        part = {key: value for key, value in wrong.items() if key not in form}
+        messages: list[dict[str, Any]] = [{"role": "user", "content": f"request {number}", **part}]
         began = time.monotonic()
         try:
             if number % 4 == 0:
-                content = await self._stream(messages, given)
+                content = await self._stream(messages, given, form)
             elif number % 4 == 1:
-                call = lambda: self.gateway.chat(messages, deadline_s=self.deadline_s)  # noqa: E731
+                call = lambda: self.gateway.chat(messages, deadline_s=self.deadline_s, **form)  # noqa: E731
                 answer = await asyncio.get_running_loop().run_in_executor(self._threads, call)
                 content, given.fallback = answer.content, answer.fallback
             else:
-                answer = await self.gateway.achat(messages, deadline_s=self.deadline_s)
+                answer = await self.gateway.achat(messages, deadline_s=self.deadline_s, **form)
                 content, given.fallback = answer.content, answer.fallback
             given.answered = True
             given.wrong = bool(content) and content != _echo({"messages": messages})
@@ -217,8 +270,8 @@ class Campaign:
         given.elapsed_s = time.monotonic() - began
         return given
 
-    async def _stream(self, messages: list[dict[str, str]], given: Given) -> str:
-        stream = await self.gateway.achat(messages, stream=True, deadline_s=self.deadline_s)
+    async def _stream(self, messages: list[dict[str, Any]], given: Given, form: dict[str, Any]) -> str:
+        stream = await self.gateway.achat(messages, stream=True, deadline_s=self.deadline_s, **form)
         given.first_byte_s = time.monotonic()
         content = "".join([part.message.content or "" async for part in stream])
         given.fallback = stream.answer.fallback
@@ -238,12 +291,16 @@ def run(
     requests: int, deadline_s: float = 3.0, concurrency: int = 16, share: float = 0.6, seed: int = 0,
     faults: Sequence[Fault] = FAULTS, log: Any = None, warm_up: int = 40,
 ) -> tuple[list[Row], list[Row]]:  # fmt: skip
-    """The rows with a healthy model, and those without."""
+    """Return the rows in which a model is healthy, and those in which none is."""
     each = max(1, -(-requests // len(faults)))
     with Campaign(deadline_s, concurrency, share, seed) as campaign:
         rows = []
         for fault in faults:
             rows.append(campaign.fault(fault, each))
+            if log is not None:
+                print(line(rows[-1]), file=log, flush=True)
+        if len(faults) > 1:
+            rows.append(campaign.restarts(each))
             if log is not None:
                 print(line(rows[-1]), file=log, flush=True)
         hopeless = []
@@ -261,7 +318,8 @@ HEAD = (
 
 
 def line(row: Row) -> str:
-    typed = sum(g.typed and not g.interrupted for g in row.given)
+    """Format a row under `HEAD`."""
+    typed = sum(g.typed and not g.interrupted and not g.mistake for g in row.given)
     return (
         f"{row.fault:32} {len(row.given):6} {row.answered:6} {typed:6} {row.interrupted:14} {row.untyped:7} "
         f"{row.wrong:5} {row.repeated:5} {row.late:4} {row.success:8.3%} {row.elapsed_ms(0.5):7.0f} "
@@ -270,6 +328,7 @@ def line(row: Row) -> str:
 
 
 def main() -> int:
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fault_campaign", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--deadline-s", type=float, default=3.0)
@@ -291,12 +350,14 @@ def main() -> int:
     quick = sorted(1000 * g.elapsed_s for row in hopeless for g in row.given)
     within = sum(ms <= 50 for ms in quick) / len(quick)
     for given in total.given:
-        if given.error is not None and not given.interrupted:
+        if given.error is not None and not given.interrupted and not given.refused:
             print(f"  request {given.number}: {type(given.error).__name__}: {given.error}")
     print(f"no healthy model: typed error within 50 ms in {within:.1%}, p50 {quick[len(quick) // 2]:.1f} ms, "
           f"p95 {quick[int(0.95 * len(quick))]:.1f} ms")  # fmt: skip
+    mistakes = sum(given.mistake for given in total.given)
+    print(f"mistakes of callers: {mistakes}, of them not given back as InputError: {total.unrefused}")
     print(f"{len(total.given)} requests, {len(faults)} kinds of faults, {time.monotonic() - began:.0f} s")
-    bad = total.untyped + total.wrong + total.late + total.repeated + (total.success < 0.999)
+    bad = total.unrefused + total.untyped + total.wrong + total.late + total.repeated + (total.success < 0.999)
     return 1 if bad else 0
 
 

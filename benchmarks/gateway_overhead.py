@@ -40,17 +40,17 @@ class Overhead:
 
     @property
     def added_ms(self) -> float:
-        """Median of the differences between neighbours."""
+        """Median difference in milliseconds between paired calls."""
         return statistics.median(r - b for b, r in zip(self.bare_ms, self.routed_ms, strict=True))
 
     @property
     def added_cpu_ms(self) -> float:
-        """Median of the differences in processor time, the decision included: no wait for a busy machine is in it."""
+        """Median difference in CPU milliseconds, decision included; unaffected by other load on the machine."""
         return statistics.median(r - b for b, r in zip(self.bare_cpu_ms, self.routed_cpu_ms, strict=True))
 
     @property
     def added_at_best_ms(self) -> float:
-        """Difference of the tenth percentiles: what a busy machine adds to either is mostly not in them."""
+        """Difference of the 10th percentiles in milliseconds; mostly unaffected by other load."""
         return _at(self.routed_ms, 0.1) - _at(self.bare_ms, 0.1)
 
     @property
@@ -65,7 +65,7 @@ class Overhead:
 
 
 def measure(requests: int, wired: bool = False) -> Overhead:
-    """Alternates bare and routed requests, whole and streamed."""
+    """Alternate bare and routed requests, whole and streamed."""
     names = [model.name for model in default_models()]
     with DoubleProcess() as double, tempfile.TemporaryDirectory() as folder:
         client = ollama.Client(host=double.url)
@@ -126,6 +126,7 @@ def _quantiles(values: Sequence[float]) -> str:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway_overhead", description=__doc__)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--wired", action="store_true")

@@ -30,7 +30,7 @@ _START_S = 30.0
 
 @contextmanager
 def served(host: str) -> Iterator[str]:
-    """A server in front of a host, in a process of its own; its URL."""
+    """Run a server in front of a host in a process of its own, and yield its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as state:
@@ -91,7 +91,7 @@ def _first_ms(client: httpx.Client, url: str, model: str) -> float:
 
 
 def measure(requests: int) -> dict[str, list[float]]:
-    """Milliseconds of each kind of request."""
+    """Return the milliseconds of each kind of request."""
     found: dict[str, list[float]] = {}
     with DoubleProcess() as double, served(double.url) as url, httpx.Client(timeout=30) as client:
         kinds = {"direct": (double.url, _MODEL), "named": (url, _MODEL), "routed": (url, "auto")}
@@ -105,7 +105,7 @@ def measure(requests: int) -> dict[str, list[float]]:
 
 
 def load(requests: int, clients: int) -> dict[str, float]:
-    """Requests a second that many clients get, of each kind."""
+    """Return the requests per second that concurrent clients get, for each kind of request."""
     found = {}
     with DoubleProcess() as double, served(double.url) as url:
         for kind, (where, model) in {

@@ -1,4 +1,4 @@
-"""Check what the event store and a running experiment keep under kill -9, and measure what they cost.
+"""Check what the event store and a running experiment preserve under kill -9, and measure what they cost.
 
     python -m benchmarks.kill_campaign [--kills 300]
 
@@ -117,7 +117,7 @@ def _examine(folder: Path, acknowledged: int, reported: bool) -> Killed:
 
 
 def campaign(kills: int, seed: int = 0) -> list[Killed]:
-    """Kill `kills` processes, each after a random while."""
+    """Kill `kills` processes, each after a random delay."""
     draw = random.Random(seed)
     found = []
     for run in range(kills):

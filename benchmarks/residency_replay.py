@@ -1,4 +1,4 @@
-"""What knowing which models are in memory is worth: a replay with and without that knowledge.
+"""The benefit of knowing which models are in memory: a replay with and without that knowledge.
 
     python -m benchmarks.residency_replay --requests 300
 
@@ -39,7 +39,7 @@ class Task:
 
 
 def tasks(count: int, seed: int) -> list[Task]:
-    """Queries on which the three models differ by a point or two, predicted with an error of as much."""
+    """Make queries on which the three models differ by one or two points, with a prediction error of the same size."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -68,11 +68,12 @@ class ReplayDecider:
         machine: MachineState | None = None,
         variant: str | None = None,
     ) -> Decision:
+        """Return the decision on a task, whose index is the query."""
         task = self._tasks[int(query)]
         if self._blind and machine is not None:
             hidden = {name: replace(state, resident=None, load_s=None) for name, state in machine.models.items()}
             machine = MachineState(hidden)
-        # The answer times of the three models are a matter of the catalogue here, so only success tells them apart.
+        # The answer times of the three models are a matter of the catalogue here, so only success distinguishes them.
         p50 = 2.5 / self._speed
         forecast = Forecast(
             [task.predicted[m] for m in MODELS], [(p50, 1.3 * p50, 1.5 * p50)] * 3, [float("nan")] * 3, [0.0] * 3
@@ -92,7 +93,7 @@ class ReplayDecider:
 
 
 @dataclass(frozen=True)
-class Result:
+class ReplayResult:
     """One replay, times as if at full length."""
 
     mean_s: float
@@ -103,8 +104,8 @@ class Result:
     reasons: tuple[str, ...]
 
 
-def replay(made: list[Task], speed: float, blind: bool) -> Result:
-    """Serves every task in turn."""
+def replay(made: list[Task], speed: float, blind: bool) -> ReplayResult:
+    """Serve every task in turn."""
     models = [
         DoubleModel(
             name,
@@ -131,7 +132,7 @@ def replay(made: list[Task], speed: float, blind: bool) -> Result:
         loads = len(double.scheduler.loads) - warm_up
     times = sorted(answer.timings.total_s * speed for answer in answers)
     success = [task.true_success[answer.model] for task, answer in zip(made, answers, strict=True)]
-    return Result(
+    return ReplayResult(
         mean_s=sum(times) / len(times),
         p95_s=times[int(0.95 * len(times))],
         server_mean_s=sum(speed * ((a.timings.load_s or 0.0) + (a.timings.eval_s or 0.0)) for a in answers)
@@ -143,6 +144,7 @@ def replay(made: list[Task], speed: float, blind: bool) -> Result:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.residency_replay", description=__doc__)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--speed", type=float, default=40.0)

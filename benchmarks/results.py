@@ -29,7 +29,7 @@ def commands(page: str) -> list[str]:
 
 
 def rewritten(page: str, run: Callable[[str], str | None]) -> str:
-    """Return the page with each block's body replaced by what `run` returns; None keeps the body."""
+    """Return the page with each block's body replaced by what `run` returns; None leaves the body unchanged."""
 
     def replace(match: re.Match[str]) -> str:
         output = run(match["command"])
@@ -47,7 +47,7 @@ def _run(command: str) -> str | None:
     print(f"running: {command}", file=sys.stderr)
     done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"kept as it was, exit status {done.returncode}: {command}\n{done.stderr[-2000:]}", file=sys.stderr)
+        print(f"unchanged, exit status {done.returncode}: {command}\n{done.stderr[-2000:]}", file=sys.stderr)
         return None
     return done.stdout
 

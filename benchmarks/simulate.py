@@ -67,7 +67,7 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class Worlds:
+class SimulatedUnits:
     """Units of several simulated experiments, one row a run; in the order in which they complete."""
 
     challenger: Bools
@@ -88,7 +88,7 @@ class Endings:
     ship_better: Floats
 
 
-def draw(truth: Truth, runs: int, requests: int, slo_s: float, generator: np.random.Generator) -> Worlds:
+def draw(truth: Truth, runs: int, requests: int, slo_s: float, generator: np.random.Generator) -> SimulatedUnits:
     """Draw units; the share of the experiment's time that has passed is squared under a ramp."""
     units, size = requests // truth.unit_requests, truth.unit_requests
     shape = (runs, units)
@@ -106,7 +106,7 @@ def draw(truth: Truth, runs: int, requests: int, slo_s: float, generator: np.ran
     centre = centre + truth.unit_log_sd * generator.standard_normal(shape)
     within = generator.standard_normal((*shape, size)) * truth.latency_log_sd + centre[..., np.newaxis]
     service = generator.standard_normal(shape) * truth.service_log_sd + challenger * math.log(truth.service_ratio)
-    return Worlds(
+    return SimulatedUnits(
         challenger,
         wrong[..., 0].astype(float),
         wrong.mean(-1),
@@ -116,16 +116,16 @@ def draw(truth: Truth, runs: int, requests: int, slo_s: float, generator: np.ran
     )
 
 
-def endings(worlds: Worlds, truth: Truth, limits: Limits) -> Endings:
+def endings(simulated: SimulatedUnits, truth: Truth, limits: Limits) -> Endings:
     """Return the first analysis at which each verdict was given, with one every `EVERY` requests.
 
     Every request is answered and judged here. So the guardrails of missing answers and clarifying questions are proven
     before there are `min_units`, and are left out."""
-    runs, units = worlds.challenger.shape
+    runs, units = simulated.challenger.shape
     step = max(EVERY // truth.unit_requests, 1)
     ends = np.arange(step, units + 1, step)
-    partners = _partners(worlds.challenger)
-    n_challenger: Counts = np.cumsum(worlds.challenger, axis=1, dtype=np.int64)[:, ends - 1]
+    partners = _partners(simulated.challenger)
+    n_challenger: Counts = np.cumsum(simulated.challenger, axis=1, dtype=np.int64)[:, ends - 1]
     n_control = ends - n_challenger
     fewest = np.minimum(n_challenger, n_control)
     invalid, proven = _splits(n_challenger, ends, limits)
@@ -134,19 +134,19 @@ def endings(worlds: Worlds, truth: Truth, limits: Limits) -> Endings:
     for rail in guardrails(limits):
         if rail.metric in ("cost_usd", "no_answer", "clarified"):
             continue
-        value: Floats = getattr(worlds, rail.metric)
-        error, difference = _difference(value, worlds.challenger, ends)
+        value: Floats = getattr(simulated, rail.metric)
+        error, difference = _difference(value, simulated.challenger, ends)
         widths = [
             np.array([width_in_errors(int(n), alpha, limits.planned_units) for n in ends])
             for alpha in (rail.alpha_harm, limits.alpha_ship, rail.alpha_better)
         ]
         if rail.exact:
-            pairs = _pair_differences(value, worlds.challenger, partners)
+            pairs = _pair_differences(value, simulated.challenger, partners)
             harms = _log_e_at(harm_growth(pairs, rail.tolerance), partners, ends)
             fairs = _log_e_at(benefit_growth(pairs, rail.margin), partners, ends)
             betters = _log_e_at(benefit_growth(pairs, 0.0), partners, ends)
             if rail.metric == "failure" and truth.unit_requests > 1:
-                first = _pair_differences(worlds.first_failure, worlds.challenger, partners)
+                first = _pair_differences(simulated.first_failure, simulated.challenger, partners)
                 early = _log_e_at(harm_growth(first, rail.tolerance), partners, ends)
                 harms = np.logaddexp(harms, early) - math.log(2)
             harm |= (fewest >= EXACT_FLOOR) & (harms >= math.log(1 / rail.alpha_harm))
@@ -274,7 +274,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class GuaranteeResult:
     """What was counted for a guarantee."""
 
     guarantee: Guarantee
@@ -284,15 +284,15 @@ class Result:
     holds: bool
 
 
-def check(guarantee: Guarantee, runs: int, seed: int = 0, limits: Limits | None = None) -> Result:
+def check(guarantee: Guarantee, runs: int, seed: int = 0, limits: Limits | None = None) -> GuaranteeResult:
     """Simulate one guarantee."""
     limits = limits or Limits()
     generator = np.random.default_rng([seed, len(guarantee.name), runs])
     parts = []
     for start in range(0, runs, _CHUNK):
         size = min(_CHUNK, runs - start)
-        worlds = draw(guarantee.truth, size, guarantee.requests, limits.slo_s or 5.0, generator)
-        parts.append(endings(worlds, guarantee.truth, limits))
+        simulated = draw(guarantee.truth, size, guarantee.requests, limits.slo_s or 5.0, generator)
+        parts.append(endings(simulated, guarantee.truth, limits))
     rollback = np.concatenate([part.rollback for part in parts])
     ship = np.concatenate([part.ship for part in parts])
     better = np.concatenate([part.ship_better for part in parts])
@@ -308,13 +308,13 @@ def check(guarantee: Guarantee, runs: int, seed: int = 0, limits: Limits | None 
     holds = share <= guarantee.bound if guarantee.wrong else share >= guarantee.bound
     if guarantee.median_bound is not None:
         holds = holds and median <= guarantee.median_bound
-    return Result(guarantee, runs, share, median if math.isfinite(median) else None, holds)
+    return GuaranteeResult(guarantee, runs, share, median if math.isfinite(median) else None, holds)
 
 
 _COUNTED = {"false": "rolled back or shipped as better", "rollback": "rolled back", "ship": "shipped"}
 
 
-def table(runs: int, seed: int) -> list[Result]:
+def table(runs: int, seed: int) -> list[GuaranteeResult]:
     """Check every guarantee and print each result as it comes."""
     print(f"| world ({runs} runs, an analysis every {EVERY} requests) | counted | share | bound | median requests |")
     print("|---|---|---|---|---|")
@@ -337,7 +337,7 @@ def table(runs: int, seed: int) -> list[Result]:
 
 
 @dataclass(frozen=True, slots=True)
-class Feedback:
+class SimulatedFeedback:
     """How answers of a simulated experiment are judged by later feedback. Pairs are of control and challenger."""
 
     wrong: tuple[float, float] = (0.07, 0.33)  # shares of wrong answers
@@ -345,7 +345,7 @@ class Feedback:
     delay_s: float = 60.0
 
 
-def judged_later(feedback: Feedback, requests: int, seed: int, *, unit: UnitKind = "request") -> Verdict:
+def judged_later(feedback: SimulatedFeedback, requests: int, seed: int, *, unit: UnitKind = "request") -> Verdict:
     """Run one experiment whose answers are judged by feedback alone; a request every 5 seconds, sessions of five.
 
     Return the first verdict that ends or ships it, else the last."""
@@ -366,20 +366,20 @@ def judged_later(feedback: Feedback, requests: int, seed: int, *, unit: UnitKind
     return trial.analyse(5.0 * requests + trial.experiment.judgement_s)
 
 
-def requests_of(worlds: Worlds, run: int, started_s: float = 0.0, every_s: float = 1.0) -> list[UnitRequest]:
+def requests_of(simulated: SimulatedUnits, run: int, started_s: float = 0.0, every_s: float = 1.0) -> list[UnitRequest]:
     """Return one run of a world with single-request units as the requests `Trial` takes."""
     rows = []
-    for index in range(worlds.challenger.shape[1]):
-        arm: Arm = "challenger" if worlds.challenger[run, index] else "control"
+    for index in range(simulated.challenger.shape[1]):
+        arm: Arm = "challenger" if simulated.challenger[run, index] else "control"
         rows.append(
             UnitRequest(
                 decision_id=f"d{index}",
                 unit=f"u{index}",
                 arm=arm,
                 at_s=started_s + index * every_s,
-                failure=float(worlds.failure[run, index]),
-                latency_s=math.exp(worlds.log_latency[run, index]),
-                service_s=math.exp(worlds.log_service[run, index]),
+                failure=float(simulated.failure[run, index]),
+                latency_s=math.exp(simulated.log_latency[run, index]),
+                service_s=math.exp(simulated.log_service[run, index]),
                 cost_usd=0.0,
             )
         )
@@ -393,10 +393,10 @@ def run_one(truth: Truth, requests: int, seed: int, limits: Limits | None = None
     experiment = Experiment(
         "simulated", Variant("old"), Variant("new", policy="new"), 0.0, limits=limits, unit="request", judgement_s=0.0
     )
-    worlds = draw(replace(truth, unit_requests=1), 1, requests, limits.slo_s or 5.0, np.random.default_rng(seed))
+    simulated = draw(replace(truth, unit_requests=1), 1, requests, limits.slo_s or 5.0, np.random.default_rng(seed))
     trial = Trial(experiment)
     verdict = trial.analyse(0.0)
-    rows = requests_of(worlds, 0)
+    rows = requests_of(simulated, 0)
     for start in range(0, len(rows), EVERY):
         trial.add_all(rows[start : start + EVERY])
         verdict = trial.analyse(float(start + EVERY))

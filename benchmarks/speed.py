@@ -1,4 +1,4 @@
-"""Measure how fast decisions are, beside what they are usually made with. Compare ratios, since machines differ.
+"""Measure how fast decisions are, next to the usual alternatives. Compare ratios, since machines differ.
 
     python -m benchmarks.speed [--bundle D] [--only cold latency ...] [--rounds N] [--bench DIR] [--json]
 
@@ -213,7 +213,7 @@ def _sklearn_head() -> Any:
 
 
 def _semantic_router(encoder: Any) -> Callable[[str], Any] | None:
-    """Return semantic-router over the same encoder, four routes of twenty utterances; None where not installed."""
+    """Return semantic-router over the same encoder, four routes of twenty utterances; None if not installed."""
     if find_spec("semantic_router") is None:
         print("semantic-router is not installed and is left out: pip install semantic-router", file=sys.stderr)
         return None

@@ -38,7 +38,7 @@ from router_ml.terminal import run_command
 from router_ml.types import Outcome, Query
 from training.arrays import Index
 from training.command import command_parser, write_json
-from training.evaluate import Judged, report
+from training.evaluate import JudgedOutcomes, report
 from training.measuring.metrics import apgr
 from training.outcomes.outcome_fit import fit_outcomes
 from training.outcomes.table import outcome_table
@@ -113,7 +113,9 @@ class Reader:
         return Data(name, queries, read_outcomes(outcomes_path), features, probabilities)
 
 
-def fit_and_judge(data: Data, train: Index, test: Index, seed: int, other: Data | None = None) -> tuple[Judged, str]:
+def fit_and_judge(
+    data: Data, train: Index, test: Index, seed: int, other: Data | None = None
+) -> tuple[JudgedOutcomes, str]:
     """Fit on some rows and judge on others (of another data set where given), through the serving arrays."""
     queries, outcomes, features, complexity = data.part(train)
     fitted = fit_outcomes(queries, outcomes, features, complexity, NO_CATALOGUE, seed=seed, tune=True)
@@ -123,7 +125,7 @@ def fit_and_judge(data: Data, train: Index, test: Index, seed: int, other: Data 
     unknown = np.full(len(test), np.nan, np.float32)
     predicted = predictor(features.embedding, features.table, complexity, unknown)
     order = [predicted.models.index(model) for model in table.models]
-    judged = Judged(
+    judged = JudgedOutcomes(
         table=table,
         p_success=predicted.p_success[:, order].astype(np.float64),
         latency_s=predicted.latency_s[:, order].astype(np.float64),
@@ -136,7 +138,7 @@ def fit_and_judge(data: Data, train: Index, test: Index, seed: int, other: Data 
     return judged, str(fitted.report["learner"])
 
 
-def cross_validated(data: Data, seed: int) -> tuple[Judged, list[str]]:
+def cross_validated(data: Data, seed: int) -> tuple[JudgedOutcomes, list[str]]:
     """Judge every query once, by a fit that did not see its group."""
     parts = [
         (test, *fit_and_judge(data, train, test, seed)) for train, test in permuted_folds(data.groups, FOLDS, seed)
@@ -147,7 +149,7 @@ def cross_validated(data: Data, seed: int) -> tuple[Judged, list[str]]:
         whole: NDArray[np.float64] = np.concatenate([getattr(judged, name) for _, judged, _ in parts])[order]
         return whole
 
-    judged = Judged(
+    judged = JudgedOutcomes(
         table=outcome_table(data.queries, data.outcomes),
         p_success=joined("p_success"),
         latency_s=joined("latency_s"),
@@ -207,11 +209,11 @@ def learning_curve(data: Data, repeats: int) -> dict[int, list[float]]:
     return curve
 
 
-def by_fold(data: Data, judged: Judged, figure: str, seed: int) -> float:
+def by_fold(data: Data, judged: JudgedOutcomes, figure: str, seed: int) -> float:
     """Return a ranking figure as the mean over the folds, since scores of different fits have different scales."""
     values = []
     for _, test in permuted_folds(data.groups, FOLDS, seed):
-        part = Judged(
+        part = JudgedOutcomes(
             judged.table.rows(test),
             judged.p_success[test],
             judged.latency_s[test],

@@ -3,8 +3,8 @@
     python -m benchmarks.zipf_replay --requests 20000
 
 Requests fall on `--texts` different texts with probability proportional to 1 / rank ** s, as questions to an assistant
-do; `--one-off` of them are new texts nobody repeats. The best any cache could do is printed beside: every request but
-the first of its text.
+do; `--one-off` of them are new texts that are not repeated. The highest possible hit rate is printed, too: that of a
+cache which misses only the first request of each text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.serve.deciders import FixedDecider, catalogue_of
 
 
 def texts(requests: int, distinct: int, exponent: float, one_off: float, seed: int) -> Iterator[str]:
-    """The replay."""
+    """Yield texts whose frequencies follow a Zipf law; a share `one_off` of them occurs only once."""
     rng = random.Random(seed)
     weights = list(itertools.accumulate(1 / rank**exponent for rank in range(1, distinct + 1)))
     for number in range(requests):
@@ -34,7 +34,7 @@ def texts(requests: int, distinct: int, exponent: float, one_off: float, seed: i
 def replay(
     requests: int, distinct: int = 500, exponent: float = 1.1, one_off: float = 0.05, entries: int = 1000, seed: int = 0
 ) -> tuple[float, float, int]:
-    """Hit rate, the highest possible one, and how many generations the model did."""
+    """Return the hit rate, the highest possible one, and the number of generations."""
     asked = list(texts(requests, distinct, exponent, one_off, seed))
     possible = 1 - len(set(asked)) / len(asked)
     cache: ExactCache[Answer] = ExactCache(max_entries=entries)
@@ -50,6 +50,7 @@ def replay(
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zipf_replay", description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--texts", type=int, default=500)

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from router_ml.types import MachineState as MachineState
     from router_ml.types import ModelState as ModelState
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "catalogue": "Catalogue load_catalogue",

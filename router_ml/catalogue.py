@@ -40,7 +40,7 @@ class Prior:
     success: Mapping[Label, float]  # share of right answers
     output_tokens: Mapping[Label, float] | None = None
     latency_log_sd: float = 0.5  # standard deviation of the log of latency
-    strength: float = DEFAULT_STRENGTH  # pseudo-outcomes this prior is worth
+    strength: float = DEFAULT_STRENGTH  # weight of this prior, in outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Model:
     hosts: tuple[str, ...] = field(default=(), repr=False)  # base URLs that serve it; empty: the default host
 
     def can(self, capability: str) -> bool:
-        """Whether the model has a capability; an unknown set counts as able."""
+        """Return whether the model has a capability; an unknown set counts as able."""
         return self.capabilities is None or capability in self.capabilities
 
 
@@ -118,7 +118,7 @@ class Catalogue:
 def load_catalogue(path: Path | str | None = None) -> Catalogue:
     """Return the catalogue in a TOML file, or the packaged default.
 
-    Raises `CatalogueError`, naming file and field, where it cannot be read."""
+    Raises `CatalogueError`, naming file and field, if it cannot be read."""
     if path is None:
         return _default()
     try:

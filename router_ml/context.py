@@ -75,10 +75,10 @@ def conversation_context(
 ) -> Context:
     """Return what the caller gave, filled up from the conversation and from the tools offered with it.
 
-    Raises `ContextError` where what was given has the wrong shape."""
+    Raises `ContextError` if what was given has the wrong shape."""
     context = parse_context(given)
     offered = context.tools or read_tools(tools)
-    told = estimate_tokens(conversation.query) + sum(estimate_tokens(turn.content) for turn in conversation.history)
+    counted = estimate_tokens(conversation.query) + sum(estimate_tokens(turn.content) for turn in conversation.history)
     attached = bool(context.attachment)
     return replace(
         context,
@@ -88,7 +88,7 @@ def conversation_context(
         attachment=context.attachment if attached else conversation.attachment,
         attachment_kind=context.attachment_kind if attached else conversation.attachment_kind,
         has_images=context.has_images or conversation.has_images,
-        unread_tokens=max(context.unread_tokens, int(conversation.tokens - told)),
+        unread_tokens=max(context.unread_tokens, int(conversation.tokens - counted)),
     )
 
 
@@ -122,7 +122,7 @@ def _with_roles(context: Context) -> Context:
 
 
 def _attachment_row(context: Context) -> Any:
-    """Return its name, with its kind where the name alone does not tell."""
+    """Return the name of an attachment, with its kind if the name does not imply it."""
     if _attachment(context.attachment)[1] == context.attachment_kind:
         return context.attachment
     return {"name": context.attachment, "type": context.attachment_kind}
@@ -174,8 +174,8 @@ def _attached(value: Any) -> tuple[str, str]:
     if value is True:
         return "file", "document"
     if isinstance(value, Mapping):
-        told = [value.get(key) for key in ("name", "filename", "description")]
-        name = next((clean_text(part) for part in told if isinstance(part, str) and part), "file")
+        names = [value.get(key) for key in ("name", "filename", "description")]
+        name = next((clean_text(part) for part in names if isinstance(part, str) and part), "file")
         mime = value.get("type") or value.get("mime_type")
         return name, _attachment_kind(f"{name} {mime}" if isinstance(mime, str) else name)
     if isinstance(value, Sequence | set) and not isinstance(value, str | bytes):

@@ -37,7 +37,7 @@ def shown(value: object) -> str:
     """Return a short form of any value for a message, however long or deep the value is."""
     try:
         return _SHORT.repr(value)
-    except Exception:  # a `__repr__` of somebody else, or an integer of thousands of digits
+    except Exception:  # a `__repr__` of another library, or an integer of thousands of digits
         return f"a {type(value).__name__}"
 
 
@@ -61,7 +61,7 @@ class InputError(RouterError, ValueError):
 
 
 class QueryError(InputError):
-    """The query cannot be routed: it is no string, for example."""
+    """The query cannot be routed, for example because it is not a string."""
 
 
 class ContextError(InputError):
@@ -105,7 +105,7 @@ class BundleError(RouterError):
 
 
 class BundleMissing(BundleError):
-    """There is no bundle at the given place."""
+    """There is no bundle at the given path."""
 
 
 class BundleCorrupt(BundleError):

@@ -1,4 +1,4 @@
-"""Whole files or none, read by their owner only, and the lock between processes."""
+"""Atomic and private file writes, and a lock between processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if sys.platform == "win32":
     import msvcrt
 
     def lock_open_file(descriptor: int, *, wait: bool = True) -> None:
-        """Lock an open file until it is closed. Raises `OSError` where another process holds it and `wait` is off."""
+        """Lock an open file until it is closed. Raises `OSError` if another process holds it and `wait` is off."""
         msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
     def lock_open_file(descriptor: int, *, wait: bool = True) -> None:
-        """Lock an open file until it is closed. Raises `OSError` where another process holds it and `wait` is off."""
+        """Lock an open file until it is closed. Raises `OSError` if another process holds it and `wait` is off."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
@@ -33,7 +33,7 @@ else:
 def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on a file, which is made where it is missing and left there afterwards.
 
-    The lock ends with the process that holds it. Raises `OSError` where the file cannot be opened, is a symbolic link,
+    The lock ends with the process that holds it. Raises `OSError` if the file cannot be opened, is a symbolic link,
     or, unless `wait`, is locked by another process."""
     make_private_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | _CREATE, PRIVATE_FILE)
@@ -56,7 +56,7 @@ def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends, and leaves no trace where the block raises.
 
     Readers see the old content or the new one. A symbolic link at `path` is replaced, never written through; a device
-    or pipe, such as /dev/stdout, is written to as it is. Raises `OSError` where the folder cannot be made or written.
+    or pipe, such as /dev/stdout, is written to as it is. Raises `OSError` if the folder cannot be made or written.
     """
     if _is_device(path):
         with path.open("wb") as handle:
@@ -68,7 +68,7 @@ def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(descriptor, "wb") as handle:
             if hasattr(os, "fchmod"):
-                os.fchmod(descriptor, mode)  # whatever the umask leaves out
+                os.fchmod(descriptor, mode)  # independent of the umask
             yield handle
             handle.flush()
             os.fsync(descriptor)
@@ -80,7 +80,7 @@ def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether a path is a device or a pipe, which must not be replaced by a file."""
+    """Return whether a path is a device or a pipe, which must not be replaced by a file."""
     if path.absolute().parts[1:2] in (("dev",), ("proc",)):
         return True
     try:
@@ -99,12 +99,12 @@ def atomic_write(path: Path, data: bytes | str, mode: int = PRIVATE_FILE) -> Non
 def open_regular(path: Path, max_bytes: int) -> Iterator[tuple[IO[bytes], int]]:
     """Open a regular file of a limited size for reading, following links; yield it and its size in bytes.
 
-    Raises `OSError` where it cannot be opened, is no regular file (a pipe or device could block for ever), or is too
+    Raises `OSError` if it cannot be opened, is not a regular file (a pipe or device could block for ever), or is too
     large."""
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as handle:
         found = os.fstat(handle.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         if found.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes")
         yield handle, found.st_size
@@ -128,7 +128,7 @@ def reason(error: BaseException) -> str:
 
 
 def mode_within(folder: Path) -> int:
-    """Return the mode of a file that whoever may read its folder may read: 0600 in a private folder."""
+    """Return the mode of a file with the readers of its folder: 0600 in a private folder."""
     return PRIVATE_FILE | (folder.stat().st_mode & 0o044)
 
 

@@ -1,7 +1,7 @@
-"""Separates a person's words from what a program wrote around them in the same message.
+"""Separate the user's own text from what a program added to the same message.
 
-Coding agents put reminders and descriptions of the environment in XML-like blocks beside the user's words; retrieval
-puts the question into a template with the documents found. The router must judge the question.
+Coding agents put reminders and descriptions of the environment in XML-like blocks beside the user's text; retrieval
+puts the question into a template with the documents found. The router must classify the question.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 
 MAX_BLOCKS = 64  # beyond them a text is left as it is, so that the time stays linear in its length
-# Blocks whose content is what the person said (in lower case, without "_" and "-").
-_WORDS = frozenset({
+# Blocks whose content is the user's own text (in lower case, without "_" and "-").
+_USER_BLOCKS = frozenset({
     "userquery", "userrequest", "usermessage", "userquestion", "userinput", "userprompt", "question", "query", "task",
     "feedback", "request",
 })  # fmt: skip
-# Blocks a program writes, beside all with a joined name (system-reminder, environment_details, editorContext).
+# Blocks a program writes, besides all with a joined name (system-reminder, environment_details, editorContext).
 _PROGRAM = frozenset({
     "context", "env", "environment", "documents", "document", "rules", "instructions", "skills", "memory", "memories",
     "files", "docs", "reminder", "attachments", "sources",
@@ -35,8 +35,8 @@ _ASKED = re.compile(
 _EDGE_CHARS = 100_000  # a template's question stands within so many characters of the beginning or the end
 
 
-def person_words(text: str) -> str:
-    """Return what the person said in a user's message; "" where a program wrote all of it.
+def user_text(text: str) -> str:
+    """Return the user's own text in a user message; "" if a program wrote all of it.
 
     A text without blocks and templates is returned as it is."""
     said = None
@@ -46,22 +46,22 @@ def person_words(text: str) -> str:
 
 
 def _without_blocks(text: str) -> tuple[str, str | None]:
-    """Return the text without a program's blocks, and the content of the last block with a person's words, or None."""
+    """Return the text without a program's blocks, and the content of the last block with the user's text, or None."""
     parts: list[str] = []
     said: str | None = None
     unclosed: set[str] = set()
     place, position, n_blocks = 0, 0, 0
     while n_blocks < MAX_BLOCKS and (opening := _OPEN.search(text, position)):
         name, position = opening[1], opening.end()
-        words = name.replace("_", "").replace("-", "").lower() in _WORDS
-        if name in unclosed or not (words or name.lower() in _PROGRAM or _JOINED.search(name)):
+        of_user = name.replace("_", "").replace("-", "").lower() in _USER_BLOCKS
+        if name in unclosed or not (of_user or name.lower() in _PROGRAM or _JOINED.search(name)):
             continue
         n_blocks += 1
         end = text.find(f"</{name}>", position)
         if end < 0:
             unclosed.add(name)
             continue
-        if words:
+        if of_user:
             said = text[position:end].strip() or said
         parts.append(text[place : opening.start()])
         place = position = end + len(name) + 3

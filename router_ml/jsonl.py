@@ -134,7 +134,7 @@ def _check_writable(file: str, number: int, data: Mapping[str, Any]) -> None:
         try:
             json.dumps([key, value], ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:
-            problem = "holds an unpaired surrogate (\\ud800 to \\udfff), which is no character; remove it"
+            problem = "holds an unpaired surrogate (\\ud800 to \\udfff), which is not a character; remove it"
             raise RowError(file, number, key.encode("ascii", "replace").decode(), problem) from error
         except ValueError as error:
             raise RowError(file, number, key, f"must be finite, found {shown(value)}; use null") from error
@@ -201,14 +201,14 @@ def _unique(
 def read_queries(path: Path | str) -> list[Query]:
     """Read labelled or unlabelled queries.
 
-    Raises `RowError` for a bad or repeated row and `InputError` where the file cannot be read."""
+    Raises `RowError` for a bad or repeated row and `InputError` if the file cannot be read."""
     return _unique(_rows(path), _query, lambda q: (q.id,), "id")
 
 
 def read_outcomes(path: Path | str) -> list[Outcome]:
     """Read measured outcomes; one row per query and model.
 
-    Raises `RowError` for a bad or repeated row and `InputError` where the file cannot be read."""
+    Raises `RowError` for a bad or repeated row and `InputError` if the file cannot be read."""
     return _unique(_rows(path), _outcome, lambda o: (o.query_id, o.model), "query_id, model")
 
 
@@ -232,7 +232,7 @@ _ORDER = {name: index for index, name in enumerate(Outcome.__dataclass_fields__)
 def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as UTF-8 JSON Lines, all of them or none, readable by their owner only. numpy's numbers are numbers.
 
-    The path `-` is standard output. Raises `InputError` for a row that JSON cannot hold and `OSError` where the file
+    The path `-` is standard output. Raises `InputError` for a row that JSON cannot hold and `OSError` if the file
     cannot be written."""
     with nullcontext(sys.stdout.buffer) if str(path) == STANDARD_OUTPUT else atomic_file(Path(path)) as handle:
         for number, row in enumerate(rows, start=1):
@@ -246,4 +246,4 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 def _number(value: Any) -> Any:
     if isinstance(value, Real):
         return int(value) if isinstance(value, Integral) else float(value)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is not a JSON value")

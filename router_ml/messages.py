@@ -18,7 +18,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, TypeGuard
 
 from router_ml.errors import QueryError
-from router_ml.harness import person_words
+from router_ml.harness import user_text
 from router_ml.types import Turn
 
 MESSAGE_TOKENS = 4  # what a chat template adds to a message
@@ -58,7 +58,7 @@ class Message(NamedTuple):
     calls: tuple[str, ...] = ()  # ids (else names) of the tools it calls
     answers: str = ""  # id (else name) of the tool call whose result it is
     model: str = ""  # that wrote it, where the message says so
-    unread_tokens: float = 0.0  # estimated size of its tool calls, thoughts and results beside the text
+    unread_tokens: float = 0.0  # estimated size of its tool calls, thinking and results, besides the text
 
     @property
     def tokens(self) -> float:
@@ -71,10 +71,10 @@ class Conversation:
     """A conversation as the router reads it."""
 
     messages: tuple[Message, ...]
-    query: str  # the person's last words, without what a harness wrote around them; "" where there are none
-    query_index: int  # place of the message that holds them; len(messages) where there is none
+    query: str  # the last text of the user, without what a harness added; "" if there is none
+    query_index: int  # index of the message that holds it; len(messages) if there is none
     history: tuple[Turn, ...]  # before the query, oldest first
-    attachment: str  # names of the images and files that came with the query; "" where there are none
+    attachment: str  # names of the images and files that came with the query; "" if there are none
     attachment_kind: str  # "image", "audio", "document" or ""
     has_images: bool  # anywhere in the conversation
     tokens: int  # estimated size of the whole conversation
@@ -99,12 +99,12 @@ class Conversation:
 def read_messages(messages: Any) -> Conversation:
     """Return the conversation in `messages`: a string, one message, a list of them, or an object that holds them.
 
-    Raises `QueryError` for what is no message."""
+    Raises `QueryError` for a value that is not a message."""
     read = [_read(item, place) for place, item in enumerate(message_list(messages))]
     if read and not read[-1].role:
         read[-1] = read[-1]._replace(role="user")
     whole = tuple(_with_roles(read))
-    place, query = _last_words(whole)
+    place, query = _last_user_text(whole)
     recent = whole[place:]
     kinds = [kind for message in recent for kind in _kinds(message)]
     last = whole[-1] if whole else Message("")
@@ -124,13 +124,13 @@ def read_messages(messages: Any) -> Conversation:
 def read_history(history: Iterable[Any]) -> list[Message]:
     """Return the messages before a query, oldest first. Turns without a role alternate backwards from the assistant.
 
-    Raises `QueryError` for what is no message."""
+    Raises `QueryError` for a value that is not a message."""
     return _with_roles([_read(item, place) for place, item in enumerate(history)])
 
 
 def turn_of(message: Message) -> Turn:
-    """Return a message as a turn of the history; of a user's the person's words."""
-    return Turn(message.role, (person_words(message.text) if message.role == "user" else "") or message.text)
+    """Return a message as a turn of the history; of a user message only the user's own text."""
+    return Turn(message.role, (user_text(message.text) if message.role == "user" else "") or message.text)
 
 
 def alternating(roles: Sequence[str]) -> list[str]:
@@ -162,7 +162,7 @@ def estimate_tokens(text: str) -> float:
 
 
 def json_text(value: Any) -> str:
-    """Return a value as JSON, whatever it holds. Raises ValueError where it is too large, too deep or holds itself."""
+    """Return any value as JSON. Raises ValueError if it is too large, too deep or holds itself."""
     check_bounded(value)
     return json.dumps(value, default=shown, skipkeys=True, ensure_ascii=False)
 
@@ -192,7 +192,7 @@ PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 
 
 def shown(value: Any) -> str:
-    """Stand in for what is no JSON: objects of other libraries are measured by their type's name alone."""
+    """Represent a value that is not JSON by its type's name; its size is not counted."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else type(value).__name__
 
 
@@ -215,16 +215,16 @@ def _with_roles(messages: list[Message]) -> list[Message]:
     return [message._replace(role=role) for message, role in zip(messages, roles, strict=True)]
 
 
-def _last_words(messages: Sequence[Message]) -> tuple[int, str]:
-    """Find the last message in which a person says something, else the last of a user's, and its words."""
+def _last_user_text(messages: Sequence[Message]) -> tuple[int, str]:
+    """Return the index and the text of the last message with text of the user, else of the last user message."""
     fallback = len(messages)
     for place in range(len(messages) - 1, -1, -1):
         message = messages[place]
         if message.role != "user":
             continue
-        words = person_words(message.text)
-        if words or message.images or message.files:
-            return place, words
+        text = user_text(message.text)
+        if text or message.images or message.files:
+            return place, text
         fallback = place if fallback == len(messages) else fallback
     return fallback, messages[fallback].text if fallback < len(messages) else ""
 
@@ -314,7 +314,7 @@ class _Reader:
     def _made(self, answers: str) -> Message:
         text, results = " ".join(self._texts), " ".join(self._results)
         role, unread = self._role, self._unread
-        if results and not person_words(text):
+        if results and not user_text(text):
             role, text = "tool", results
         elif results:
             unread += estimate_tokens(results)
@@ -324,9 +324,9 @@ class _Reader:
         return Message(role, clean_text(text), self._images, files, calls, answers, self._model(), unread)
 
     def _model(self) -> str:
-        told = self._get("response_metadata")
-        told = told if isinstance(told, Mapping) else {}
-        named = (self._get("model"), told.get("model_name"), told.get("model"))
+        metadata = self._get("response_metadata")
+        metadata = metadata if isinstance(metadata, Mapping) else {}
+        named = (self._get("model"), metadata.get("model_name"), metadata.get("model"))
         return next(filter(_is_name, named), "")
 
     def _add_content(self, content: Any, into: list[str] | None = None, depth: int = 0) -> None:
@@ -414,11 +414,11 @@ def _inner(part: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _media_type(part: Mapping[str, Any]) -> str:
     for layer in _inner(part):
         for key in ("mime_type", "media_type", "mimeType", "mediaType"):
-            if isinstance(told := layer.get(key), str) and told:
-                return told.lower()
+            if isinstance(given := layer.get(key), str) and given:
+                return given.lower()
         for key in ("url", "file_data", "data"):
-            if isinstance(told := layer.get(key), str) and told.startswith("data:"):
-                return told[5:70].split(";")[0].split(",")[0].lower()
+            if isinstance(given := layer.get(key), str) and given.startswith("data:"):
+                return given[5:70].split(";")[0].split(",")[0].lower()
     return ""
 
 

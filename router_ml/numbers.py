@@ -29,7 +29,7 @@ def is_number(value: object) -> bool:
 
 
 def count(raw: Mapping[str, Any], key: str) -> int | None:
-    """Return a count, or None where there is none. Raises `ContextError` for what is none."""
+    """Return a count, or None if there is none. Raises `ContextError` for any other value."""
     value = raw.get(key)
     if value is None:
         return None
@@ -39,7 +39,7 @@ def count(raw: Mapping[str, Any], key: str) -> int | None:
 
 
 def seconds(raw: Mapping[str, Any], key: str) -> float | None:
-    """Return a number of seconds above 0, or None where there is none. Raises `ContextError` for what is none."""
+    """Return a number of seconds above 0, or None if there is none. Raises `ContextError` for any other value."""
     value = raw.get(key)
     if value is None:
         return None

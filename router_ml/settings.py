@@ -24,7 +24,8 @@ PACKAGED_BUNDLES = Path(__file__).resolve().parent / "bundles"
 MAX_THREADS = 1024
 _OLLAMA_PORT = 11434
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
-_HOST_TYPE = re.compile(r"[a-z][a-z0-9]*\+(?=https?://)")
+DEFAULT_HOST_TYPE = "ollama"
+_HOST_TYPE = re.compile(r"([a-z][a-z0-9]*)\+(?=https?://)")
 _SWITCH = {"": False, "0": False, "false": False, "no": False, "off": False,
            "1": True, "true": True, "yes": True, "on": True}  # fmt: skip
 
@@ -80,12 +81,13 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
 def base_url(value: str, name: str = "OLLAMA_HOST") -> str:
     """Return the base URL of a host, read as Ollama's own client reads it, with its user and password.
 
-    Without a scheme the port is 11434; a missing host is this machine, and so is 0.0.0.0. A prefix such as `ollama+`
-    before the scheme names the type of the host and stays. Raises `SettingsError` naming the setting, never with the
-    password."""
+    Without a scheme the port is 11434; a missing host is this machine, and so is 0.0.0.0. A prefix such as `kind+`
+    before the scheme names the type of the host and stays; `ollama+`, the default, is left out. Raises `SettingsError`
+    naming the setting, never with the password."""
     given = value.strip().strip("\"'")
     if typed := _HOST_TYPE.match(given):
-        return typed.group() + base_url(given[typed.end() :], name)
+        prefix = "" if typed[1] == DEFAULT_HOST_TYPE else typed[0]
+        return prefix + base_url(given[typed.end() :], name)
     scheme, separator, rest = given.partition("://")
     scheme, rest, default_port = (scheme.lower(), rest, None) if separator else ("http", given, _OLLAMA_PORT)
     try:
@@ -102,6 +104,12 @@ def base_url(value: str, name: str = "OLLAMA_HOST") -> str:
     user = parts.netloc.rpartition("@")[0]
     path = parts.path.strip("/")
     return f"{scheme}://{user}{'@' if user else ''}{host}{f':{port}' if port else ''}{f'/{path}' if path else ''}"
+
+
+def host_type(url: str) -> tuple[str, str]:
+    """Return the type of a host and its address without the prefix that names the type."""
+    typed = _HOST_TYPE.match(url)
+    return (typed[1], url[typed.end() :]) if typed else (DEFAULT_HOST_TYPE, url)
 
 
 def without_credentials(url: str) -> str:

@@ -11,12 +11,12 @@ from itertools import islice
 log = logging.getLogger(__name__)
 
 _ALIKE = 0.8  # ratio of matching characters (Ratcliff and Obershelp 1988), as `difflib` computes it
-_MAX_CHARS = 64  # longer keys are no typos; comparing takes quadratic time
+_MAX_CHARS = 64  # longer keys are not compared; comparing takes quadratic time
 _MAX_KEYS = 32  # of one mapping that are compared
 
 
 def warn_of_typos(given: Iterable[object], known: frozenset[str], where: str) -> None:
-    """Log a warning, once a process, for each unknown key that is nearly a known one. Unknown keys are no error."""
+    """Log a warning, once a process, for each unknown key that is nearly a known one. Unknown keys are not an error."""
     for key in islice(given, _MAX_KEYS):
         if isinstance(key, str) and key not in known and len(key) <= _MAX_CHARS:
             _warn(key, known, where)

@@ -1,4 +1,4 @@
-"""What commands have in common: how they end, and the tables they print."""
+"""Shared parts of the commands: exit statuses and tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIN_CELL_CHARS = 12  # the last column of a table is cut no shorter
 
 
 def run_command(name: str, command: Callable[[], int | None], *, failure: int = 2, interrupted: str = "") -> int:
-    """Run a command and return its exit status, whatever happens; what goes wrong is one line on standard error.
+    """Run a command and return its exit status; every error is one line on standard error.
 
     An `InputError` gives 2, another error of this project or of the system (a full disk) `failure`, Ctrl-C 130. A
     reader that closes the pipe, such as `head`, has seen enough: 0. `interrupted` is the message after Ctrl-C."""
@@ -82,7 +82,7 @@ def _report(name: str, message: str) -> None:
 
 
 def _discard(stream: TextIO | None) -> None:
-    """Let what is still buffered go nowhere, or the interpreter would complain of it at exit."""
+    """Discard buffered output, about which the interpreter would complain at exit."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
 
@@ -122,7 +122,7 @@ def format_table(
 
 
 def terminal_columns() -> int | None:
-    """Return the width of the terminal in characters; None where standard output is none, and lines may be long."""
+    """Return the width of the terminal in characters; None if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if _is_terminal() else None
 
 
@@ -134,7 +134,7 @@ def _is_terminal() -> bool:
 
 
 def _shows_styles() -> bool:
-    """Whether standard output takes bold text (no-color.org)."""
+    """Return whether standard output takes bold text (no-color.org)."""
     return _is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")
 
 

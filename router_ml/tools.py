@@ -29,7 +29,7 @@ _JSON_TYPES = {
 
 
 def read_tools(items: Sequence[Any]) -> tuple[Tool, ...]:
-    """Return the tools, read. Raises `ContextError` (field `tools`) for what is no tool and for what is too large: more
+    """Return the tools, read. Raises `ContextError` (field `tools`) if one is not a tool, or too large: more
     than `MAX_TOOLS` tools, or a schema of more than 20,000 values or 64 levels."""
     if len(items) > MAX_TOOLS:
         raise ContextError(
@@ -130,12 +130,12 @@ def _from_row(name: str, row: Mapping[str, Any]) -> Tool:
         numbers = {key: count(row, key) or 0 for key in _NUMBERS}
     except ContextError as error:
         raise ContextError(f"tool {name!r:.60}: {error}", "tools") from error
-    words = {key: _described(row.get(key)) for key in ("description", "parameter_text")}
+    texts = {key: _described(row.get(key)) for key in ("description", "parameter_text")}
     found = row.get("parameters")
     if found is not None and (isinstance(found, str | bytes) or not isinstance(found, Sequence)):
         raise ContextError(f"tool {name!r:.60}: parameters must be a list, found {type(found).__name__}", "tools")
     parameters = tuple(_parameter_from_row(name, item) for item in (found or ())[:MAX_PARAMETERS])
-    return Tool(name=clean_text(name), parameters=parameters, **words, **numbers)  # type: ignore[arg-type]
+    return Tool(name=clean_text(name), parameters=parameters, **texts, **numbers)  # type: ignore[arg-type]
 
 
 def _parameter_from_row(tool: str, row: Any) -> Parameter:

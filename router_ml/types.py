@@ -28,7 +28,7 @@ class Parameter(NamedTuple):
     """A parameter of a tool, as its JSON schema declares it."""
 
     name: str
-    type: str = ""  # as written: "string", "integer", "HashMap"; "" where none is
+    type: str = ""  # as written: "string", "integer", "HashMap"; "" if none is
     description: str = ""
     required: bool = False
     depth: int = 1  # 2 for a field of an object, and so on
@@ -55,14 +55,14 @@ class Context:
     tools: tuple[Tool, ...] = ()
     n_tools: int = 0
     history: tuple[Turn, ...] = ()  # oldest first
-    attachment: str = ""  # a name or description; "" where there is none
+    attachment: str = ""  # a name or description; "" if there is none
     attachment_kind: str = ""  # "image", "audio", "document" or ""
     session_id: str | None = None
     latency_budget_s: float | None = None
     prompt_tokens: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # unknown keys, kept and ignored
-    has_images: bool = False  # in the history: whoever answers must be able to see them
-    unread_tokens: int = 0  # estimated size of tool calls, thoughts and later messages, which are not in `history`
+    has_images: bool = False  # in the history: the model that answers must be able to see them
+    unread_tokens: int = 0  # estimated size of tool calls, thinking and later messages, which are not in `history`
 
 
 EMPTY_CONTEXT = Context()
@@ -134,12 +134,12 @@ class Decision:
     reason: str
     decision_id: str
     policy: str
-    bundle: str  # its name and version, or "heuristic" where there is none
+    bundle: str  # its name and version, or "heuristic" if there is none
     propensity: float = 1.0  # probability of this choice under the logging policy, over the admissible candidates
     variant: str | None = None
     novelty: float = 0.0  # 0 like the training queries .. 1 unlike any of them
     excluded: Mapping[str, str] = field(default_factory=dict, hash=False)  # models that cannot serve it, and why
-    degraded: bool = False  # True where a fallback (heuristics, priors) stood in for something learned
+    degraded: bool = False  # True if a fallback (heuristics, priors) stood in for something learned
 
     def __str__(self) -> str:
         return self.model
@@ -201,7 +201,7 @@ class ModelState:
 
     available: bool = True  # there, and its circuit breaker lets a call through
     resident: bool | None = None  # loaded in memory
-    queue_s: float = 0.0  # expected wait before our call begins
+    queue_s: float = 0.0  # expected wait before the call begins
     load_s: float | None = None  # expected seconds to load when not resident
     prompt_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None

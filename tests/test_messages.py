@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router_ml.errors import QueryError
-from router_ml.harness import person_words
+from router_ml.harness import user_text
 from router_ml.messages import alternating, check_bounded, clean_text, estimate_tokens, read_messages
 from router_ml.types import Turn
 
@@ -219,7 +219,7 @@ _WRAPPED = {
 
 @pytest.mark.parametrize("name", _WRAPPED)
 def test_a_persons_words_are_found_in_harness_text(name: str) -> None:
-    assert person_words(_WRAPPED[name]) == _ASK
+    assert user_text(_WRAPPED[name]) == _ASK
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_persons_words_are_found_in_harness_text(name: str) -> None:
      "context: what does it mean?", "explain Vec<String> and HashMap<String, Vec<u8>>", ""],
 )  # fmt: skip
 def test_what_a_person_writes_stays(text: str) -> None:
-    assert person_words(text) == text
+    assert user_text(text) == text
 
 
 def test_a_message_of_a_program_alone_says_nothing() -> None:
@@ -240,7 +240,7 @@ def test_a_message_of_a_program_alone_says_nothing() -> None:
                                   "".join(f"<a_{i}>" for i in range(200_000))])  # fmt: skip
 def test_separating_takes_time_in_proportion(text: str) -> None:
     began = time.process_time()
-    person_words(text)
+    user_text(text)
     assert time.process_time() - began < 1.0
 
 

@@ -56,7 +56,7 @@ class ArrayCache:
 
 
 def _usable(folder: Path) -> Path | None:
-    """Return the folder, made and cleared of old entries; None where it cannot be used."""
+    """Return the folder, made and cleared of old entries; None if it cannot be used."""
     try:
         make_private_folder(folder)
         if not _is_private(folder.stat()):

@@ -50,7 +50,7 @@ _TRUE = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 def routellm(paths: Sequence[Path]) -> Converted:
     """Convert RouteLLM's CSVs: every column of true/false (or 0..1) beside the prompt is a model.
 
-    Raises `InputError` where a file has no prompt or no such column."""
+    Raises `InputError` if a file has no prompt or no such column."""
     queries: list[dict[str, Any]] = []
     outcomes: list[dict[str, Any]] = []
     for path in paths:
@@ -139,7 +139,7 @@ def bfcl(questions: Path, scores: Path, results: Path | None, models: Sequence[s
 
     A question counts as right unless the score file lists its id as failed.
 
-    Raises `InputError` where a folder holds nothing of the kind, or a model lacks files."""
+    Raises `InputError` if a folder holds nothing of the kind, or a model lacks files."""
     asked = _bfcl_questions(questions)
     found = models or sorted(folder.name for folder in scores.iterdir() if folder.is_dir()) if scores.is_dir() else []
     if not found:

@@ -17,7 +17,7 @@ from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER, load
 from training.arrays import Singles
 from training.cache import ArrayCache
 
-MIN_CACHED_TEXTS = 64  # fewer are not worth a file
+MIN_CACHED_TEXTS = 64  # fewer are not cached
 
 
 class CachedEmbedder:

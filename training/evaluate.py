@@ -73,7 +73,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedOutcomes:
     """Outcomes and a router's predictions of them, in the same order of models."""
 
     table: OutcomeTable
@@ -102,7 +102,7 @@ def _filled(truth: Floats) -> Floats:
     return np.where(known, truth, means)
 
 
-def judge(router: Router, table: OutcomeTable, features: Features | None = None) -> Judged:
+def judge(router: Router, table: OutcomeTable, features: Features | None = None) -> JudgedOutcomes:
     """Let a router decide every query of a table. Raises `InputError` for models it does not know."""
     texts, contexts = [q.text for q in table.queries], [q.context for q in table.queries]
     parts = [router.predict_many(texts[i : i + BATCH], contexts[i : i + BATCH])[1] for i in range(0, len(texts), BATCH)]
@@ -112,7 +112,7 @@ def judge(router: Router, table: OutcomeTable, features: Features | None = None)
         decisions = router.decide_many(texts, contexts, policy)
         choices[policy] = np.array([_first(decision.ranked, columns, i, table) for i, decision in enumerate(decisions)])
     order = list(columns.values())
-    return Judged(
+    return JudgedOutcomes(
         table=table,
         p_success=np.concatenate([part.p_success for part in parts])[:, order].astype(np.float64),
         latency_s=np.concatenate([part.latency_s for part in parts])[:, order].astype(np.float64),
@@ -164,7 +164,7 @@ class _Weights:
         return Estimate(values[0], float(low), float(high))
 
 
-def report(judged: Judged, *, resamples: int = RESAMPLES) -> dict[str, Any]:
+def report(judged: JudgedOutcomes, *, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Return every figure of a judged router, JSON-ready."""
     table = judged.table
     name, predicted, cost = judged.expected
@@ -230,7 +230,7 @@ def _weighted_means(success: Floats, cost: Floats) -> Any:
     return means
 
 
-def _pair_figures(judged: Judged, weights: _Weights) -> dict[str, Estimate]:
+def _pair_figures(judged: JudgedOutcomes, weights: _Weights) -> dict[str, Estimate]:
     """Return APGR and CPT between the best model (strong) and the cheapest (weak), on rows where both were measured."""
     success = judged.table.success
     cost_means, success_means = baselines.model_means(judged.table)
@@ -256,7 +256,7 @@ def _pair_figures(judged: Judged, weights: _Weights) -> dict[str, Estimate]:
     }
 
 
-def _calibration(judged: Judged) -> dict[str, Any]:
+def _calibration(judged: JudgedOutcomes) -> dict[str, Any]:
     per_model: dict[str, dict[str, Any]] = {}
     for j, model in enumerate(judged.table.models):
         p, y = judged.p_success[:, j], judged.table.success[:, j]
@@ -266,7 +266,7 @@ def _calibration(judged: Judged) -> dict[str, Any]:
     return {**mean, "auc": float(np.mean(aucs)) if aucs else None, "models": per_model}
 
 
-def _latency(judged: Judged) -> dict[str, Any]:
+def _latency(judged: JudgedOutcomes) -> dict[str, Any]:
     table = judged.table
     reports = {}
     for j, model in enumerate(table.models):
@@ -296,7 +296,7 @@ def _mean_or_none(values: Floats) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def _baselines(judged: Judged, cost: Floats, predicted: Floats, oracle: Sweep, single: Curve) -> dict[str, Any]:
+def _baselines(judged: JudgedOutcomes, cost: Floats, predicted: Floats, oracle: Sweep, single: Curve) -> dict[str, Any]:
     table, success = judged.table, judged.table.success
     measured = ~np.isnan(success)
     mean_cost = np.broadcast_to(single.cost, cost.shape)
@@ -322,7 +322,7 @@ def _baselines(judged: Judged, cost: Floats, predicted: Floats, oracle: Sweep, s
     return rows
 
 
-def _slices(judged: Judged, chosen: Index, cost: Floats) -> dict[str, Any]:
+def _slices(judged: JudgedOutcomes, chosen: Index, cost: Floats) -> dict[str, Any]:
     names = np.array([query.slice or "" for query in judged.table.queries])
     found = {}
     for name in sorted(set(names.tolist())):
@@ -373,7 +373,7 @@ def summary(found: dict[str, Any]) -> str:
 
 def evaluate(
     bundle: Path, queries: Path, outcomes: Path, *, resamples: int = RESAMPLES
-) -> tuple[dict[str, Any], Judged]:
+) -> tuple[dict[str, Any], JudgedOutcomes]:
     """Judge the bundle in a folder on files of queries and outcomes. Raises `InputError` for files that do not fit."""
     table = outcome_table(read_queries(queries), read_outcomes(outcomes))
     table = table.rows(np.flatnonzero((~np.isnan(table.success)).any(axis=1)))

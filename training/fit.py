@@ -93,7 +93,7 @@ class FitJob:
     cache: bool = True
     progress: bool = True
     encoder: str = DEFAULT_ENCODER
-    corpus: tuple[Query, ...] = ()  # the shipped rows learned beside few labels
+    corpus: tuple[Query, ...] = ()  # the shipped rows, added to few labels
     given: dict[str, Any] = field(default_factory=dict)  # for the manifest
     files: tuple[DataFile, ...] = ()
 
@@ -108,7 +108,7 @@ class FitJob:
 
     @property
     def recipe(self) -> str:
-        """The recipe in words."""
+        """Readable description of the training recipe."""
         return ("tuned" if self.tune else "untuned") + (" (quick)" if self.quick else "")
 
 
@@ -315,7 +315,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
 
 
 def _models_dir(options: argparse.Namespace, name: str) -> Path:
-    """Return the models folder. Raises `InputError` where a bundle of that name cannot be made in it."""
+    """Return the models folder. Raises `InputError` if a bundle of that name cannot be made in it."""
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} is not a plain folder name; --models-dir chooses the folder it is made in")
     models_dir: Path = options.models_dir or registry_folder(load_settings())

@@ -70,7 +70,7 @@ class Traffic:
 def traffic_of_priors(queries: Sequence[Query], catalogue: Catalogue, mix: Mapping[Label, float]) -> Traffic:
     """Return the priors of each query's true label; labels are weighted by the mix.
 
-    Raises `InputError` where a label of the mix has no query."""
+    Raises `InputError` if a label of the mix has no query."""
     labelled = tuple(query for label in LABELS for query in _drawn(queries, label))
     counts = {label: sum(query.label == label for query in labelled) for label in LABELS}
     missing = [label for label in LABELS if mix.get(label, 0) > 0 and not counts[label]]
@@ -102,7 +102,7 @@ def _label(query: Query) -> Label:
 def traffic_of_outcomes(table: OutcomeTable, mix: Mapping[Label, float] | None) -> Traffic:
     """Return what was measured, of the queries for which every model has success and latency.
 
-    Raises `InputError` where there is no such query."""
+    Raises `InputError` if there is no such query."""
     whole = ~(np.isnan(table.success) | np.isnan(table.latency_s)).any(axis=1)
     part = table.rows(np.flatnonzero(whole))
     if not len(part):

@@ -19,7 +19,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 def read_arrays(data: bytes) -> Mapping[str, NDArray[Any]]:
     """Return the arrays of an .npz archive by name.
 
-    Raises `ValueError`, and what `zipfile` raises, where it is no archive of plain numeric arrays, or a larger one
+    Raises `ValueError`, and what `zipfile` raises, if it is not an archive of plain numeric arrays, or a larger one
     than `MAX_ARRAY_BYTES`."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()

@@ -87,7 +87,7 @@ class Bundle:
 def load_bundle(path: Path | str) -> Bundle:
     """Verify and read a bundle.
 
-    Raises `BundleMissing` where there is none, `BundleFormatError` where a newer version wrote it, and `BundleCorrupt`
+    Raises `BundleMissing` if there is none, `BundleFormatError` if a newer version wrote it, and `BundleCorrupt`
     where a file is missing, truncated, not the one the manifest names or of the wrong content."""
     path = Path(path)
     with corrupt_bundle(path):
@@ -96,7 +96,7 @@ def load_bundle(path: Path | str) -> Bundle:
         config = _json_object(path / HEADS, files[HEADS])
         try:
             arrays = read_arrays(files[ARRAYS])
-        except Exception as error:  # numpy and zipfile raise a dozen kinds on files that are no archive of arrays
+        except Exception as error:  # numpy and zipfile raise a dozen kinds on files that are not an archive of arrays
             raise _corrupt(path / ARRAYS, f"cannot be read: {reason(error)}") from error
         _check_finite(path / ARRAYS, arrays)
         models = _json_object(path / CATALOGUE, files[CATALOGUE]).get("models", []) if CATALOGUE in files else []
@@ -107,7 +107,7 @@ def load_bundle(path: Path | str) -> Bundle:
 
 @contextmanager
 def corrupt_bundle(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a bundle is read or tried, panics of native code included, into `BundleCorrupt`.
+    """Turn every error while a bundle is read or tried, panics of native code included, into `BundleCorrupt`.
 
     Errors of this project, interrupts and exits pass as they are."""
     try:
@@ -177,7 +177,7 @@ def _entry_is_sound(item: tuple[str, Any]) -> bool:
 
 
 def manifest_metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of a manifest; whatever is no finite number is left out."""
+    """Return the figures of a manifest; values that are not finite numbers are left out."""
     metrics = manifest.get("metrics")
     if not isinstance(metrics, dict):
         return {}
@@ -210,7 +210,7 @@ def _verified(path: Path, entry: Mapping[str, Any]) -> bytes:
     if size != entry["bytes"]:
         raise _corrupt(path, f"has {size} bytes instead of {entry['bytes']}")
     if digest.hexdigest() != entry["sha256"]:
-        raise BundleCorrupt(f"{path} is not the file the manifest names (SHA-256 differs); do not trust this bundle")
+        raise BundleCorrupt(f"{path} differs from the manifest (SHA-256); do not use this bundle, fit or copy it again")
     return data
 
 

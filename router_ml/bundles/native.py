@@ -44,7 +44,7 @@ _Message: TypeAlias = Mapping[int, list[Any]]  # values by field number, as prot
 
 
 def check_graph(path: Path) -> None:
-    """Raise `EncoderError` where an ONNX model is no model, or has loops, functions or files outside itself."""
+    """Raise `EncoderError` if a file is not an ONNX model, or has loops, functions or files outside itself."""
     try:
         with path.open("rb") as handle:  # mapped: the weights, nearly all of it, are skipped
             model = _message(memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)))
@@ -86,7 +86,7 @@ def _check_nodes(graph: _Message, left: int, depth: int) -> int:
 
 def _check_tensor(tensor: _Message) -> None:
     if tensor.get(13) or any(tensor.get(14, ())):
-        raise ValueError("it keeps weights in files outside the bundle")
+        raise ValueError("it refers to weights in files outside the bundle")
 
 
 def _check_size(shape: _Message | None) -> None:
@@ -99,7 +99,7 @@ def _check_size(shape: _Message | None) -> None:
 
 
 def _message(data: memoryview) -> _Message:
-    """Return the fields of a protobuf message. Raises `ValueError` or `IndexError` where it is none."""
+    """Return the fields of a protobuf message. Raises `ValueError` or `IndexError` if it is not one."""
     fields: dict[int, list[Any]] = {}
     for number, value in _fields(data):
         fields.setdefault(number, []).append(value)
@@ -117,7 +117,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
             continue
         size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}.get(kind, -1), at)
         if size < 0 or at + size > len(data):
-            raise ValueError("it is no ONNX model")
+            raise ValueError("it is not an ONNX model")
         yield key >> 3, data[at : at + size]
         at += size
 
@@ -131,13 +131,13 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
-    raise ValueError("it is no ONNX model")
+    raise ValueError("it is not an ONNX model")
 
 
 def within_cpu_time(work: Callable[[], T], limit_s: float) -> T:
     """Return what `work` returns; its errors, panics of native code included, are raised here.
 
-    Processor time is counted and not time, so that a busy machine fails nothing. Raises `EncoderError` where it takes
+    Processor time is counted and not time, so that a busy machine fails nothing. Raises `EncoderError` if it takes
     more than `limit_s` of processor time; native code cannot be interrupted, and goes on in a daemon thread."""
     results: list[T] = []
     errors: list[BaseException] = []
@@ -162,7 +162,7 @@ def within_cpu_time(work: Callable[[], T], limit_s: float) -> T:
 
 
 def check_tokenizer(path: Path) -> None:
-    """Raise `EncoderError` where a tokenizer is no JSON, or has parts whose work on a text is not bounded."""
+    """Raise `EncoderError` if a tokenizer is not JSON, or has parts whose work on a text is not bounded."""
     try:
         tokenizer = json.loads(path.read_bytes())
         for part, known in _TOKENIZER_PARTS.items():

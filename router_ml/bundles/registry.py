@@ -40,7 +40,7 @@ _HINT = "run 'router-ml promote BUNDLE'"
 
 @dataclass(frozen=True, slots=True)
 class ActiveBundle:
-    """Which bundle is active, which was before it, which one only decides in shadow."""
+    """The active bundle, the one before it, and the one that decides in shadow."""
 
     active: str
     previous: str | None = None
@@ -59,9 +59,9 @@ def default_models_dir() -> Path:
 
 
 def read_active(models_dir: Path) -> ActiveBundle | None:
-    """Return the active bundle of a registry, or None where nothing was promoted yet.
+    """Return the active bundle of a registry, or None if nothing was promoted yet.
 
-    Raises `BundleCorrupt` where the file that names it cannot be read."""
+    Raises `BundleCorrupt` if the file that names it cannot be read."""
     path = models_dir / ACTIVE_FILE
     try:
         data: dict[str, Any] = json.loads(read_regular(path, _MAX_BYTES).decode("utf-8"))
@@ -92,7 +92,7 @@ def clear_active(models_dir: Path) -> None:
 
 
 def shipped_bundle() -> Path | None:
-    """Return the bundle that came with the package or the checkout; None where there is none."""
+    """Return the bundle shipped with the package or the checkout, or None."""
     places = (PACKAGED_BUNDLES / DEFAULT, CHECKOUT / "models" / DEFAULT)
     return next((place for place in places if _is_bundle(place)), None)
 
@@ -107,7 +107,7 @@ def _is_bundle(folder: Path) -> bool:
 def active_bundle(settings: Settings) -> Path:
     """Return the folder of the bundle to serve: the one named by the settings, the promoted one, or the one shipped.
 
-    Raises `BundleMissing` where there is none at all, and `BundleCorrupt` where it cannot be told which it is."""
+    Raises `BundleMissing` if there is none at all, and `BundleCorrupt` if the active bundle cannot be determined."""
     if settings.bundle is not None:
         return settings.bundle
     folder = registry_folder(settings)
@@ -129,7 +129,7 @@ def _earlier_registry(settings: Settings) -> tuple[Path, ...]:
 def registry_lock(models_dir: Path) -> Iterator[None]:
     """Hold the lock under which bundles are installed, promoted and rolled back.
 
-    Raises `StoreError` where the registry cannot be written."""
+    Raises `StoreError` if the registry cannot be written."""
     try:
         with file_lock(models_dir / LOCK_FILE):
             yield
@@ -141,7 +141,7 @@ def registry_lock(models_dir: Path) -> Iterator[None]:
 
 
 def find_bundle(settings: Settings, models_dir: Path, given: str) -> Path:
-    """Return the folder of a bundle given by its name or as a folder. Raises `BundleMissing` where there is none."""
+    """Return the folder of a bundle given by its name or as a folder. Raises `BundleMissing` if there is none."""
     folder = Path(given)
     named = [place / given for place in (models_dir, *_earlier_registry(settings))] if folder.name == given else []
     found = next((place for place in (*named, folder) if _is_bundle(place)), None)
@@ -178,7 +178,7 @@ def promote(models_dir: Path, bundle: Path | str, check: Callable[[Path], object
 def install(source: Path, target: Path) -> None:
     """Copy a bundle's own files into a new folder of the registry, whole or not at all.
 
-    A bundle of the same content may be there already. Raises `BundleError` where the bundle is unsound, or another one
+    A bundle of the same content may be there already. Raises `BundleError` if the bundle is unsound, or another one
     bears its name."""
     bundle = load_bundle(source)
     if target.exists():
@@ -195,7 +195,7 @@ def install(source: Path, target: Path) -> None:
 
 
 def replace_bundle(folder: Path, target: Path) -> None:
-    """Move a finished bundle to its place in the registry; one of the same name is removed."""
+    """Move a finished bundle into the registry, replacing one of the same name."""
     folder.chmod(target.parent.stat().st_mode & 0o755)
     for path in folder.iterdir():
         path.chmod(mode_within(folder))
@@ -210,7 +210,7 @@ def replace_bundle(folder: Path, target: Path) -> None:
 def roll_back(models_dir: Path) -> ActiveBundle:
     """Return to the bundle that was active before, one further back each time.
 
-    Raises `InputError` where there was none, and `BundleError` where it cannot be used any more."""
+    Raises `InputError` if there was none, and `BundleError` if it cannot be used any more."""
     with registry_lock(models_dir):
         current = read_active(models_dir)
         if current is None:

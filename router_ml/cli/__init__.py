@@ -19,7 +19,7 @@ EPILOG = """examples:
   router-ml route "check email"                      one query
   router-ml route --json < queries.txt               one query a line, one JSON decision a line
   router-ml route "summarise this" --context '{"attachment": "report.pdf"}'
-  router-ml explain "book a flight"                  why, and what else there was
+  router-ml explain "book a flight"                  why, with the alternatives
   router-ml status                                   which bundle is in use, and whether its models can be served
   router-ml promote BUNDLE                           make what was learned the active bundle; --rollback undoes it
 

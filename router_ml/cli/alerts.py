@@ -55,7 +55,7 @@ def _changes(
 ) -> tuple[list[AlertEvent], dict[tuple[str, str], AlertEvent], dict[tuple[str, str], float]]:
     """Return all changes, the last event of each alert, and when each was last reported.
 
-    A firing alert is reported again and again by its process: that is no change."""
+    A firing alert is reported again and again by its process, which is not a change."""
     changes: list[AlertEvent] = []
     last: dict[tuple[str, str], AlertEvent] = {}
     last_seen_s: dict[tuple[str, str], float] = {}

@@ -31,7 +31,7 @@ def add_choosing_options(verb: argparse.ArgumentParser) -> None:
 def chosen_router(options: argparse.Namespace, settings: Settings) -> Router:
     """Return the router of the bundle asked for, or of the active one, or the rules where that cannot be used.
 
-    Raises `BundleError` or `EncoderError` where the bundle asked for cannot be used."""
+    Raises `BundleError` or `EncoderError` if the bundle asked for cannot be used."""
     if options.bundle is not None:
         return Router.load(options.bundle, settings=settings)
     return Router.load_or_heuristic(settings=settings)
@@ -43,7 +43,7 @@ def chosen_policy(options: argparse.Namespace, settings: Settings) -> str:
 
 
 def chosen_context(options: argparse.Namespace) -> Mapping[str, Any] | None:
-    """Return the context as a dictionary. Raises `ContextError` where it is no JSON object."""
+    """Return the context as a dictionary. Raises `ContextError` if it is not a JSON object."""
     if not options.context:
         return None
     text = options.context
@@ -69,7 +69,7 @@ def given_queries(arguments: list[str]) -> Iterator[Asked | RowError]:
 
     A line is a query, or a JSON row with `text` and `context`; for a row that cannot be read its error is yielded.
 
-    Raises `InputError` where there is no query at all, or a line without end."""
+    Raises `InputError` if there is no query at all, or a line without end."""
     if arguments:
         yield from ((query, None) for query in arguments)
         return

@@ -64,7 +64,7 @@ def duration_s(text: str) -> float:
     """Return the seconds of a duration such as `90`, `15m`, `12h`, `7d`. Raises `InputError`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip())
     if found is None:
-        raise InputError(f"{text!r} is no duration; write 90s, 15m, 12h, 7d or 2w")
+        raise InputError(f"{text!r} is not a duration; write 90s, 15m, 12h, 7d or 2w")
     return float(found[1]) * _SECONDS[found[2] or "s"]
 
 

@@ -38,7 +38,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     status = verbs.add_parser("status", help="what runs, and what is known so far")
     status.add_argument("--json", action="store_true", help="as JSON")
     status.set_defaults(func=_status)
-    stop = verbs.add_parser("stop", help="end the experiment that runs; everybody gets what ran before")
+    stop = verbs.add_parser("stop", help="end the running experiment; requests are served as before it")
     stop.add_argument("--reason", default="", help="why, for the record")
     stop.set_defaults(func=_stop)
     report = verbs.add_parser("report", help="write the report as one HTML page, and check the verdict's record")
@@ -61,7 +61,7 @@ def _register_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coverage", type=float, default=1.0, help="share of units that takes part (default 1)")
     parser.add_argument("--ramp", metavar="AGE:SHARE,...", help="growing coverage, such as 0:0.05,1h:0.25,1d:1")
     parser.add_argument("--holdout", type=float, default=0.0, help="share of units that never takes part")
-    parser.add_argument("--shadow", action="store_true", help="the challenger decides and serves nobody")
+    parser.add_argument("--shadow", action="store_true", help="the challenger decides without serving any request")
     parser.add_argument(
         "--unit",
         choices=("session", "request"),
@@ -122,7 +122,7 @@ def _from_options(options: argparse.Namespace) -> Experiment:
         raise ExperimentError("give the experiment a name, or a definition with --file")
     named = vars(options)
     if not any(named[f"{arm}_{kind}"] for arm in ("challenger", "control") for kind in ("policy", "bundle", "model")):
-        raise ExperimentError("say what to try: --challenger-policy, --challenger-bundle or --challenger-model")
+        raise ExperimentError("name what to try: --challenger-policy, --challenger-bundle or --challenger-model")
 
     def variant(arm: str) -> Variant:
         return Variant(named[arm], named[f"{arm}_policy"], named[f"{arm}_bundle"], named[f"{arm}_model"])
@@ -147,7 +147,7 @@ def _ramp(text: str) -> tuple[RampStep, ...]:
         pairs = [step.split(":") for step in text.split(",")]
         return tuple(RampStep(duration_s(age), float(share)) for age, share in pairs)
     except ValueError as error:
-        raise ExperimentError(f"--ramp {text!r} must look like 0:0.05,1h:0.25,1d:1") from error
+        raise ExperimentError(f"--ramp {text!r} must have the form 0:0.05,1h:0.25,1d:1") from error
 
 
 _INTEGERS = ("min_units", "min_judged", "planned_units")
@@ -168,7 +168,7 @@ def _limits(pairs: list[str]) -> Limits:
 
 
 def _check_variant(variant: Variant, settings: Settings) -> None:
-    """Find now what would else fail at the first request."""
+    """Check a variant now, so that it does not fail at the first request."""
     if variant.policy is not None:
         resolve_policy(variant.policy)
     if variant.bundle is not None and not Path(variant.bundle).is_dir():
@@ -184,7 +184,7 @@ def _check_variant(variant: Variant, settings: Settings) -> None:
 
 
 def _record(settings: Settings, experiment: str, change: ChangeKind, detail: Mapping[str, Any]) -> None:
-    """Write the change into the event store; the state files are what counts, so a store that is down is no error."""
+    """Write the change into the event store; the state files are authoritative, so a failing store is not an error."""
     try:
         store = event_store(settings, read_only=False)
         try:
@@ -223,9 +223,7 @@ def _status(options: argparse.Namespace) -> int:
         return 0
     if state.halt is not None:
         print(f"HALTED: {state.halt.reason}")
-        print(
-            "Everybody gets what ran before. Look at 'router-ml experiment report', then 'router-ml experiment clear'."
-        )
+        print("Requests are served as before it. See 'router-ml experiment report', then 'router-ml experiment clear'.")
     if state.experiment is not None:
         if state.experiment.mode == "shadow":
             _print_shadow(settings, state.experiment)
@@ -297,7 +295,7 @@ def _stop(options: argparse.Namespace) -> int:
     settings = load_settings()
     experiment = ExperimentState(settings.state_dir / FOLDER).stop()
     _record(settings, experiment.id, "stopped", {"reason": options.reason})
-    print(f"{experiment.id} is stopped; everybody gets what ran before.")
+    print(f"{experiment.id} is stopped; all requests are served as before it.")
     return 0
 
 
@@ -328,16 +326,17 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _check_record(name: str, record: str) -> int:
-    """Compute a record again and say whether its verdict stands; the exit status."""
+    """Compute a record again and report whether its verdict is the same; return the exit status."""
     again = recompute(record)
     if again == record:
         print(f"The record {name} gives the same verdict, byte for byte, when computed again.")
         return 0
     row = json.loads(record)
-    if row.get("format", 1) < RECORD_FORMAT and row["verdict"]["kind"] == json.loads(again)["verdict"]["kind"]:
+    earlier = row.get("format", 1) in range(1, RECORD_FORMAT) and isinstance(row.get("verdict"), dict)
+    if earlier and row["verdict"].get("kind") == json.loads(again)["verdict"]["kind"]:
         print(f"The record {name} was written by an earlier version; computed by this one, its verdict is the same.")
         return 0
-    print(f"The record {name} gives ANOTHER verdict when computed again: it was changed, or the program was.")
+    print(f"The record {name} gives ANOTHER verdict when computed again: the record or the program was changed.")
     return 1
 
 

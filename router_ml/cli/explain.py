@@ -16,7 +16,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the verb."""
     verb = subparsers.add_parser(
         "explain",
-        help="why a query goes where it goes, and what else there was",
+        help="why a model was chosen, with the alternatives",
         description="Shows the label probabilities, the evidence for the label against the runner-up (in log-odds), "
         "and every candidate with its utility.",
     )

@@ -1,4 +1,4 @@
-"""router-ml feedback: record what an answer was worth."""
+"""router-ml feedback: record feedback on an answer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the verb."""
     verb = subparsers.add_parser(
         "feedback",
-        help="record what an answer was worth: router-ml feedback ID up|down|0..1",
-        description="Records what an answer was worth. Exit status 1 where no such decision was recorded (yet): the "
+        help="record feedback on an answer: router-ml feedback ID up|down|0..1",
+        description="Records feedback on an answer. Exit status 1 where no such decision was recorded (yet): the "
         "feedback is stored, and counts once its decision is there.",
     )
     verb.add_argument(
@@ -52,7 +52,7 @@ def _feedback(options: argparse.Namespace) -> int:
 
 
 def _known(store: EventStore, decision_id: str) -> bool:
-    """Whether a decision was recorded; an answer from the cache has its outcome only."""
+    """Return whether a decision was recorded; an answer from the cache has its outcome only."""
     return any(store.read(EventFilter(("decision", "outcome"), decision_id=decision_id), limit=1))
 
 

@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = subparsers.add_parser(
         "keys",
         help="API keys of the server: add, list, revoke",
-        description="Keys for `router-ml serve`. Only their hashes are kept: a new key is shown once.",
+        description="Keys for `router-ml serve`. Only their hashes are stored: a new key is shown once.",
     )
     verb.add_argument("--file", type=Path, help="the key file (keys.json in the state folder)")
     actions = verb.add_subparsers(dest="action", metavar="ACTION", required=True)

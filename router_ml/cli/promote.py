@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, promoted: Callable[[str], str] = lambda bundle: "") -> int:
-    """List, promote or roll back; `promoted` is called with the active bundle and returns what to say of it."""
+    """List, promote or roll back; `promoted` is called with the active bundle and returns a note to print."""
     settings = load_settings()
     models_dir = options.models_dir or registry_folder(settings)
     if not options.rollback and options.bundle is None:
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, promoted: Callable[[str], str] = lambda bun
 def promote(models_dir: Path, bundle: Path | str) -> ActiveBundle:
     """Verify a bundle by deciding with it, then make it active.
 
-    Raises `BundleError` or `EncoderError` where it cannot serve, and `StoreError` where the registry cannot be
+    Raises `BundleError` or `EncoderError` if it cannot serve, and `StoreError` if the registry cannot be
     written."""
     return registry.promote(models_dir, bundle, Router.load)
 

@@ -14,7 +14,14 @@ from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.decide.router import Router
 from router_ml.errors import BundleError, EncoderError
 from router_ml.hosts.names import ModelNames
-from router_ml.settings import Settings, base_url, load_settings, without_credentials
+from router_ml.settings import (
+    DEFAULT_HOST_TYPE,
+    Settings,
+    base_url,
+    host_type,
+    load_settings,
+    without_credentials,
+)
 
 SHOWN = ("test/macro_f1", "test/accuracy", "test/ece", "test/heuristic_macro_f1")
 _TIMEOUT_S = 2.0
@@ -77,7 +84,8 @@ def _host_facts(settings: Settings, catalogue: Catalogue) -> dict[str, Any]:
     default = settings.ollama_host
     places = {model.name: [base_url(url) for url in model.hosts] or [default] for model in catalogue}
     hosts = {
-        url: _installed(url) for url in dict.fromkeys([default, *(url for urls in places.values() for url in urls)])
+        url: _installed(url, names)
+        for url in dict.fromkeys([default, *(url for urls in places.values() for url in urls)])
     }
     held = {url: {names.canonical(name) for name in found["models"] or ()} for url, found in hosts.items()}
     return {
@@ -87,8 +95,10 @@ def _host_facts(settings: Settings, catalogue: Catalogue) -> dict[str, Any]:
     }
 
 
-def _installed(url: str) -> dict[str, Any]:
+def _installed(url: str, names: ModelNames) -> dict[str, Any]:
     """Return the models of a host, or what is wrong with it."""
+    if host_type(url)[0] != DEFAULT_HOST_TYPE:
+        return _of_other_type(url, names)
     import httpx
 
     shown = without_credentials(url)
@@ -99,8 +109,28 @@ def _installed(url: str) -> dict[str, Any]:
         with httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=not loopback) as client:
             entries = client.get("/api/tags").raise_for_status().json()["models"]
         return {"host": shown, "models": [str(e.get("model") or e.get("name")) for e in entries], "problem": None}
-    except Exception as error:  # refused, timed out, not Ollama at all: all the same to a status
+    except Exception as error:  # refused, timed out, not Ollama: the status does not distinguish them
         return {"host": shown, "models": None, "problem": type(error).__name__}
+
+
+def _of_other_type(url: str, names: ModelNames) -> dict[str, Any]:
+    import asyncio
+
+    from router_ml.hosts.fleet import open_host
+
+    async def own_names() -> list[str]:
+        host = open_host(url, names, _TIMEOUT_S)
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                return [model.own_name for model in (await host.installed()).values()]
+        finally:
+            await host.close()
+
+    found: dict[str, Any] = {"host": without_credentials(url), "models": None, "problem": None}
+    try:
+        return found | {"models": asyncio.run(own_names())}
+    except Exception as error:  # unknown type, refused, timed out: all the same to a status
+        return found | {"problem": str(error) or type(error).__name__}
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -118,8 +148,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "policy", facts["policy"]
     for host in facts["hosts"]:
         if host["models"] is None:
-            yield "ollama", f"no answer from {host['host']} ({host['problem']})"
+            yield "host", f"no answer from {host['host']} ({host['problem']})"
         else:
-            yield "ollama", f"{host['host']} has {', '.join(host['models']) or 'no models'}"
+            yield "host", f"{host['host']} has {', '.join(host['models']) or 'no models'}"
     if facts["unserved"]:
         yield "not on any host", ", ".join(facts["unserved"])

@@ -1,4 +1,4 @@
-"""router-ml sync: bring experiments from the event store to MLflow."""
+"""router-ml sync: copy experiments from the event store to MLflow."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from router_ml.settings import load_settings
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    verb = subparsers.add_parser("sync", help="bring closed windows of experiments to MLflow")
+    verb = subparsers.add_parser("sync", help="copy closed windows of experiments to MLflow")
     verb.add_argument("--mlruns", type=Path, help="MLflow's folder (default: MLFLOW_TRACKING_URI, else mlruns)")
     verb.add_argument("--window", type=age_s, default=WINDOW_S, metavar="AGE", help="of one point (default 10m)")
-    verb.add_argument("--every", type=age_s, metavar="AGE", help="go on, with a pass every 1m, 10m ...")
+    verb.add_argument("--every", type=age_s, metavar="AGE", help="repeat, with a pass every 1m, 10m ...")
     verb.set_defaults(func=_sync)
 
 
@@ -44,11 +44,11 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _show(report: SyncReport) -> None:
-    """Where to look at it."""
+    """Print how to view the report."""
     if not report.pages:
         return
     if report.uri.startswith("sqlite:"):
-        print(f"To look: mlflow server --backend-store-uri {report.uri} --host 127.0.0.1 --workers 1, then")
+        print(f"View it: mlflow server --backend-store-uri {report.uri} --host 127.0.0.1 --workers 1, then")
     base = report.uri if report.uri.startswith("http") else "http://127.0.0.1:5000"
     for page in report.pages:
         print(f"  {base.rstrip('/')}/{page}")

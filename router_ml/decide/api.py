@@ -57,7 +57,7 @@ class DefaultRouter:
 
     @property
     def batcher(self) -> MicroBatcher:
-        """Return what serves concurrent callers."""
+        """Return the batcher for concurrent callers."""
         from router_ml.decide.batching import MicroBatcher  # deferred: asyncio is a tenth of a cold start
 
         with self._lock:
@@ -66,12 +66,12 @@ class DefaultRouter:
             return self._batcher
 
     def reset(self) -> None:
-        """Forget the router, so that the next call loads the active bundle anew."""
+        """Drop the router, so that the next call loads the active bundle again."""
         with self._lock:
             self._state = None
 
     def after_fork(self) -> None:
-        """Replace what threads of the parent may have held: they do not survive a fork."""
+        """Replace the locks that threads of the parent process may have held; those threads do not survive a fork."""
         self._lock = threading.RLock()
         self._batcher = None
 
@@ -96,8 +96,8 @@ def select_model(
 ) -> Decision:
     """Choose the model that should serve a query.
 
-    `query` is a text, or the messages of a conversation (dictionaries, pairs, LangChain or ollama messages): the last
-    words of the person are judged then, the turns before them and the files among them fill up the context.
+    `query` is a text, or the messages of a conversation (dictionaries, pairs, LangChain or ollama messages): the
+    last message of the user is classified then; the turns before it and attached files complete the context.
 
     `context` is a dictionary of what comes with it (all keys optional): `tools` (names, functions, JSON schemas,
     pydantic models, LangChain tools), `n_tools`, `history` (turns, oldest first), `attachment`, `session_id`,
@@ -128,7 +128,7 @@ def select_models(
     router: Router | None = None,
 ) -> list[Decision]:
     """Choose a model for each of many queries, in small batches on all cores; as `select_model` for each, and several
-    times cheaper. `contexts` has one entry for each query (None where there is none). Raises as `select_model` does,
+    times cheaper. `contexts` has one entry for each query (None if there is none). Raises as `select_model` does,
     and `QueryError` where the two do not have the same length."""
     if router is not None:
         return router.decide_many(queries, contexts, "balanced" if policy is None else policy)
@@ -164,7 +164,7 @@ async def aselect_model(
 
 
 def _keyed(state: RouterState, query: Any, context: ContextLike, policy: Policy) -> tuple[Any, ContextLike, Any]:
-    """Return the query and its context, read where need be, and the key of their decision; None where it is not
+    """Return the query and its context, read where need be, and the key of their decision; None if it is not
     cached."""
     if state.cache is None or policy.exploration:
         return query, context, None
@@ -183,7 +183,7 @@ def _cached(state: RouterState, key: Any) -> Decision | None:
 
 
 def _store(state: RouterState, key: Any, decision: Decision) -> Decision:
-    """Cache what would be decided again just so: not what a passing fault of the encoder forced."""
+    """Cache the decision unless a temporary fault of the encoder affected it."""
     if key is not None and state.cache is not None and decision.degraded == bool(state.router.degraded):
         state.cache.put(key, renewed(decision, decision.decision_id))
     return decision

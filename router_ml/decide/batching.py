@@ -89,7 +89,7 @@ def _decided(batch: list[PendingDecision]) -> list[Answer]:
     for group in groups.values():
         try:
             answers += zip(group, _decide(group), strict=True)
-        except BaseException:  # a panic of native code is no Exception, and would stop this thread for everybody
+        except BaseException:  # a panic of native code is not an Exception, and would stop this thread for all callers
             answers += [(request, _decide_alone(request)) for request in group]
     return answers
 
@@ -120,7 +120,7 @@ def _deliver(answers: list[Answer]) -> None:
     for answer in answers:
         loops.setdefault(answer[0].loop, []).append(answer)
     for loop, own in loops.items():
-        with contextlib.suppress(RuntimeError):  # a loop that was closed has nobody waiting
+        with contextlib.suppress(RuntimeError):  # nothing waits in a closed loop
             loop.call_soon_threadsafe(_resolve, own)
 
 

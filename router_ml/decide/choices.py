@@ -30,7 +30,7 @@ class OptionShares:
 
     @property
     def confidence(self) -> float:
-        """Return 0 where all options are equally likely, 1 where one is certain."""
+        """Return 0 if all options are equally likely, 1 where one is certain."""
         n = len(self.probabilities)
         return max(0.0, (n * max(self.probabilities) - 1) / (n - 1))
 

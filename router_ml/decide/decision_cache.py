@@ -1,4 +1,4 @@
-"""A cache of decisions for queries that come again word for word."""
+"""A cache of decisions for identical queries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DecisionCache:
         return len(self._entries)
 
     def get(self, key: Hashable) -> Decision | None:
-        """Return the decision stored under a key, with the id it was made with; None where there is none."""
+        """Return the decision stored under a key, with the id it was made with; None if there is none."""
         found = self._entries.get(key)
         if found is None:
             return None
@@ -53,7 +53,7 @@ class DecisionCache:
 
 
 def decision_key(query: object, context: Context | Mapping[str, Any] | None, policy: Hashable, bundle: str) -> Any:
-    """Return what two requests must share to get the same decision, or None where their values do not tell."""
+    """Return the cache key: what two requests must share to get the same decision. None if their values have no key."""
     if type(query) is not str or len(query) > MAX_QUERY_CHARS:
         return None
     try:

@@ -42,7 +42,8 @@ MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
 TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
 FAR = 50.0
 SHOWN_EVIDENCE = 12
-_EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # nothing said: ambiguous
+_OPTIONS = frozenset({"new_id", "draw", "remember"})
+_EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # an empty query is ambiguous
 
 
 class Router:
@@ -73,19 +74,29 @@ class Router:
         self._draw = draw
         self.catalogue = catalogue
         self.name = name
-        self.degraded = degraded  # why it is not all learned; "" where it is
+        self.degraded = degraded  # why it is not all learned; "" if it is
 
     @classmethod
-    def load(cls, path: Path | str | None = None, *, settings: Settings | None = None, **options: Any) -> Router:
+    def load(
+        cls,
+        path: Path | str | None = None,
+        *,
+        settings: Settings | None = None,
+        catalogue: Catalogue | None = None,
+        **options: Any,
+    ) -> Router:
         """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
-        Raises `BundleMissing`, `BundleCorrupt`, `BundleFormatError` or `EncoderError` where it cannot be used."""
+        `catalogue` replaces the catalogue of the settings or of the bundle. Raises `BundleMissing`, `BundleCorrupt`,
+        `BundleFormatError` or `EncoderError` where it cannot be used."""
+        if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
+            raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
         settings = settings or load_settings()
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
             embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
-            return cls.from_bundle(bundle, embedder, _catalogue(bundle, settings), **options)
+            return cls.from_bundle(bundle, embedder, catalogue or _catalogue(bundle, settings), **options)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, embedder: Embedder, catalogue: Catalogue, **options: Any) -> Router:
@@ -107,7 +118,7 @@ class Router:
             return router
 
     def _try_out(self, path: Path, dim: int) -> None:
-        """Decide a few queries. Raises `BundleCorrupt` where the heads do not fit together or give no numbers."""
+        """Decide a few queries. Raises `BundleCorrupt` if the heads do not fit together or give no numbers."""
         for decision in self._decide(TRIAL_QUERIES, [None] * len(TRIAL_QUERIES), "balanced", None, None):
             if decision.degraded and not self.degraded:
                 raise BundleCorrupt(f"{path} cannot decide: {decision.reason}; fit or copy the bundle again")
@@ -116,10 +127,10 @@ class Router:
                 0 <= candidate.p_success <= 1 for candidate in decision.ranked
             ):
                 raise BundleCorrupt(f"{path} predicts probabilities beyond 0 to 1; fit or copy the bundle again")
-        far = np.full(dim, FAR, np.float32)  # unlike any query: other heads speak there
+        far = np.full(dim, FAR, np.float32)  # far from all queries, where the transfer head predicts
         strange = self._outcomes.predict_one(far, np.full(len(TABLE_NAMES), FAR, np.float32), _EMPTY_QUERY)
         if not np.isfinite([*strange.p_success, *np.ravel(strange.latency_s)]).all():
-            raise BundleCorrupt(f"{path} predicts what is no number far from its data; fit or copy the bundle again")
+            raise BundleCorrupt(f"{path} predicts NaN or infinity far from its data; fit or copy the bundle again")
 
     @classmethod
     def heuristic(cls, catalogue: Catalogue | None = None, *, why: str = "no bundle", **options: Any) -> Router:
@@ -137,15 +148,17 @@ class Router:
         )
 
     @classmethod
-    def load_or_heuristic(cls, *, settings: Settings | None = None, **options: Any) -> Router:
+    def load_or_heuristic(
+        cls, *, settings: Settings | None = None, catalogue: Catalogue | None = None, **options: Any
+    ) -> Router:
         """Return the active bundle's router, or the heuristic one if that bundle cannot be used; never raise for it."""
         settings = settings or load_settings()
         try:
-            return cls.load(settings=settings, **options)
+            return cls.load(settings=settings, catalogue=catalogue, **options)
         except (BundleError, EncoderError) as error:
             quiet = isinstance(error, BundleMissing)
             log.log(logging.INFO if quiet else logging.WARNING, "routing by rules: %s", error)
-            return cls.heuristic(load_catalogue(settings.catalogue), why=_first_line(error), **options)
+            return cls.heuristic(catalogue or load_catalogue(settings.catalogue), why=_first_line(error), **options)
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -274,7 +287,7 @@ class Router:
             dict(zip(LABELS, probabilities)),  # noqa: B905 - saying `strict` takes longer than the rest
             choice.ranked,
             "clarify" if clarify else "answer",
-            f"ask back, what is meant is open; {reason}" if clarify else reason,
+            f"clarifying question, the query is ambiguous; {reason}" if clarify else reason,
             self.new_id(),
             policy.name,
             self.name,
@@ -289,7 +302,7 @@ class Router:
         return self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
 
     def _judge(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
-        """Return features and complexity; a query that says nothing is ambiguous."""
+        """Return features and complexity; an empty query is ambiguous."""
         features, probabilities, degraded = self._read(texts, contexts)
         for i, text in enumerate(texts):
             if not text and not contexts[i].attachment:
@@ -297,12 +310,12 @@ class Router:
         return features, probabilities, degraded
 
     def _read(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
-        """Return features and complexity of what the texts say; the rules stand in where the encoder fails."""
+        """Return features and complexity of the texts; the rules replace the encoder if it fails."""
         if self._features is not None:
             try:
                 features = self._features.extract(texts, contexts)
                 return features, self._complexity(features.embedding, features.table), self.degraded
-            except BaseException as error:  # the encoder is foreign code; a decision must come
+            except BaseException as error:  # the encoder is third-party code, and a decision is needed
                 if not is_failure(error):
                     raise
                 log.warning("the encoder failed, routing by rules: %s", error)
@@ -355,7 +368,9 @@ def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
     except KeyError as error:
         raise BundleCorrupt(f"{bundle.path} lacks the complexity head's {error}; fit or copy it again") from error
     except ValueError as error:
-        raise BundleCorrupt(f"{bundle.path}: the complexity head is no numbers; fit or copy it again") from error
+        raise BundleCorrupt(
+            f"{bundle.path}: the complexity head does not hold numbers; fit or copy it again"
+        ) from error
     if head.weights.shape != (len(LABELS), embedder.dim + len(TABLE_NAMES)) or head.bias.shape != (len(LABELS),):
         raise BundleCorrupt(f"{bundle.path}: the complexity head does not fit the encoder; fit or copy it again")
     weights = head.weights.copy()
@@ -364,9 +379,9 @@ def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:
 
 
 def _self_check(bundle: Bundle, embedder: Embedder) -> str:
-    """Return what to say of an encoder whose vectors differ from those stored at export; "" where they agree.
+    """Return a warning if the encoder's vectors differ from those stored at export, "" if they agree.
 
-    A quantised encoder may differ between processors. Raises `BundleCorrupt` where the vectors are useless."""
+    A quantised encoder may differ between processors. Raises `BundleCorrupt` if the vectors are useless."""
     texts, vectors = bundle.config.get("self_check"), bundle.arrays.get("self_check/vectors")
     if texts and (not isinstance(texts, list) or len(texts) > MAX_SELF_CHECKS or not all(map(_is_short, texts))):
         raise BundleCorrupt(f"{bundle.path}: 'self_check' must list a few short texts; fit or copy the bundle again")
@@ -378,7 +393,7 @@ def _self_check(bundle: Bundle, embedder: Embedder) -> str:
             mean = float((found * vectors.astype(np.float32)).sum(axis=1).mean())
     except EncoderError:
         raise
-    except BaseException as error:  # the encoder is foreign code, and the texts and vectors may not fit it
+    except BaseException as error:  # the encoder is third-party code, and the texts and vectors may not fit it
         if not is_failure(error):
             raise
         raise BundleCorrupt(f"{bundle.path}: the encoder cannot be checked ({_first_line(error)})") from error

@@ -17,7 +17,7 @@ def open_store(
     """Open a store by URL: `postgresql://...`, `sqlite:///file`, or the path of a SQLite file or its folder.
 
     `key_dir` holds the key of keyed hashes; by default the folder of a SQLite file, or `~/.router_ml`.
-    Raises `StoreError` where it cannot be opened."""
+    Raises `StoreError` if it cannot be opened."""
     text = str(url)
     if text.startswith(("postgresql://", "postgres://")):
         folder = key_dir or Path("~/.router_ml").expanduser()

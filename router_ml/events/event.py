@@ -64,11 +64,11 @@ class DecisionEvent:
     experiment: str | None = None
     variant: str | None = None
     unit: str | None = None  # unit of assignment (a session or a request); written as a keyed hash
-    shadow: bool = False  # decided by a challenger that serves nobody
+    shadow: bool = False  # decided by a challenger in shadow
     pinned: bool = False  # the caller named the model, so no experiment counts it
     prompt_tokens: int | None = None
     text: str | None = None  # the query; written only where that is enabled, then redacted
-    context: Context | None = None  # what came with it; written with the text, and redacted like it
+    context: Context | None = None  # its context; written with the text, and redacted like it
     query_key: str | None = None  # keyed hash of the query, filled in when the event is written
     complexity_probabilities: Mapping[Label, float] = field(default_factory=_empty)  # by label
     policy_parameters: Mapping[str, Any] = field(default_factory=_empty)  # weights and limits behind the policy's name
@@ -100,7 +100,7 @@ class OutcomeEvent:
 
     decision_id: str
     model: str  # the model that answered; where none did, the one that was chosen
-    success: float | None  # 0..1; 0 where no model answered, None where nobody knows whether the answer is right
+    success: float | None  # 0..1; 0 if no model answered, None if the answer was not judged
     latency_s: float | None  # end to end
     ok: bool = True  # an answer came back
     prompt_tokens: int | None = None
@@ -114,9 +114,9 @@ class OutcomeEvent:
     resident: bool | None = None
     error: str | None = None
     cache_hit: bool = False  # answered from the response cache; no model was called
-    clarified: bool = False  # the user was asked what is meant; no model was called
+    clarified: bool = False  # the user was asked a clarifying question; no model was called
     attempts: int = 1
-    fallback: bool = False  # a model further down the chain answered, because an earlier one failed
+    fallback: bool = False  # a fallback model answered, because an earlier one failed
     complexity: str | None = None
     policy: str | None = None
     bundle: str | None = None
@@ -146,7 +146,7 @@ class FeedbackEvent:
 
     @property
     def explicit(self) -> bool:
-        """Whether a person gave it."""
+        """Whether a person gave the feedback."""
         return self.kind in EXPLICIT_KINDS
 
 
@@ -156,7 +156,7 @@ class AlertEvent:
 
     rule: str
     state: AlertState
-    subject: str  # what it is about: a model, "all", an experiment
+    subject: str  # the subject: a model, "all", or an experiment
     value: float
     threshold: float
     summary: str
@@ -220,7 +220,7 @@ class Recorders:
         for recorder in self.recorders:
             try:
                 recorder.record(event)
-            except Exception:  # the request must go on, whatever a recorder does
+            except Exception:  # the request continues even if a recorder fails
                 continue
 
 
@@ -299,7 +299,7 @@ def json_value(value: object) -> object:
 def from_dict(row: Mapping[str, Any]) -> Event:
     """Return the event of a dictionary; unknown keys (of another version) are ignored.
 
-    Raises `InputError` where the kind is unknown, or a field is missing or of the wrong type."""
+    Raises `InputError` if the kind is unknown, or a field is missing or of the wrong type."""
     kind = row.get("event")
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
@@ -356,7 +356,7 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
 
 
 def from_json(text: str | bytes) -> Event:
-    """Return the event of one line of JSON. Raises `InputError` where it is none."""
+    """Return the event of one line of JSON. Raises `InputError` if it is not one."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -23,7 +23,7 @@ from router_ml.events.store import EventFilter, EventStore
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.types import Outcome
 
-# Kinds of failed attempts that tell of the machine or the request, not of what the model can do: nothing to learn from.
+# Kinds of failed attempts caused by the machine or the request, not by the model: they are not training data.
 _NOT_THE_MODEL = frozenset(
     ("refused", "connection", "cold_timeout", "cut_short", "busy", "missing", "rejected", "invalid", "wrong_model",
      "shed", "open", "absent", "cancelled")
@@ -35,7 +35,7 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
 
     Success is the last explicit feedback, else the outcome's own, else what was inferred. An attempt that failed by the
     model's own fault (it timed out, or returned nothing usable) counts as an outcome of that model with success 0.
-    Answers from the cache and clarifying questions are left out: no model gave them."""
+    Answers from the cache and clarifying questions are left out, since no model generated them."""
     selection = selection or EventFilter()
     judged = _judged(store, selection)
     seen: set[tuple[str, str]] = set()
@@ -48,7 +48,7 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
         elif isinstance(event, OutcomeEvent) and (event.ok or event.decision_id not in attempted):
             outcome = None if event.cache_hit or event.clarified else outcome_of(event, success_of(event, judged))
         else:
-            continue  # a request without an answer is told by its attempts
+            continue  # a request without an answer is represented by its attempts
         if outcome is not None and (outcome.query_id, outcome.model) not in seen:
             seen.add((outcome.query_id, outcome.model))
             yield outcome
@@ -72,7 +72,7 @@ def bandit_rows(store: EventStore, selection: EventFilter | None = None) -> Iter
     """Yield one row per served decision, oldest first, for off-policy evaluation.
 
     `propensity` is the probability of `chosen` among the admissible candidates. `reward` is the success that counts
-    (see `outcomes`), and null where nobody judged: that is not a success. `judged_by` says where it comes from:
+    (see `outcomes`), and null if the answer was not judged. `judged_by` says where it comes from:
     "explicit" or "inferred" feedback, or the "outcome" itself, such as a request without an answer."""
     selection = selection or EventFilter()
     judged = _judged(store, selection)
@@ -118,7 +118,7 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export_outcomes(store: EventStore, path: Path, selection: EventFilter | None = None) -> int:
-    """Write outcomes as JSON Lines; return how many. Raises `StoreError` where the store cannot be read."""
+    """Write outcomes as JSON Lines; return how many. Raises `StoreError` if the store cannot be read."""
     return _export(path, (outcome_row(outcome) for outcome in outcomes(store, selection)))
 
 
@@ -128,7 +128,7 @@ def export_bandit(store: EventStore, path: Path, selection: EventFilter | None =
 
 
 def export_queries(store: EventStore, path: Path) -> int:
-    """Write the queries whose (redacted) text was kept, with their contexts and unlabelled; return how many."""
+    """Write the queries whose (redacted) text was stored, with their contexts and unlabelled; return how many."""
     return _export(
         path,
         ({"id": kept.decision_id, "text": kept.text, "context": kept.context, "label": None} for kept in store.texts()),

@@ -9,7 +9,7 @@ from router_ml.events.event import FeedbackEvent, OutcomeEvent
 
 RIGHT = 0.5  # a success of at least this counts as right
 
-Judgement: TypeAlias = tuple[bool, float]  # whether a person gave it, and the score
+Judgement: TypeAlias = tuple[bool, float]  # whether it is explicit, and the score
 Judged: TypeAlias = Mapping[str, Judgement]  # by decision id
 
 
@@ -19,7 +19,7 @@ def judgement_of(event: FeedbackEvent, known: Judgement | None = None) -> Judgem
 
 
 def note_feedback(judged: dict[str, Judgement], event: FeedbackEvent) -> None:
-    """Enter feedback under its decision."""
+    """Add feedback under its decision."""
     judged[event.decision_id] = judgement_of(event, judged.get(event.decision_id))
 
 

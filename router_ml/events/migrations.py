@@ -41,7 +41,7 @@ LATEST = MIGRATIONS[-1].number
 
 
 def check_version(version: int, where: str) -> int:
-    """Return the version of a store. Raises `StoreError` where a newer program, or a foreign one, has written it."""
+    """Return the version of a store. Raises `StoreError` if a newer or another program wrote it."""
     if not 0 <= version <= LATEST:
         raise StoreError(
             f"the event store {where} has version {version} and this program reads up to {LATEST}; upgrade router-ml"
@@ -52,7 +52,7 @@ def check_version(version: int, where: str) -> int:
 def migrate(version: int, execute: Callable[[str], object], *, serial: str, real: str, where: str) -> int:
     """Apply what is missing above `version` through `execute`, inside the caller's transaction; return the new version.
 
-    Raises `StoreError` where the store was written by a newer version."""
+    Raises `StoreError` if the store was written by a newer version."""
     check_version(version, where)
     for migration in MIGRATIONS:
         if migration.number > version:

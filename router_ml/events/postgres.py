@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import psycopg
 
 _CONNECT_S = 5
-# A server that hangs must not hold the writer for good: seconds without any sign of life, and milliseconds of waiting.
+# A server that hangs must not block the writer for ever: seconds without any response, and milliseconds of waiting.
 _ALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 _TIMEOUTS = "SET lock_timeout = '15s'; SET statement_timeout = '60s'"
 # Writers take this lock, so that the order of `seq` is the order of commits and a reader's watermark misses nothing.
 _LOCK = 7_263_910_455
-# Classes of SQLSTATE that blame a value: cardinality, data, integrity, program limit (a key too long for its index).
+# Classes of SQLSTATE for a bad value: cardinality, data, integrity, program limit (a key too long for its index).
 _REFUSED = ("21", "22", "23", "54")
-# What may be repeated of an error that has no SQLSTATE: its message may quote the URL, and with it a password.
+# Phrases that may be quoted from an error without SQLSTATE: its message may contain the URL with a password.
 _REASON = re.compile(
     r"connection refused|timeout expired|could not translate host name|no such file or directory|no route to host"
     r"|server closed the connection|network is unreachable|authentication failed|no password supplied|permission denied"

@@ -1,4 +1,4 @@
-"""Privacy of recorded events: keyed hashes, redaction of text, and the switch that keeps text at all."""
+"""Privacy of recorded events: keyed hashes, redaction of text, and the switch that enables storing text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from router_ml.errors import StoreError
 KEY_FILE = "events.key"
 _KEY_BYTES = 32
 
-MAX_TEXT_CHARS = 20_000  # of one kept text; the encoder reads far less
+MAX_TEXT_CHARS = 20_000  # of one stored text; the encoder reads far less
 
 # The word for password in the commoner languages; those written without spaces stand apart.
 _PASSWORD = (
@@ -100,7 +100,7 @@ def _replacement(kind: str, match: re.Match[str]) -> str:
 
 
 def _is_address(text: str) -> bool:
-    """Whether colons make an IPv6 or hardware address; not a time of day, nor `a::b` of a program."""
+    """Return whether colons make an IPv6 or hardware address; not a time of day, nor `a::b` of a program."""
     if len(text) == 17 and text.count(":") == 5:
         return True
     try:
@@ -169,7 +169,7 @@ class Privacy:
 def load_key(folder: Path) -> bytes:
     """Return the key of keyed hashes, made on first use with access for its owner only.
 
-    Raises `StoreError` where it can be neither read nor made."""
+    Raises `StoreError` if it can be neither read nor made."""
     path = folder / KEY_FILE
     try:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""How long each kind of event is kept, and when a clock can be trusted to delete what is older."""
+"""How long each kind of event is stored, and when the clock is reliable enough to delete older ones."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _STEADY_S = 6 * 3600.0  # the clock must be steady for so long before it may del
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Days each kind is kept; None keeps it for good. What an experiment decided is kept for good."""
+    """Days that each kind is stored; None: without limit. Events of experiments are never deleted."""
 
     traffic_days: float | None = 180.0  # decisions, attempts, outcomes, feedback
-    text_days: float | None = 30.0  # texts of queries, where they are kept at all
+    text_days: float | None = 30.0  # texts of queries, if they are stored at all
     alert_days: float | None = 365.0
 
     def before(self, now_s: float) -> Mapping[str, float]:
-        """Return, for each kind that ends, the Unix time before which its events are deleted."""
+        """Return, for each kind with a limit, the Unix time before which its events are deleted."""
         days = {
             "decision": self.traffic_days,
             "attempt": self.traffic_days,
@@ -35,7 +35,7 @@ class Retention:
             "text": self.text_days,
             "alert": self.alert_days,
         }
-        return {kind: now_s - kept * _DAY_S for kind, kept in days.items() if kept is not None}
+        return {kind: now_s - limit * _DAY_S for kind, limit in days.items() if limit is not None}
 
 
 class Pruning:

@@ -1,4 +1,4 @@
-"""An event store behind SQL: what every dialect shares."""
+"""An event store behind SQL: the parts that all dialects share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from router_ml.errors import InputError
 from router_ml.events.event import Event, from_json
 from router_ml.events.privacy import Privacy
-from router_ml.events.store import EVERYTHING, EventFilter, KeptText, RefusedRecord, Stored, Written, written
+from router_ml.events.store import EVERYTHING, EventFilter, RefusedRecord, Stored, StoredText, Written, written
 
 _LOG = logging.getLogger("router_ml.events")
 
@@ -36,7 +36,7 @@ class SqlStore(ABC):
     """An `EventStore` on one connection. Thread-safe; a fork finds no transaction open."""
 
     _mark: ClassVar[str]  # the dialect's placeholder
-    _crosses_fork: ClassVar[bool] = True  # the parent may keep its connection open while it forks
+    _crosses_fork: ClassVar[bool] = True  # the parent may leave its connection open while it forks
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
@@ -55,7 +55,7 @@ class SqlStore(ABC):
         """Return all rows of a query. Raises `StoreError`."""
 
     def append(self, events: Sequence[Event]) -> None:
-        """Store events, all or none. Raises `StoreError`, as `RefusedRecord` where one of the events is at fault."""
+        """Store events, all or none. Raises `StoreError`, as `RefusedRecord` if one of the events is the cause."""
         rows = self._rows(events)
         texts = [(row.decision_id, row.at_s, row.text, row.context) for row in rows if row.text is not None]
         with self._lock, self._transaction("write to") as cursor:
@@ -80,15 +80,15 @@ class SqlStore(ABC):
             place = rows[-1][0]
             left = None if left is None else left - len(rows)
 
-    def texts(self) -> Iterator[KeptText]:
-        """Yield every query whose text was kept, oldest first."""
+    def texts(self) -> Iterator[StoredText]:
+        """Yield every query whose text was stored, oldest first."""
         for decision_id, text, context in self._query(
             "SELECT decision_id, text, context FROM query_text ORDER BY at_s", ()
         ):
-            yield KeptText(str(decision_id), str(text), None if context is None else json.loads(context))
+            yield StoredText(str(decision_id), str(text), None if context is None else json.loads(context))
 
     def last_seq(self) -> int:
-        """Return the place of the newest event; 0 where there is none."""
+        """Return the sequence number of the newest event; 0 if there is none."""
         return int(self._query("SELECT coalesce(max(seq), 0) FROM event", ())[0][0])
 
     def expired(self, before_s: Mapping[str, float]) -> tuple[int, int]:
@@ -134,13 +134,17 @@ class SqlStore(ABC):
         except InputError as error:
             self._strange += 1
             if self._strange == 1:
-                _LOG.warning("row %d of the event store is no event and is skipped, as others like it: %s", seq, error)
+                _LOG.warning(
+                    "row %d of the event store is not an event and is skipped, like any others of this kind: %s",
+                    seq,
+                    error,
+                )
             return None
 
     def _rows(self, events: Sequence[Event]) -> list[Written]:
         try:
             return [written(event, self._privacy) for event in events]
-        except Exception as error:  # whatever is wrong with an event, the others can be written
+        except Exception as error:  # an error of one event does not stop the others
             raise RefusedRecord(f"an event cannot be converted: {type(error).__name__}: {error}") from error
 
     def _filled(self, order: str, n: int) -> str:

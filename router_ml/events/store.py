@@ -18,7 +18,7 @@ class RefusedRecord(StoreError):
 
 
 class Stored(NamedTuple):
-    """An event with its place in the store; places grow in the order in which events became visible."""
+    """An event with its sequence number; these grow in the order in which events became visible."""
 
     seq: int
     event: Event
@@ -37,7 +37,7 @@ class Written(NamedTuple):
     context: str | None  # JSON
 
 
-class KeptText(NamedTuple):
+class StoredText(NamedTuple):
     """The redacted text of a query, with what came with it."""
 
     decision_id: str
@@ -85,16 +85,16 @@ class EventStore(Protocol):
     def append(self, events: Sequence[Event]) -> None:
         """Store events, all or none; once this returns they outlive the process. An event known by its id is skipped.
 
-        Raises `RefusedRecord` where the fault lies in one of the events."""
+        Raises `RefusedRecord` if the fault lies in one of the events."""
 
     def read(self, selection: EventFilter = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
-        """Yield the selected events, oldest first; rows that are no events are skipped and counted in the log."""
+        """Yield the selected events, oldest first; rows that are not events are skipped and counted in the log."""
 
-    def texts(self) -> Iterator[KeptText]:
-        """Yield every query whose text was kept, oldest first."""
+    def texts(self) -> Iterator[StoredText]:
+        """Yield every query whose text was stored, oldest first."""
 
     def last_seq(self) -> int:
-        """Return the place of the newest event; 0 where there is none."""
+        """Return the sequence number of the newest event; 0 if there is none."""
 
     def expired(self, before_s: Mapping[str, float]) -> tuple[int, int]:
         """Return how many events (and texts) `prune` would delete, and how many there are of those kinds."""
@@ -105,13 +105,13 @@ class EventStore(Protocol):
         `share` bounds what goes of each kind at once, the oldest first."""
 
     def close(self) -> None:
-        """Release the connection. Closing twice is no error."""
+        """Close the connection. Closing twice is allowed."""
 
 
 def written(event: Event, privacy: Privacy) -> Written:
-    """Return the columns of an event, cleaned of what is private.
+    """Return the columns of an event without private content.
 
-    Raises `TypeError` where an id is no text: some databases would take it for something else."""
+    Raises `TypeError` if an id is not text, which some databases would convert."""
     if isinstance(event, DecisionEvent) and event.context is not None and not privacy.keep_text:
         event = replace(event, context=None)  # saves converting a long conversation for nothing
     row = privacy.clean(as_dict(event))

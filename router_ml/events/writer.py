@@ -23,7 +23,7 @@ _LOG = logging.getLogger("router_ml.events")
 
 CAPACITY = 20_000
 BATCH = 1000
-_GATHER_S = 0.02  # let a few events come together before a commit
+_GATHER_S = 0.02  # collect a few events before a commit
 _IDLE_S = 60.0  # without events: how often to see whether anything is due to be pruned
 _RETRY_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _EXIT_S = 5.0  # the interpreter's end waits so long for all writers together
@@ -32,7 +32,7 @@ _WITHOUT_CONTEXT = 1000  # events that wait before further ones are queued witho
 
 @dataclass(frozen=True, slots=True)
 class WriterState:
-    """What the writer has done so far."""
+    """Counts of a writer."""
 
     written: int
     dropped: int  # never written: the queue was full, or the database refused the event
@@ -64,7 +64,7 @@ class EventWriter:
         weakref.finalize(self, self._worker.stop).atexit = False
 
     def record(self, event: Event) -> None:
-        """Take one event: an append to a queue, and never a wait."""
+        """Take one event: it is appended to a queue without waiting."""
         worker = self._worker
         waiting = worker.queue.qsize()
         if waiting >= self._capacity or worker.stopped:
@@ -76,17 +76,17 @@ class EventWriter:
         worker.ensure_thread()
 
     def state(self) -> WriterState:
-        """Return what was written, dropped, and still waits."""
+        """Return the counts of events written, dropped, and waiting."""
         worker = self._worker
         pending = worker.queue.qsize() + len(worker.batch)
         return WriterState(worker.written, worker.dropped, pending, worker.failures, worker.last_error)
 
     def flush(self, timeout_s: float = 10.0) -> bool:
-        """Wait until everything recorded so far is in the store; False where the time did not suffice."""
+        """Wait until everything recorded so far is in the store; False if the time did not suffice."""
         return self._worker.flush(timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Write what waits, stop the thread and close the store; False where something could not be written.
+        """Write what waits, stop the thread and close the store; False if something could not be written.
 
         A store that is away is waited for a second at most."""
         return self._worker.close(timeout_s)
@@ -192,7 +192,7 @@ class _Worker:
         _OPEN.discard(self)
 
     def _take(self, timeout_s: float | None = None) -> bool:
-        """Move one event from the queue to the batch; False where there was none."""
+        """Move one event from the queue to the batch; False if there was none."""
         try:
             item = self.queue.get(timeout=timeout_s) if timeout_s else self.queue.get_nowait()
         except queue.Empty:
@@ -242,7 +242,7 @@ class _Worker:
         self.last_error = None
 
     def _write_singly(self) -> bool:
-        """Write the batch one by one, without those that are refused; False where the store fails meanwhile."""
+        """Write the batch one by one, without those that are refused; False if the store fails meanwhile."""
         while self.batch:
             try:
                 self._write(self.batch[:1])

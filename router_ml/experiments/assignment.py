@@ -1,4 +1,4 @@
-"""Who gets what: sticky assignment by salted hashes.
+"""Sticky assignment by salted hashes.
 
 Two independent hashes, one for taking part and one for the arm, so that raising the coverage moves nobody between
 arms and the split inside the coverage stays one half. SHA-256 because weaker hashes (FNV) fail uniformity on short
@@ -17,13 +17,13 @@ _SPACE = float(1 << 64)
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What one unit gets in one experiment."""
+    """The assignment of one unit in one experiment."""
 
     experiment: str
     arm: Arm
     variant: Variant  # what is served
     unit: str
-    shadow: Variant | None = None  # decides beside it and serves nobody
+    shadow: Variant | None = None  # decides in shadow
 
 
 def fraction(salt: str, unit: str) -> float:
@@ -43,9 +43,9 @@ def arm_of(experiment: Experiment, unit: str) -> Arm:
 
 
 def assign(experiment: Experiment, unit: str, now_s: float) -> Assignment | None:
-    """Return what a unit gets at a Unix time, or None where it does not take part.
+    """Return what a unit gets at a Unix time, or None if it does not take part.
 
-    In shadow mode everybody is served the control, and the challenger decides beside it."""
+    In shadow mode every unit is served the control, and the challenger decides as well."""
     if held_out(unit, experiment.holdout):
         return None
     coverage = experiment.coverage(now_s)

@@ -1,4 +1,4 @@
-"""Everything known about an experiment so far, in a limited number of figures; it grows step by step."""
+"""The evidence of an experiment in a bounded number of statistics, updated step by step."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
-from router_ml.errors import ExperimentError
+from router_ml.errors import ExperimentError, shown
+from router_ml.numbers import is_number
 
 FORMAT = 1  # of a definition
 Arm: TypeAlias = Literal["control", "challenger"]
@@ -18,6 +19,8 @@ UnitKind: TypeAlias = Literal["request", "session"]
 
 ARMS: tuple[Arm, ...] = ("control", "challenger")
 _ALPHAS = ("alpha_rollback", "alpha_better", "alpha_ship", "alpha_split", "alpha_split_ship", "alpha_system")
+_TEXTS = ("id", "salt", "hypothesis", "owner")
+_NUMBERS = ("started_s", "holdout", "unit_requests", "unit_idle_s", "judgement_s")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -31,7 +34,7 @@ class Variant:
     model: str | None = None  # every request goes to this model
 
     def describe(self) -> str:
-        """Return its parts in plain words."""
+        """Return its parts as readable text."""
         parts = [f"{key} {value}" for key, value in self.parts().items()]
         return ", ".join(parts) or "what runs today"
 
@@ -72,7 +75,7 @@ class Limits:
     cost_tolerance_usd: float = 0.0
     slo_s: float | None = 5.0  # None: no latency objective
     split_tolerance: float = 0.02  # the challenger's share of units must be proven this close to one half
-    min_units: int = 200  # per arm, before an asymptotic test may speak and before shipping
+    min_units: int = 200  # per arm, before an asymptotic test may decide and before shipping
     min_judged: int = 100  # units per arm with a judged answer, before shipping
     min_duration_s: float = 0.0  # before shipping
     planned_units: int = 3000  # both arms; where the confidence sequences are tightest
@@ -133,6 +136,7 @@ class Experiment:
 
 
 def _check(experiment: Experiment) -> None:
+    _check_kinds(experiment)
     if not _NAME.fullmatch(experiment.id):
         raise ExperimentError(f"experiment id {experiment.id!r} must be letters, digits, '.', '_' or '-', at most 64")
     if experiment.control.name == experiment.challenger.name:
@@ -145,6 +149,22 @@ def _check(experiment: Experiment) -> None:
     if experiment.unit_requests < 1 or experiment.unit_idle_s <= 0 or not 0 <= experiment.judgement_s < math.inf:
         raise ExperimentError("unit_requests must be 1 or more, unit_idle_s above 0 and judgement_s 0 or more")
     _check_limits(experiment.limits)
+
+
+def _check_kinds(experiment: Experiment) -> None:
+    """Refuse a field of the wrong kind when it is read: later, it would be every request's error."""
+    texts = [getattr(experiment, name) for name in _TEXTS]
+    for variant in (experiment.control, experiment.challenger):
+        texts += [variant.name, *variant.parts().values()]
+    numbers = [getattr(experiment, name) for name in _NUMBERS]
+    numbers += [value for step in experiment.ramp for value in (step.after_s, step.coverage)]
+    numbers += [v for v in asdict(experiment.limits).values() if v is not None]
+    for value in texts:
+        if not isinstance(value, str):
+            raise ExperimentError(f"a name or text of the experiment must be a string, found {shown(value)}")
+    for value in numbers:
+        if not is_number(value) or not math.isfinite(value):
+            raise ExperimentError(f"a number of the experiment must be finite, found {shown(value)}")
 
 
 def _check_ramp(ramp: tuple[RampStep, ...]) -> None:
@@ -189,11 +209,12 @@ def experiment_row(experiment: Experiment) -> dict[str, Any]:
 def experiment_from(row: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a JSON form; unknown keys are ignored and missing ones have their defaults.
 
-    Raises `ExperimentError` where it is not one."""
+    Raises `ExperimentError` if it is not one."""
     if not isinstance(row, Mapping):
         raise ExperimentError("an experiment must be a JSON object")
-    if row.get("format", FORMAT) > FORMAT:
-        raise ExperimentError(f"the experiment has format {row['format']}; this version reads up to {FORMAT}")
+    version = row.get("format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
+        raise ExperimentError(f"the experiment has format {shown(version)}; this version reads up to {FORMAT}")
     values = {f.name: row[f.name] for f in fields(Experiment) if f.name in row}
     try:
         for arm in ARMS:

@@ -88,7 +88,7 @@ class MlflowSync:
     def sync(self) -> SyncReport:
         """Make one pass.
 
-        Raises `StoreError` where the event store or MLflow cannot be reached; the next pass catches up."""
+        Raises `StoreError` if the event store or MLflow cannot be reached; the next pass catches up."""
         uri = ""
         try:
             uri = open_tracking(self._root)
@@ -338,7 +338,7 @@ def _note(client: Any, experiment_id: str, life: _Life, window_s: float) -> None
         f"In the charts a step is {window_s / 60:g} minutes. `ab/` is everything up to then, `win/` that step alone. "
         "`verdict/` is the challenger minus the control: failures as a share of requests, latency as a share of the "
         "control's; the truth lies between low and high. The pictures in the challenger's `difference` folder "
-        "show it with its band; `report.html`, an artifact of both runs, says it in words."
+        "show it with its band; `report.html`, an artifact of both runs, explains it."
     )
     known = client.get_experiment(experiment_id)
     if known.tags.get("mlflow.note.content") != text:

@@ -1,4 +1,4 @@
-"""Where MLflow keeps its runs: one SQLite database and one artifact folder that may be moved together.
+"""The MLflow store: one SQLite database and one artifact folder that may be moved together.
 
 MLflow's own defaults are not safe here: several processes that create the database at once crash, its journal is slow,
 and artifact paths are stored absolute, so a moved folder lists nothing. Opening the store corrects all three.
@@ -44,7 +44,7 @@ def open_tracking(root: Path | None = None) -> str:
     Without a `root`, the environment variable MLFLOW_TRACKING_URI wins and its store is left as it is. Safe to call
     from many processes at once. Turns MLflow's telemetry off, so call it before importing mlflow.
 
-    Raises `StoreError` where the database cannot be made or read."""
+    Raises `StoreError` if the database cannot be made or read."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     chosen = os.environ.get("MLFLOW_TRACKING_URI")
     if root is None and chosen:
@@ -71,7 +71,7 @@ def database_uri(folder: Path) -> str:
 def ensure_experiment(name: str, root: Path | None = None, uri: str | None = None) -> str:
     """Return the id of the MLflow experiment of that name, made with its artifacts under the store's folder.
 
-    `uri` is what `open_tracking(root)` returned; a store that is not ours chooses its own artifact folder."""
+    `uri` is what `open_tracking(root)` returned; a foreign store chooses its own artifact folder."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 

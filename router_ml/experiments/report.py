@@ -90,14 +90,17 @@ def _arms(experiment: Mapping[str, Any], last: Analysis | None) -> str:
         units = last.verdict.get("units", {}).get(arm, 0) if last else 0
         judged = last.verdict.get("judged", {}).get(arm, "") if last else ""
         requests = last.verdict.get("requests", {}).get(arm, 0) if last else 0
-        cells = (arm, variant.get("name", ""), parts, f"{units:,}", f"{requests:,}", judged)
-        rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
+        rows.append(_table_row(arm, variant.get("name", ""), parts, f"{units:,}", f"{requests:,}", judged))
     began = _when(float(experiment.get("started_s", 0.0)))
     until = f", last analysis {_when(last.at_s)}" if last else ""
     return (
         "<table><tr><th>arm<th>variant<th>runs<th>units<th>requests<th>units judged</tr>"
         f"{''.join(rows)}</table><p class=note>Started {began}{until}.</p>"
     )
+
+
+def _table_row(*cells: object) -> str:
+    return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
 
 
 def _reasons(last: Analysis) -> str:
@@ -113,11 +116,10 @@ def _findings(last: Analysis) -> str:
         show = _formatter(finding)
         states = {"worse": "harm", "better": "better", "within its margin": "fair"}
         state = next((words for words, key in states.items() if finding[key]), "not decided")
-        cells = (
+        rows.append(_table_row(
             finding["title"], show(finding["difference"]), f"{show(finding['low'])} to {show(finding['high'])}",
             show(finding.get("tolerance", 0.0)), show(finding["margin"]), state,
-        )  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
+        ))  # fmt: skip
     return (
         f"<table><tr><th>guardrail<th>difference<th>bounds<th>tolerance<th>margin<th>state</tr>{''.join(rows)}</table>"
     )
@@ -141,15 +143,15 @@ def difference_svg(metric: str, analyses: Sequence[Analysis]) -> str:
     show = _formatter(points[-1][1])
     span = max(abs(scale(points[-1][1]["margin"])), 1.5 * max(abs(scale(f["difference"])) for _, f in points[-5:]))
     settled = [f for _, f in points[len(points) // 2 :]]
-    reach = max(span, *(min(abs(scale(f[side])), 4 * span) for f in settled for side in ("low", "high"))) * 1.15
+    half_range = max(span, *(min(abs(scale(f[side])), 4 * span) for f in settled for side in ("low", "high"))) * 1.15
     first, final = points[0][0], max(points[-1][0], points[0][0] + 1)
 
     def x(units: float) -> float:
         return _LEFT + (units - first) / (final - first) * (_WIDTH - _LEFT - _RIGHT)
 
     def y(value: float) -> float:
-        inside = max(-reach, min(reach, value))
-        return _TOP + (reach - inside) / (2 * reach) * (_HEIGHT - _TOP - _BOTTOM)
+        inside = max(-half_range, min(half_range, value))
+        return _TOP + (half_range - inside) / (2 * half_range) * (_HEIGHT - _TOP - _BOTTOM)
 
     def path(side: str, order: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
         return " ".join(f"{x(units):.1f},{y(scale(f[side])):.1f}" for units, f in order)
@@ -159,7 +161,7 @@ def difference_svg(metric: str, analyses: Sequence[Analysis]) -> str:
     marks = "".join(
         f'<text x="{_LEFT - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{escape(label(v))}</text>'
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="{_GRID}"/>'
-        for v in (-reach * 0.8, 0.0, reach * 0.8)
+        for v in (-half_range * 0.8, 0.0, half_range * 0.8)
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" '

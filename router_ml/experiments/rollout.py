@@ -1,4 +1,4 @@
-"""Who gets what, and since when: assigns units to the running experiment, watches it, and halts it when it does harm.
+"""Assigns units to the running experiment, watches it, and halts it when it does harm.
 
 The only code that changes what an experiment serves. A rollback takes effect in memory first, then in the file that all
 processes watch, then in the event store; each of the later ones may fail without undoing the earlier. Interim analyses
@@ -48,7 +48,7 @@ _ANALYSIS_S = 0.25  # between analyses of the thread
 _STALE_S = 1.0  # after so long without an analysis the request path makes one
 _PATIENCE_S = 1.0  # how long an outcome may take through the store before memory's copy is used
 _INBOX = 50_000
-_FAILED_ANALYSES = 5  # in a row: then the experiment cannot be judged, and must not go on
+_FAILED_ANALYSES = 5  # in a row: then the experiment cannot be judged and is halted
 _AHEAD_S = 60.0  # how far clocks may disagree
 _PLOT_STEP = 1.05  # an analysis is written down whenever the units have grown by this factor
 
@@ -99,7 +99,7 @@ class Rollout:
         _ROLLOUTS.add(self)
 
     def _reset(self) -> None:
-        """Begin without evidence and thread, as a forked child must: the parent may be in the middle of an analysis."""
+        """Begin without evidence and thread, as a forked child must: the parent may be within an analysis."""
         self._view = threading.Lock()  # guards what is served; held for two `stat` calls at most
         self._lock = threading.RLock()  # guards the analyses; may be held while a restart reads the store
         self._inbox: deque[tuple[float, Event]] = deque(maxlen=_INBOX)
@@ -116,7 +116,7 @@ class Rollout:
         self._thread: threading.Thread | None = None
 
     def assign(self, unit: str, context: Context | None = None) -> Assignment | None:
-        """Return what a unit (a session, or a request) gets, or None for what runs today.
+        """Return the assignment of a unit (a session or a request), or None if it does not take part.
 
         Takes some ten microseconds."""
         if self._monotonic() - self._checked_s > _REFRESH_S:
@@ -168,7 +168,7 @@ class Rollout:
         return RolloutState(experiment, halt, self._verdict, coverage, self._analyses, self._trouble)
 
     def analyse(self, *, act: bool = True) -> Verdict | None:
-        """Judge the running experiment and, with `act`, halt it where the verdict says so; None where none runs."""
+        """Judge the running experiment and, with `act`, halt it where the verdict says so; None if none runs."""
         with self._lock:
             self._refresh()
             self._analysed_s = self._monotonic()
@@ -179,7 +179,7 @@ class Rollout:
             try:
                 self._trouble = self._gather(trial)
                 verdict = trial.analyse(now_s)
-            except Exception as error:  # whatever it is, an experiment nobody can judge must not go on for long
+            except Exception as error:  # whatever the error, an experiment that cannot be judged must not run for long
                 self._failed(error, act)
                 return self._verdict
             self._failures = 0
@@ -193,14 +193,14 @@ class Rollout:
     board = property(renamed("board", "files"))
 
     def record_text(self) -> str | None:
-        """Return the record of the verdict as of now (see `verdict_record`), or None where nothing runs."""
+        """Return the record of the verdict as of now (see `verdict_record`), or None if nothing runs."""
         with self._lock:
             trial = self._trial_of(self._experiment)
             return None if trial is None else trial.record(self._clock())
 
     def _analyse_from_request(self) -> None:
         if not self._lock.acquire(blocking=False):
-            return  # another thread is at it
+            return  # another thread is doing it
         try:
             self.analyse()
         except Exception:
@@ -307,13 +307,15 @@ class Rollout:
         halt = Halt(trial.experiment.id, verdict.kind, now_s, verdict.summary)
         if not self._halted(trial.experiment, halt):
             return
-        _LOG.error("%s Everybody gets what ran before, until 'router-ml experiment clear'.", halt.reason)
+        _LOG.error(
+            "%s All requests are served as before the experiment until 'router-ml experiment clear'.", halt.reason
+        )
         record = self._keep(trial, verdict, now_s)
         self._file(Halt(halt.experiment, halt.kind, now_s, halt.reason, record))
         self._report("invalid" if verdict.kind == "INVALID" else "rolled_back", verdict, trial, now_s, record)
 
     def _halted(self, experiment: Experiment, halt: Halt) -> bool:
-        """Stop serving the experiment, in memory; False where another one runs by now."""
+        """Stop serving the experiment, in memory; False if another one runs by now."""
         with self._view:
             if self._experiment != experiment:
                 return False
@@ -358,7 +360,7 @@ _ROLLOUTS: weakref.WeakSet[Rollout] = weakref.WeakSet()
 
 
 def _run(rollout: weakref.ref[Rollout], stop: threading.Event) -> None:
-    """Make analyses until told to stop, or until the rollout is gone."""
+    """Make analyses until asked to stop, or until the rollout is garbage-collected."""
     while not stop.wait(_ANALYSIS_S):
         living = rollout()
         if living is None:
@@ -382,7 +384,7 @@ if hasattr(os, "register_at_fork"):
 def request_of(
     event: OutcomeEvent, experiment: Experiment, unit_key: Callable[[str], str] | None
 ) -> UnitRequest | None:
-    """Return the request an outcome stands for in an experiment; None where it does not count.
+    """Return the request an outcome stands for in an experiment; None if it does not count.
 
     Where no answer came, or another model had to step in, the choice of the variant did not work. Raises `TypeError` or
     `ValueError` where a value is not a number."""

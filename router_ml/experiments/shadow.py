@@ -1,4 +1,4 @@
-"""What a challenger in shadow would have chosen, beside what was served, compared by the predictions."""
+"""Compare the choices of a challenger in shadow with those that were served, by the predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that say which experiment runs and whether it was halted. Every process reads them, few write.
+"""The files that name the running experiment and record a halt. Every process reads them, few write.
 
 Files and not the event store, because a rollback must hold when the database is read-only, and must be seen by all
 processes within a second at the cost of two `stat` calls. They are readable by their owner only.
@@ -27,7 +27,7 @@ Signature: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """An experiment was halted by its verdict; nobody is enrolled until a person acknowledges it."""
+    """An experiment was halted by its verdict; no unit is enrolled until a person acknowledges it."""
 
     experiment: str
     kind: str
@@ -47,12 +47,12 @@ class ExperimentState:
         return tuple(_stamp(self.folder / name) for name in (ACTIVE, HALT))
 
     def active(self) -> Experiment | None:
-        """Return the experiment that runs, or None. Raises `ExperimentError` where its file cannot be understood."""
+        """Return the experiment that runs, or None. Raises `ExperimentError` if its file cannot be understood."""
         row = _read(self.folder / ACTIVE)
         return None if row is None else experiment_from(row)
 
     def halt(self) -> Halt | None:
-        """Return the halt, or None. A file that cannot be understood is a halt all the same: that is the safe side."""
+        """Return the halt, or None. A file that cannot be read counts as a halt, to be safe."""
         try:
             row = _read(self.folder / HALT)
             return None if row is None else _halt_from(row)
@@ -62,12 +62,12 @@ class ExperimentState:
     latch = renamed("latch", "halt")
 
     def start(self, experiment: Experiment) -> None:
-        """Begin an experiment. Raises `ExperimentError` where one runs or a halt was not acknowledged."""
+        """Begin an experiment. Raises `ExperimentError` if one runs or a halt was not acknowledged."""
         halt = self.halt()
         if halt is not None:
             raise ExperimentError(
                 f"experiment {halt.experiment!r} was halted ({halt.kind}); "
-                "look at it with 'router-ml experiment report', then 'router-ml experiment clear'"
+                "see 'router-ml experiment report', then 'router-ml experiment clear'"
             )
         running = self.active()
         if running is not None:
@@ -75,7 +75,7 @@ class ExperimentState:
         _write(self.folder / ACTIVE, experiment_row(experiment))
 
     def stop(self) -> Experiment:
-        """End the experiment that runs and keep its definition. Raises `ExperimentError` where none runs."""
+        """End the running experiment and store its definition. Raises `ExperimentError` if none runs."""
         experiment = self.active()
         if experiment is None:
             raise ExperimentError("no experiment runs")
@@ -83,7 +83,7 @@ class ExperimentState:
         return experiment
 
     def clear(self) -> Halt:
-        """Acknowledge a halt and remove it with its experiment. Raises `ExperimentError` where nothing is halted."""
+        """Acknowledge a halt and remove it with its experiment. Raises `ExperimentError` if nothing is halted."""
         halt = self.halt()
         if halt is None:
             raise ExperimentError("no experiment is halted")
@@ -98,23 +98,23 @@ class ExperimentState:
         return halt
 
     def end(self, halt: Halt) -> None:
-        """Write down that an experiment is halted. Raises `OSError` where the disk refuses."""
+        """Write down that an experiment is halted. Raises `OSError` if the disk refuses."""
         _write(self.folder / HALT, asdict(halt))
 
     def keep_record(self, name: str, record: str) -> str:
-        """Store the record of a verdict and return its file's name. Raises `OSError` where the disk refuses."""
+        """Store the record of a verdict and return its file's name. Raises `OSError` if the disk refuses."""
         atomic_write(self.folder / RECORDS / f"{name}.json", record)
         return f"{name}.json"
 
     def record(self, name: str) -> str:
-        """Return a stored record. Raises `ExperimentError` where there is none."""
+        """Return a stored record. Raises `ExperimentError` if there is none."""
         try:
             return (self.folder / RECORDS / Path(name).name).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ExperimentError(f"there is no record {name!r} in {self.folder / RECORDS}") from error
 
     def finished(self, experiment_id: str) -> Experiment:
-        """Return the latest definition of an ended experiment. Raises `ExperimentError` where there is none."""
+        """Return the latest definition of an ended experiment. Raises `ExperimentError` if there is none."""
         row = _read(self.folder / FINISHED / f"{Path(experiment_id).name}.json")
         if row is None:
             raise ExperimentError(f"no experiment {experiment_id!r} is known in {self.folder}")

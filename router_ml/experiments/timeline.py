@@ -18,7 +18,7 @@ from router_ml.experiments.unit import Judgement, Step, UnitRequest, request_lim
 
 _SETTLED_AFTER_S = 3.0  # events of other processes usually arrive sooner
 _JUDGEMENTS = 50  # the earliest so many count on one decision
-_STRANGERS = 20_000  # decisions that are not known (yet) whose feedback is kept
+_STRANGERS = 20_000  # maximum number of unknown decisions whose feedback is held
 
 
 def _place(request: UnitRequest) -> tuple[float, str]:

@@ -34,7 +34,7 @@ class UnitRequest:
     service_s: float | None = None  # seconds of generation per output token
     cost_usd: float | None = None
     no_answer: bool = False  # the chosen model gave none
-    clarified: bool = False  # the user was asked what is meant; no model was called
+    clarified: bool = False  # the user was asked a clarifying question; no model was called
 
 
 class Judgement(NamedTuple):
@@ -83,7 +83,7 @@ class Judged:
     """What a unit contributes at the end of its judgement window."""
 
     arm: Arm
-    failure: float | None  # mean over its judged requests; None where none was judged
+    failure: float | None  # mean over its judged requests; None if none was judged
 
 
 Contribution: TypeAlias = Begun | FirstJudgement | Observation | Judged
@@ -148,7 +148,7 @@ def _failure_at(request: UnitRequest, judgements: Sequence[Judgement], at_s: flo
 
 
 def _first_judgement(request: UnitRequest, judgements: Sequence[Judgement]) -> tuple[float, float] | None:
-    """Return when a request was first judged, once it was served, and how; None where it was not."""
+    """Return when a request was first judged, once it was served, and how; None if it was not."""
     if request.failure is None and not judgements:
         return None
     at_s = request.at_s if request.failure is not None else max(request.at_s, judgements[0].at_s)
@@ -159,7 +159,7 @@ def _first_judgement(request: UnitRequest, judgements: Sequence[Judgement]) -> t
 
 def _observe(requests: Sequence[UnitRequest], experiment: Experiment, changed_arm: bool) -> Observation:
     limits = experiment.limits
-    served = [r for r in requests if not r.clarified]  # a question back has no latency or cost worth comparing
+    served = [r for r in requests if not r.clarified]  # a clarifying question has no latency or cost to compare
     latencies = [r.latency_s for r in served if r.latency_s is not None]
     services = [r.service_s for r in served if r.service_s is not None and r.service_s > 0]
     objective = limits.slo_s

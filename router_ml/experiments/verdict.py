@@ -1,4 +1,4 @@
-"""The verdict on an experiment, its numbers in words, and the record from which it can be computed again.
+"""The verdict on an experiment, its numbers as text, and the record from which it can be computed again.
 
 The order is fixed: INVALID (the split is not fair, so nothing else can be believed), ROLLBACK (a guardrail is
 crossed), SHIP (every guardrail is proven within its margin, with enough units, judgements, time and power), else HOLD.
@@ -38,7 +38,7 @@ class GuardrailResult:
     tolerance: float
     margin: float
     ratio: bool
-    evidence_harm: float | None  # log e-value; None where a confidence sequence decides
+    evidence_harm: float | None  # log e-value; None if a confidence sequence decides
     harm: bool  # worse than tolerated
     fair: bool  # not worse by the margin
     better: bool
@@ -82,7 +82,7 @@ class Verdict:
 def judge(experiment: Experiment, evidence: Evidence, now_s: float) -> Verdict:
     """Return the verdict on what is known at a Unix time. Pure: equal arguments give equal verdicts."""
     findings = tuple(_result(rail, evidence, experiment.limits) for rail in guardrails(experiment.limits))
-    shadow = experiment.mode == "shadow"  # where everybody is served the control, there is no split to test
+    shadow = experiment.mode == "shadow"  # every unit is served the control, so there is no split to test
     split = 0.0 if shadow else split_log_e(evidence.counts["begun"]["challenger"], evidence.total("begun"))
     proven = _split_proven(evidence, experiment.limits)
     kind, reasons = _decide(experiment, evidence, findings, split, proven, now_s)
@@ -196,7 +196,7 @@ def _duration(seconds: float) -> str:
 
 
 def _changed_arm(evidence: Evidence) -> str:
-    """Return how many units were served by both arms; "" where none was."""
+    """Return how many units were served by both arms; "" if none was."""
     changed = evidence.total("changed_arm")
     if not changed:
         return ""
@@ -267,7 +267,7 @@ def _result(rail: Guardrail, evidence: Evidence, limits: Limits) -> GuardrailRes
         harm = enough and low > rail.tolerance
         fair = enough and high < rail.margin
         better = enough and difference + widths["better"] < 0
-    words = _words(rail, sample, low, high, harm=harm, fair=fair, better=better)
+    words = _finding_text(rail, sample, low, high, harm=harm, fair=fair, better=better)
     return GuardrailResult(
         rail.metric, rail.title, control.mean, challenger.mean, difference, low, high, rail.tolerance, rail.margin,
         rail.ratio, evidence_harm, harm, fair, better, _power(rail.margin, error, widths["ship"]), words,
@@ -305,8 +305,10 @@ def _system_trouble(evidence: Evidence, limits: Limits) -> list[str]:
     ]
 
 
-def _words(rail: Guardrail, sample: _Sample, low: float, high: float, *, harm: bool, fair: bool, better: bool) -> str:
-    """Return the result in words; a bound is told only where it says what the decision says."""
+def _finding_text(
+    rail: Guardrail, sample: _Sample, low: float, high: float, *, harm: bool, fair: bool, better: bool
+) -> str:
+    """Return the result as text; bounds are shown only if they agree with the decision."""
     control, challenger = sample.control.mean, sample.challenger.mean
     show = _formatter(rail)
     levels = f" ({control:.1%} to {challenger:.1%})" if rail.exact else ""
@@ -365,7 +367,7 @@ def verdict_record(experiment: Experiment, evidence: Evidence, now_s: float) -> 
 def recompute(record: str) -> str:
     """Return the record computed again from the evidence it holds; equal bytes mean that the verdict stands.
 
-    A record of an earlier format comes back in today's. Raises `ExperimentError` where it is not a record."""
+    A record of an earlier format comes back in today's. Raises `ExperimentError` if it is not a record."""
     try:
         row = json.loads(record)
         experiment = experiment_from(row["experiment"])

@@ -10,7 +10,7 @@ from router_ml.hosts.failure import Failure
 from router_ml.hosts.gate import Gate
 from router_ml.hosts.host import Installed
 from router_ml.hosts.host_state import HostState
-from router_ml.hosts.rates import LiveRates
+from router_ml.hosts.rates import Average, LiveRates
 from router_ml.types import ModelState
 
 _EVERYTHING = frozenset({"tools", "thinking", "vision"})
@@ -25,9 +25,9 @@ class Backend:
     breaker: Breaker
     gate: Gate
     rates: LiveRates
-    lacks: frozenset[str] = frozenset()  # capabilities a refusal taught us it has not
-    cold_timeouts: int = 0  # times in a row that it was not done loading in time
-    prompts_cut: int = 0  # answers to prompts it saw only a part of
+    lacks: frozenset[str] = frozenset()  # capabilities it lacks, learned from refusals
+    cold_timeouts: int = 0  # consecutive loads that did not finish in time
+    prompts_cut: int = 0  # answers to truncated prompts
 
     @property
     def wire_name(self) -> str:
@@ -37,13 +37,13 @@ class Backend:
 
     @property
     def installed(self) -> bool | None:
-        """Whether the host has it; None where the host never said."""
+        """Whether the host has the model; None if unknown."""
         tags = self.host.tags.value
         return None if tags is None else self.model in tags
 
     @property
     def resident(self) -> bool | None:
-        """Whether it is in memory; None where nobody knows."""
+        """Whether the model is in memory; None if unknown."""
         return self.host.resident(self.model)
 
     @property
@@ -56,7 +56,7 @@ class Backend:
         return None if entry is None or entry.size_gb is None or pace is None else entry.size_gb * pace
 
     def capabilities(self, catalogue: Catalogue) -> frozenset[str] | None:
-        """Return what the host says it can do, less what it was seen to refuse; None where only the catalogue knows."""
+        """Return the capabilities that the host reports, less those it refused; None if it reports none."""
         entry = self._entry
         stated = entry.capabilities if entry else None
         if not self.lacks:
@@ -65,6 +65,21 @@ class Backend:
         known = stated if stated is not None else model.capabilities if model else None
         return (known if known is not None else _EVERYTHING) - self.lacks
 
+    def keep_pace(self) -> None:
+        """Learn how fast this host is from how fast this model is; another model's speed follows from its size."""
+        entry, rates = self._entry, self.rates
+        if entry is None or not entry.size_gb:
+            return
+        if rates.decode_tokens_per_s is not None:
+            self.host.decode_gb_per_s.add(rates.decode_tokens_per_s * entry.size_gb)
+        if rates.prompt_tokens_per_s is not None:
+            self.host.prompt_gb_per_s.add(rates.prompt_tokens_per_s * entry.size_gb)
+
+    def _at_pace(self, gb_per_s: Average) -> float | None:
+        """Return the tokens/s expected of a model of this size on this host; None if either is unknown."""
+        entry, pace = self._entry, gb_per_s.value
+        return None if entry is None or not entry.size_gb or pace is None else pace / entry.size_gb
+
     def loaded_in(self, load_s: float) -> None:
         """Learn how quickly this host loads."""
         entry = self._entry
@@ -72,11 +87,11 @@ class Backend:
             self.host.load_s_per_gb.add(load_s / entry.size_gb)
 
     def queue_s(self, fallback_service_s: float = 1.0) -> float:
-        """Return the expected wait for a place, in seconds."""
+        """Return the expected wait for a slot, in seconds."""
         return self.gate.wait_s(self.rates.service_s or fallback_service_s)
 
     def unavailable(self) -> Failure | None:
-        """Return why it is not even called, or None. A host that is down is not a reason: it may be back."""
+        """Return why it must not be called, or None. A host that is down is not a reason: it may be back."""
         if self.installed is False:
             return Failure("absent", f"not installed on {self.host.url}")
         if not self.breaker.admits():
@@ -84,21 +99,21 @@ class Backend:
         return None
 
     def open_circuit(self) -> Failure:
-        """Return what a caller is told while the circuit breaker is open."""
+        """Return the error message for callers while the circuit breaker is open."""
         wait_s = self.breaker.retry_after_s
         message = f"circuit breaker open after repeated failures; retry in {wait_s:.1f} s"
         return Failure("open", message, retry_after_s=wait_s)
 
     def state(self) -> ModelState:
-        """Return what a selector may know of it."""
+        """Return its state in the form that a selector reads."""
         recent, calls = self.rates.recent()
         return ModelState(
             available=not (reason := self._reason()),
             resident=self.resident,
             queue_s=self.queue_s(),
             load_s=self.load_s,
-            prompt_tokens_per_s=self.rates.prompt_tokens_per_s,
-            decode_tokens_per_s=self.rates.decode_tokens_per_s,
+            prompt_tokens_per_s=self.rates.prompt_tokens_per_s or self._at_pace(self.host.prompt_gb_per_s),
+            decode_tokens_per_s=self.rates.decode_tokens_per_s or self._at_pace(self.host.decode_gb_per_s),
             recent_success=recent,
             recent_calls=calls,
             reason=reason,

@@ -37,7 +37,7 @@ class Permit:
         self._report(False, broken_connection)
 
     def released(self) -> None:
-        """Report that nothing was learned about the model (cancelled, or the request was at fault)."""
+        """Report that nothing was learned about the model (cancelled, or the request was the cause)."""
         self._report(None)
 
     def _report(self, ok: bool | None, broken_connection: bool = False) -> None:
@@ -70,22 +70,22 @@ class Breaker:
 
     @property
     def retry_after_s(self) -> float:
-        """Return the seconds until an open circuit may be probed; 0 where a call may be made."""
+        """Return the seconds until an open circuit may be probed; 0 if a call may be made."""
         with self._lock:
             if self._state != "open":
                 return 0.0
             return max(0.0, self._opened_at + self._wait_s - self._clock())
 
     def admits(self) -> bool:
-        """Whether `acquire` would give a permit now. Changes nothing."""
+        """Return whether `acquire` would give a permit now. Changes nothing."""
         with self._lock:
             state = self._now_state()
             return state == "closed" or (state == "half_open" and not self._probing)
 
     def acquire(self, at_once: bool = False) -> Permit | None:
-        """Return a permit, or None while the circuit is open or its one probe is on its way.
+        """Return a permit, or None while the circuit is open or its one probe is in flight.
 
-        `at_once`: an open circuit may be probed before its wait is over, for nobody else can serve the request."""
+        `at_once`: an open circuit may be probed before its wait is over, as no other backend can serve the request."""
         with self._lock:
             state = self._now_state()
             if state == "closed":

@@ -11,21 +11,21 @@ import httpx
 
 Kind: TypeAlias = Literal[
     "refused",  # the host takes no connections
-    "connection",  # broken off
+    "connection",  # the connection broke
     "timeout",
-    "cold_timeout",  # the time went into loading
+    "cold_timeout",  # the time limit passed while the model was loading
     "cut_short",  # the deadline left it less time than it usually needs
     "server_error",
     "busy",  # the server's own queue is full
-    "missing",  # the model is not there
+    "missing",  # the model is not installed
     "rejected",  # this model cannot take this request; another may
     "invalid",  # no model can take this request
     "malformed",
     "wrong_model",
     "empty",  # the reply holds nothing for the user
-    "shed",  # our own queue
+    "shed",  # the queue of the gateway is full
     "open",  # circuit breaker
-    "absent",  # known not to be there: not called
+    "absent",  # known not to be installed: not called
     "forbidden",  # not on the policy's list of models
 ]
 
@@ -68,7 +68,7 @@ class Failure:
 
 
 class HostError(Exception):
-    """A host did not answer a request, or its reply is no answer; `failure` says why."""
+    """A host did not answer a request, or its reply is not an answer; `failure` says why."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ def classify(error: BaseException, cold: bool = False) -> Failure:
     if isinstance(error, httpx.TransportError | OSError):
         return Failure("connection", f"the connection broke ({type(error).__name__})")
     if isinstance(error, TypeError | AttributeError | ValueError | RecursionError):
-        return Failure("malformed", f"the reply is no chat answer ({type(error).__name__})")
+        return Failure("malformed", f"the reply is not a chat answer ({type(error).__name__})")
     return Failure("connection", f"{type(error).__name__}: {error}"[:_MAX_MESSAGE_CHARS])
 
 

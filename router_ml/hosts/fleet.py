@@ -13,6 +13,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue
+from router_ml.errors import SettingsError
 from router_ml.hosts.backend import Backend
 from router_ml.hosts.breaker import Breaker
 from router_ml.hosts.gate import Gate
@@ -22,16 +23,30 @@ from router_ml.hosts.names import ModelNames
 from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import LiveRates
-from router_ml.settings import base_url
+from router_ml.moved import renamed
+from router_ml.settings import base_url, host_type, without_credentials
 from router_ml.types import MachineState, ModelState
 
-HostFactory = Callable[[str, ModelNames, float], Host]  # of its address, the models' names, seconds to connect
+HostFactory = Callable[[str, ModelNames, float], Host]  # arguments: address, model names, connect timeout in seconds
 
-# By the prefix of an address ("ollama+http://..."); without one it is an Ollama server.
+# By the prefix of an address ("kind+http://..."); without one it is an Ollama server.
 HOST_TYPES: Mapping[str, HostFactory] = MappingProxyType({"ollama": OllamaHost})
 _UNCATALOGUED = 64  # models outside the catalogue that are remembered, each on one host
 _FAR_S = 1e6  # sorts what cannot be called behind everything else
 _base_url = functools.lru_cache(1024)(base_url)  # a request looks up the hosts of every model twice
+
+
+def open_host(
+    url: str, names: ModelNames, connect_s: float, host_types: Mapping[str, HostFactory] = HOST_TYPES
+) -> Host:
+    """Return the host at an address, of the type that its prefix names. Raises `SettingsError` for an unknown type."""
+    kind, address = host_type(url)
+    if kind not in host_types:
+        known = ", ".join(sorted(host_types))
+        raise SettingsError(
+            f"unknown host type {kind!r} in {without_credentials(url)}; use one of {known}, or no prefix"
+        )
+    return host_types[kind](address, names, connect_s)
 
 
 class Fleet:
@@ -63,7 +78,7 @@ class Fleet:
         return tuple(self._hosts.values())
 
     def backends(self, model: str) -> tuple[Backend, ...]:
-        """Return the places a model runs at, the quickest to begin first."""
+        """Return the backends of a model, the one expected to start first at the front."""
         name = self.names.canonical(model)
         entry = self.catalogue.find(name)
         urls = (entry.hosts if entry else ()) or (self._default_host,)
@@ -71,22 +86,25 @@ class Fleet:
         return tuple(sorted(found, key=self._start_s)) if len(found) > 1 else tuple(found)
 
     def knows(self, model: str) -> bool:
-        """Whether a model is in the catalogue, or installed on the default host."""
+        """Return whether a model is in the catalogue, or installed on the default host."""
         name = self.names.canonical(model)
         if self.catalogue.find(name) is not None:
             return True
         tags = self._host(self._default_host).tags.value
         return tags is not None and name in tags
 
-    async def look(self) -> None:
-        """Bring availability and residency up to date, as far as a request may wait for it."""
+    async def refresh(self) -> None:
+        """Refresh stale availability and residency, waiting at most as long as a request may."""
         stale = [
             host
             for host in self._hosts.values()
             if host.tags.age_s > self._options.availability_ttl_s or host.running.age_s > self._options.residency_ttl_s
         ]
         if stale:
-            await asyncio.gather(*(host.look() for host in stale))
+            await asyncio.gather(*(host.refresh() for host in stale))
+
+    look = renamed("look", "refresh")
+    expire_looks = renamed("expire_looks", "expire")
 
     def state(self) -> MachineState:
         """Return a snapshot of every model of the catalogue: of several hosts, the one that would begin first."""
@@ -110,14 +128,14 @@ class Fleet:
         ]
 
     def answered(self, backend: Backend, loaded: bool) -> None:
-        """Note that a backend replied: the host's other models, broken off before, may be tried at once."""
+        """Note that a backend replied, so that models of this host whose connections broke may be tried at once."""
         backend.host.answered(backend.model, loaded)
         for other in self._backends.values():
             if other.host is backend.host and other is not backend:
                 other.breaker.host_recovered()
 
-    def expire_looks(self) -> None:
-        """Forget what is installed and in memory, so that the next request looks again."""
+    def expire(self) -> None:
+        """Forget what is installed and in memory, so that the next request refreshes it."""
         for host in self._hosts.values():
             host.tags.expire()
             host.running.expire()
@@ -148,10 +166,6 @@ class Fleet:
     def _host(self, url: str) -> HostState:
         host = self._hosts.get(url)
         if host is None:
-            kind, plus, address = url.partition("+")
-            factory = self._host_types.get(kind) if plus else None
-            opened = (factory or self._host_types["ollama"])(
-                address if factory else url, self.names, self._options.connect_s
-            )
+            opened = open_host(url, self.names, self._options.connect_s, self._host_types)
             host = self._hosts[url] = HostState(opened, self._options, self._clock)
         return host

@@ -7,7 +7,7 @@ from collections import deque
 
 
 class Shed(Exception):
-    """No place becomes free in time; `retry_after_s` seconds from now one may."""
+    """No slot becomes free in time; one may after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -25,42 +25,42 @@ class Gate:
 
     @property
     def inside(self) -> int:
-        """Return how many callers hold a place."""
+        """Return how many callers hold a slot."""
         return self._inside
 
     @property
     def waiting(self) -> int:
-        """Return how many callers wait for a place."""
+        """Return how many callers wait for a slot."""
         return len(self._waiting)
 
     def wait_s(self, service_s: float) -> float:
-        """Return the expected wait of a caller who came now, in seconds, where one call takes `service_s`."""
+        """Return the expected wait in seconds of a new caller if one call takes `service_s`."""
         if self._inside < self._limit:
             return 0.0
-        # Those inside are half done on average; a place opens every service_s / limit.
+        # Those inside are half done on average; a slot becomes free every service_s / limit.
         return service_s * (len(self._waiting) + 0.5) / self._limit
 
     async def enter(self, patience_s: float, service_s: float) -> float:
-        """Wait for a place and return the seconds waited.
+        """Wait for a slot and return the seconds waited.
 
-        Raises `Shed` where the queue is full, or where a place is not expected, or does not come, within
+        Raises `Shed` if the queue is full, or if no slot is expected, or becomes free, within
         `patience_s`."""
         if self._inside < self._limit:
             self._inside += 1
             return 0.0
         expected_s = self.wait_s(service_s)
         if len(self._waiting) >= self._max_waiting:
-            raise Shed(f"{len(self._waiting)} callers wait already", max(expected_s, 0.1))
+            raise Shed(f"{len(self._waiting)} callers are waiting already", max(expected_s, 0.1))
         if expected_s > patience_s:
-            raise Shed(f"a place is expected in {expected_s:.1f} s, too late", max(expected_s - patience_s, 0.1))
+            raise Shed(f"a slot is expected in {expected_s:.1f} s, too late", max(expected_s - patience_s, 0.1))
         return await self._queue(patience_s, service_s)
 
     def leave(self) -> None:
-        """Give the place to the caller that has waited longest."""
+        """Give the slot to the caller that has waited longest."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(None)  # the place changes hands: nobody can slip in between
+                turn.set_result(None)  # the slot passes on directly: no other caller can take it in between
                 return
         self._inside -= 1
 
@@ -74,7 +74,7 @@ class Gate:
                 await turn
         except TimeoutError:
             self._give_up(turn)
-            raise Shed(f"no place within {patience_s:.1f} s", max(self.wait_s(service_s), 0.1)) from None
+            raise Shed(f"no slot within {patience_s:.1f} s", max(self.wait_s(service_s), 0.1)) from None
         except asyncio.CancelledError:
             self._give_up(turn)
             raise
@@ -82,6 +82,6 @@ class Gate:
 
     def _give_up(self, turn: asyncio.Future[None]) -> None:
         if turn.done() and not turn.cancelled():
-            self.leave()  # the place had just been given to us
+            self.leave()  # the slot had just been given to this caller
         elif turn in self._waiting:
             self._waiting.remove(turn)

@@ -11,18 +11,18 @@ from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import Average
 from router_ml.hosts.refresh import Fresh
 
-_RESIDENCY_GOOD_FOR = 5.0  # times its lifetime; an older look says nothing
-_LOOK_AFTER_404_S = 10.0  # it may be pulled again, or the 404 may have been a mistake
-_POLL_FIRST_S, _POLL_MAX_S = 0.05, 0.4  # between two looks at a host that takes no connections
+_RESIDENCY_GOOD_FOR = 5.0  # times its lifetime; an older listing is ignored
+_REFRESH_AFTER_404_S = 10.0  # it may be pulled again, or the 404 may have been a mistake
+_POLL_FIRST_S, _POLL_MAX_S = 0.05, 0.4  # between two checks of a host that takes no connections
 _POLL_FOR_S = 60.0  # after the last request that wanted the host
-_CHECK_GOOD_FOR_S = 0.25  # a host that refused a connection so short a time ago is not asked again at once
+_CHECK_GOOD_FOR_S = 0.25  # a host that refused a connection so short a time ago is not checked again at once
 
 
 class HostState:
     """One host with its availability and residency. Lives in one event loop.
 
-    A refused connection is a fact of the host: it is `down` for all its models until a look or a reply succeeds. While
-    requests want it, one task looks at it every few tenths of a second."""
+    A refused connection is a fact of the host: it is `down` for all its models until a check or a reply succeeds. While
+    requests want it, one task checks it every few tenths of a second."""
 
     def __init__(self, host: Host, options: GatewayOptions, clock: Callable[[], float]) -> None:
         self.host = host
@@ -31,7 +31,11 @@ class HostState:
         self._clock = clock
         self.tags: Fresh[Mapping[str, Installed]] = Fresh(self._installed, options.availability_ttl_s, clock)
         self.running: Fresh[Mapping[str, Running]] = Fresh(self._running, options.residency_ttl_s, clock)
+        # The pace of the machine, from any model's answers; a model that has not answered yet is expected to keep it.
+        # To generate a token all weights are read once, so tokens/s times the model's size is the same for all.
         self.load_s_per_gb = Average(weight=0.3)
+        self.decode_gb_per_s = Average()
+        self.prompt_gb_per_s = Average(weight_up=0.05)
         self.seen_up = False
         self._down_since: float | None = None
         self._checked_at = float("-inf")
@@ -47,32 +51,32 @@ class HostState:
 
     @property
     def down_s(self) -> float:
-        """Return for how many seconds it has taken no connections; 0 where it takes them."""
+        """Return for how many seconds it has taken no connections; 0 if it takes them."""
         return 0.0 if self._down_since is None else self._clock() - self._down_since
 
     def resident(self, model: str) -> bool | None:
-        """Whether a model is in memory, by the latest look that is not too old; None where nobody knows."""
+        """Return whether a model is in memory, by the latest refresh that is not stale; None if unknown."""
         names = self.running.value
         if names is None or self.running.age_s > self._options.residency_ttl_s * _RESIDENCY_GOOD_FOR:
             return None
         return model in names
 
     def context_tokens(self, model: str) -> int | None:
-        """Return the window a model was loaded with, by the latest look; None where the host did not say."""
+        """Return the window a model was loaded with, by the latest listing; None if the host did not report it."""
         entry = (self.running.value or {}).get(model)
         return entry.context_tokens if entry else None
 
     def missing(self, model: str) -> None:
-        """Note a 404: the model is gone until the next look at what is installed, which comes soon."""
+        """Note a 404: the model counts as missing until the next listing of installed models, which follows soon."""
         self.tags.change(lambda tags: {name: entry for name, entry in tags.items() if name != model})
-        self.tags.look_again_in(_LOOK_AFTER_404_S)
+        self.tags.expire_in(_REFRESH_AFTER_404_S)
 
     def answered(self, model: str, loaded: bool) -> None:
         """Note that a model replied, so that it is in memory; where it had to be `loaded`, another may have left."""
         self.took_connection()
         self.running.change(lambda running: running if model in running else {**running, model: Running()})
         if loaded:
-            self.running.look_again_in(0.0)
+            self.running.expire_in(0.0)
 
     def refused(self) -> None:
         """Note that it takes no connections."""
@@ -82,7 +86,7 @@ class HostState:
             self._back.clear()
 
     def took_connection(self) -> None:
-        """Note that it takes connections, whatever it said."""
+        """Note that it takes connections, whatever the reply was."""
         self._checked_at = self._clock()
         self.seen_up = True
         if self._down_since is not None:
@@ -91,15 +95,15 @@ class HostState:
             self.tags.retry_now()
             self.running.retry_now()
 
-    async def look(self) -> None:
-        """Refresh what is stale, waiting no longer than a request may."""
+    async def refresh(self) -> None:
+        """Refresh what is stale, waiting at most as long as a request may."""
         first = self.tags.value is None or self.running.value is None
         wait_s = self._options.probe_wait_s if first else self._options.residency_wait_s
         tags_wait_s = wait_s if self.tags.value is None else 0.0  # an old list serves until the new one is here
         await asyncio.gather(self.tags.get(tags_wait_s), self.running.get(wait_s))
 
     async def is_up(self, checked_within_s: float = _CHECK_GOOD_FOR_S) -> bool:
-        """Whether it takes connections, by a look that is not older than so many seconds."""
+        """Return whether it takes connections, by a refresh at most so many seconds old."""
         self._wanted_at = self._clock()
         if self._clock() - self._checked_at >= checked_within_s:
             await self._check()
@@ -108,7 +112,7 @@ class HostState:
         return not self.down
 
     async def back_within(self, wait_s: float) -> bool:
-        """Wait until it takes connections again, at most `wait_s` seconds; whether it does."""
+        """Wait until it takes connections again, at most `wait_s` seconds; return whether it does."""
         if not await self.is_up() and wait_s > 0:
             try:
                 async with asyncio.timeout(wait_s):
@@ -125,9 +129,9 @@ class HostState:
 
     def _keep_polling(self) -> None:
         if self._poll is None or self._poll.done():
-            self._poll = asyncio.get_running_loop().create_task(self._look_until_back())
+            self._poll = asyncio.get_running_loop().create_task(self._poll_until_back())
 
-    async def _look_until_back(self) -> None:
+    async def _poll_until_back(self) -> None:
         wait_s = _POLL_FIRST_S
         while self.down and self._clock() - self._wanted_at < _POLL_FOR_S:
             await asyncio.sleep(wait_s)
@@ -135,7 +139,7 @@ class HostState:
             await self._check()
 
     async def _check(self) -> None:
-        """Look at it once, however many callers want to know."""
+        """Check it once for all concurrent callers."""
         if self._checking is None or self._checking.done():
             self._checking = asyncio.get_running_loop().create_task(self._check_once())
         await asyncio.shield(self._checking)
@@ -144,7 +148,7 @@ class HostState:
         try:
             await self._running()
         except Exception as error:  # `_failed` has noted a refusal
-            if classify(error).kind == "connection":  # it goes away at this very moment
+            if classify(error).kind == "connection":  # the host is shutting down at this moment
                 self.refused()
 
     async def _installed(self) -> Mapping[str, Installed]:
@@ -166,7 +170,7 @@ class HostState:
         return running
 
     def _failed(self, error: Exception) -> None:
-        """Note what a failed look says: an error the host sent shows that it is there."""
+        """Note a failed check: an error sent by the host proves that it takes connections."""
         if classify(error).kind == "refused":
             self.refused()
         elif isinstance(error, HostError):

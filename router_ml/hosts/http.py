@@ -45,7 +45,7 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         names = [name for name in _PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
         if not names or isinstance(error, httpx.InvalidURL):
-            raise SettingsError(f"the address of a host, {shown}, cannot be used: {error}") from error
+            raise SettingsError(f"the host address {shown}, cannot be used: {error}") from error
         raise SettingsError(
             f"the proxy in {' or '.join(names)} cannot be used ({type(error).__name__}); give an http:// or https:// "
             f"proxy, install httpx[socks] for socks5://, or put the host of {shown} in NO_PROXY"
@@ -53,7 +53,7 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is on this machine."""
+    """Return whether an address is on this machine."""
     name = urlsplit(url).hostname or ""
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -79,12 +79,12 @@ def _tls(optional: bool) -> ssl.SSLContext:
 
 
 async def read_json(response: httpx.Response, limit_bytes: int = MAX_REPLY_BYTES) -> Any:
-    """Return the body of a streamed response, parsed. Raises `HostError` where it is no JSON or larger than allowed."""
+    """Return the body of a streamed response, parsed. Raises `HostError` if it is not JSON or larger than allowed."""
     return parsed(await read_bytes(response, limit_bytes))
 
 
 async def read_bytes(response: httpx.Response, limit_bytes: int) -> bytes:
-    """Return the body of a streamed response. Raises `HostError` where it is larger than allowed."""
+    """Return the body of a streamed response. Raises `HostError` if it is larger than allowed."""
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
@@ -102,15 +102,15 @@ async def read_error(response: httpx.Response) -> str:
             break
     text = bytes(body).decode("utf-8", "replace")
     try:
-        told = json.loads(text)
-        said = told["error"] if isinstance(told, dict) else told
+        body = json.loads(text)
+        said = body["error"] if isinstance(body, dict) else body
     except (ValueError, KeyError, RecursionError):
         said = text
     return str(said)[:500]
 
 
 async def lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the lines of a streamed response that are not blank. Raises `HostError` where one or all are too large."""
+    """Yield the lines of a streamed response that are not blank. Raises `HostError` if one or all are too large."""
     rest, total = b"", 0
     async for chunk in response.aiter_bytes():
         total += len(chunk)
@@ -125,12 +125,12 @@ async def lines(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def parsed(body: bytes) -> Any:
-    """Return the JSON value of a body, unpaired surrogates replaced. Raises `HostError` where it is none."""
+    """Return the JSON value of a body, unpaired surrogates replaced. Raises `HostError` if it is not one."""
     try:
         value = json.loads(body)
         return _clean(value) if b"\\u" in body else value
     except (ValueError, RecursionError) as error:
-        raise HostError("malformed", f"the reply is no chat answer ({type(error).__name__})") from error
+        raise HostError("malformed", f"the reply is not a chat answer ({type(error).__name__})") from error
 
 
 def _clean(value: Any) -> Any:

@@ -16,7 +16,7 @@ def normal(name: str) -> str:
 
 
 class ModelNames:
-    """Find the catalogue's name of a model whatever it is called."""
+    """Find the catalogue's name of a model under any of its names."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._canonical: dict[str, str] = {}
@@ -30,5 +30,5 @@ class ModelNames:
         return self._canonical.get(bare, bare)
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two names mean the same model."""
+        """Return whether two names mean the same model."""
         return self.canonical(one) == self.canonical(other)

@@ -1,4 +1,4 @@
-"""An Ollama server as a host: chat, loading, and looks at what is installed and what is in memory."""
+"""An Ollama server as a host: chat, loading, and the listings of installed and loaded models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class OllamaHost:
         key = os.environ.get("OLLAMA_API_KEY")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = http_client(url, httpx.Timeout(None, connect=connect_s), headers)
-        # Looks at the host never wait behind generations that hang, so they have connections of their own.
+        # Listings have connections of their own, so that they never wait behind generations that hang.
         self._probe = http_client(url, httpx.Timeout(_PROBE_S), headers)
 
     async def chat(self, request: HostRequest) -> Reply:
@@ -67,7 +67,7 @@ class OllamaHost:
         found: dict[str, Installed] = {}
         for own, entry in await self._models("/api/tags"):
             name = self._names.canonical(own)
-            # Where two installed models share a catalogue entry, the one that bears the entry's own name wins.
+            # Where two installed models share a catalogue entry, the one with the entry's own name wins.
             if name not in found or own == name:
                 found[name] = Installed(own, _capabilities(entry.get("capabilities")), _size_gb(entry.get("size")))
         return found
@@ -98,13 +98,13 @@ class OllamaHost:
 
     def _reply(self, wire: Any, asked: str) -> Reply:
         if not isinstance(wire, Mapping):
-            raise HostError("malformed", f"the reply is no chat answer ({type(wire).__name__})")
+            raise HostError("malformed", f"the reply is not a chat answer ({type(wire).__name__})")
         if "error" in wire and "message" not in wire:
             raise HostError("server_error", str(wire["error"]))
         try:
             reply = Reply.from_wire(wire)
         except ValueError as error:
-            raise HostError("malformed", f"the reply is no chat answer: {error}") from error
+            raise HostError("malformed", f"the reply is not a chat answer: {error}") from error
         if reply.model and not self._names.same(asked, reply.model):
             raise HostError("wrong_model", f"{reply.model:.100} answered in place of {asked}")
         return reply
@@ -116,7 +116,7 @@ class OllamaHost:
             listed = await read_json(response, MAX_LIST_BYTES)
         entries = listed.get("models") if isinstance(listed, Mapping) else None
         if not isinstance(entries, list):
-            raise HostError("malformed", "the reply is no list of models")
+            raise HostError("malformed", "the reply is not a list of models")
         named = ((_name(entry), entry) for entry in entries[:_MAX_MODELS] if isinstance(entry, Mapping))
         return [(name, entry) for name, entry in named if name]
 

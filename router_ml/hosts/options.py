@@ -14,7 +14,7 @@ _NONE: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 def _check_numbers(options: Any, others: Collection[str]) -> None:
-    """Raise `SettingsError` where a field that is not among the `others` is no number of 0 or more."""
+    """Raise `SettingsError` if a field that is not among the `others` is not a number of 0 or more."""
     for name in (each.name for each in fields(options) if each.name not in others):
         value = getattr(options, name)
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 0:
@@ -26,7 +26,7 @@ class BreakerOptions:
     """When a circuit opens, and for how long."""
 
     consecutive_failures: int = 3
-    window: int = 20  # the latest calls that are looked at together
+    window: int = 20  # number of latest calls that the failure rate is computed from
     window_failure_share: float = 0.5  # of a window that holds at least `window_minimum` calls
     window_minimum: int = 10
     open_s: float = 5.0
@@ -45,7 +45,7 @@ class GatewayOptions:
     deadline_s: float = 120.0  # of one request, all attempts together
     last_resort: str | None = "qwen3:8b"  # tried after every ranked model; None: nothing is added
     # An attempt may last attempt_factor times the predicted p95, and no less than attempt_min_s, nor than an answer of
-    # attempt_min_tokens takes at the rate seen here: after a few short answers a long one is no fault. A model that
+    # attempt_min_tokens takes at the rate seen here: after a few short answers a long one is not a fault. A model that
     # is not in memory gets its load time on top (cold_load_s until one was seen). Time for a fallback is reserved
     # where it could finish.
     attempt_factor: float = 3.0
@@ -58,8 +58,8 @@ class GatewayOptions:
     max_waiting: int = 64  # callers waiting per model and host; more are shed
     availability_ttl_s: float = 300.0
     residency_ttl_s: float = 3.0
-    probe_wait_s: float = 0.25  # longest a request waits for the very first look at a host
-    residency_wait_s: float = 0.03  # longest a request waits for a fresh look at what is in memory
+    probe_wait_s: float = 0.25  # longest wait of a request for the first listing of a host
+    residency_wait_s: float = 0.03  # longest wait of a request for a fresh listing of loaded models
     breaker: BreakerOptions = BreakerOptions()
     model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NONE)  # one option set per model
     max_num_ctx: int = 32_768  # num_ctx is raised up to this, so that a long prompt is not cut; 0: it never is

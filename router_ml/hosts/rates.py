@@ -10,7 +10,7 @@ from collections.abc import Callable
 # A model in memory reports a load of milliseconds, on a busy host of tenths of a second; a cold one of tenths and more.
 _COLD_LOAD_S = 0.1
 _COLD_LOAD_THOUGH_SEEN_S = 0.5  # where it was seen in memory just before: it may have left since
-_RATES_GOOD_FOR_S = 900.0  # without a call; then predictions stand alone, so that a slow spell is not held for ever
+_RATES_GOOD_FOR_S = 900.0  # without a call; then predictions stand alone: a slow period is not remembered for ever
 _LOAD_GOOD_FOR_S = 3600.0
 _MIN_PROMPT_TOKENS = 16
 _MIN_OUTPUT_TOKENS = 4
@@ -76,7 +76,7 @@ class LiveRates:
 
     @property
     def service_s(self) -> float | None:
-        """Return the seconds of one call, waits in our own queue and loads left out; None before the first."""
+        """Return the seconds of one call, without loads and waits in the gateway's queue; None before the first."""
         return self._service.value if self._is_fresh else None
 
     @property
@@ -130,7 +130,7 @@ class LiveRates:
 
 
 def was_cold(load_s: float | None, resident: bool | None = None) -> bool | None:
-    """Whether a reported load duration means that the model had to be loaded; None where none was reported."""
+    """Return whether a reported load duration means that the model had to be loaded; None if none was reported."""
     if load_s is None:
         return None
     return load_s > (_COLD_LOAD_THOUGH_SEEN_S if resident else _COLD_LOAD_S)

@@ -63,7 +63,7 @@ class Fresh(Generic[T]):
         if self._value is not None:
             self._value = change(self._value)
 
-    def look_again_in(self, seconds: float) -> None:
+    def expire_in(self, seconds: float) -> None:
         """Let the value live no longer than this many seconds from now on."""
         if self._fetched_at is not None:
             self._fetched_at = min(self._fetched_at, self._clock() - self._ttl_s + seconds)
@@ -90,7 +90,7 @@ class Fresh(Generic[T]):
             self._value = await self._fetch()
             self._fetched_at = self._clock()
             self._failures = 0
-        except Exception:  # whatever a probe meets, requests go on with what is known
+        except Exception:  # requests continue with the cached value after any error
             self._failures += 1
             wait_s = min(self._retry_s * 2 ** (self._failures - 1), _RETRY_MAX_S)
             self._not_before = self._clock() + wait_s

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _NS = 1e-9
-_MAX_COUNT = 10**9  # tokens; more is no count
+_MAX_COUNT = 10**9  # tokens; larger counts are ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Reply:
     def from_wire(cls, wire: Mapping[str, Any]) -> Reply:
         """Return the reply that an object of `/api/chat` stands for.
 
-        Raises `ValueError` where it is none. Counts and durations that cannot be true are left out."""
+        Raises `ValueError` if it is not one. Counts and durations that cannot be true are left out."""
         message = wire.get("message")
         if not isinstance(message, Mapping):
             raise ValueError("it has no message")
@@ -44,7 +44,7 @@ class Reply:
         calls = message.get("tool_calls") or ()
         model, reason = wire.get("model") or "", wire.get("done_reason")
         if not all(isinstance(text, str) for text in (content, thinking, model)):
-            raise ValueError("its model, content or thinking is no text")
+            raise ValueError("its model, content or thinking is not text")
         if not isinstance(calls, Sequence) or not all(_is_call(call) for call in calls):
             raise ValueError("its tool calls have no function with a name and arguments")
         if not isinstance(message.get("role"), str):
@@ -96,7 +96,7 @@ _DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_d
 
 
 def _plausible(wire: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the object without counts and durations that are no whole numbers, which clients refuse to read."""
+    """Return the object without counts and durations that are not whole numbers, which clients refuse to read."""
     odd = [key for key in (*_COUNTS, *_DURATIONS) if key in wire and not _whole(wire[key])]
     odd += [key for key in ("created_at", "done_reason") if not isinstance(wire.get(key, ""), str)]
     return {key: value for key, value in wire.items() if key not in odd} if odd else wire

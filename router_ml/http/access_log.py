@@ -25,7 +25,7 @@ def note(request: Request, **facts: Any) -> None:
 
 
 def note_scope(scope: Scope, **facts: Any) -> None:
-    """`note` for middleware."""
+    """Add fields to the access line of a request, given its ASGI scope."""
     scope.setdefault(_NOTES, {}).update(facts)
 
 
@@ -64,4 +64,4 @@ class AccessLog:
 
 
 def _path(scope: Scope) -> str:
-    return str(scope["path"])[:200]  # without the query: it may hold what somebody wrote
+    return str(scope["path"])[:200]  # without the query: it may hold text of a user

@@ -29,7 +29,7 @@ class AnthropicMessages:
     media_type = SSE
 
     def call(self, body: Mapping[str, Any]) -> ChatCall:
-        """The request of a body. Raises `Problem`."""
+        """Return the request of a body. Raises `Problem`."""
         limit = body.get("max_tokens")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise Problem("invalid", "max_tokens: a whole number of 1 or more is required")
@@ -44,7 +44,7 @@ class AnthropicMessages:
         )
 
     def whole(self, body: Mapping[str, Any], model: str, piece: Piece) -> dict[str, Any]:
-        """The answer as one object."""
+        """Return the answer as one object."""
         blocks: list[dict[str, Any]] = []
         if piece.thinking:
             blocks.append({"type": "thinking", "thinking": piece.thinking, "signature": ""})
@@ -55,7 +55,7 @@ class AnthropicMessages:
         return {**_head(model), "content": blocks, "stop_reason": _stop(piece), "usage": usage}
 
     def events(self, body: Mapping[str, Any], model: str) -> AnthropicEvents:
-        """The answer as server-sent events."""
+        """Yield the answer as server-sent events."""
         return AnthropicEvents(model, count_tokens(body))
 
 
@@ -68,13 +68,13 @@ class AnthropicEvents:
         self._open: str | None = None  # type of the block that is being filled
 
     def begin(self) -> bytes:
-        """The message without content."""
+        """Return the message without content."""
         usage = {"input_tokens": self._input_tokens, "output_tokens": 0}
         message = {**_head(self._model), "content": [], "stop_reason": None, "usage": usage}
         return _event("message_start", message=message)
 
     def piece(self, piece: Piece) -> bytes:
-        """One part."""
+        """Return the events of one part."""
         sent = b""
         if piece.thinking:
             sent += self._delta("thinking", {"type": "thinking", "thinking": "", "signature": ""}, piece.thinking)
@@ -88,7 +88,7 @@ class AnthropicEvents:
         return sent
 
     def end(self, whole: Piece) -> bytes:
-        """Why it ended, and what it took."""
+        """Return the stop reason and the usage."""
         sent = b"" if self._index >= 0 else self._start("text", {"type": "text", "text": ""})
         sent += self._close()
         usage = {"input_tokens": whole.prompt_tokens or self._input_tokens, "output_tokens": whole.output_tokens}
@@ -96,7 +96,7 @@ class AnthropicEvents:
         return sent + _event("message_delta", delta=delta, usage=usage) + _event("message_stop")
 
     def failed(self, problem: Problem) -> bytes:
-        """The event `error`."""
+        """Return the event `error`."""
         return b"event: error\ndata: " + problem.encoded("anthropic") + b"\n\n"
 
     def _delta(self, kind: str, block: Mapping[str, Any], text: str) -> bytes:
@@ -131,7 +131,7 @@ class CountTokens:
 
 
 def count_tokens(body: Mapping[str, Any]) -> int:
-    """About how many tokens a request has, with its tools and images. Raises `Problem`."""
+    """Estimate the tokens of a request with its tools and images. Raises `Problem`."""
     messages = messages_of(body)
     images = sum(len(message.get("images") or ()) for message in messages)
     tools = sum(estimate_tokens(json_text(tool)) for tool in objects(body, "tools"))
@@ -139,7 +139,7 @@ def count_tokens(body: Mapping[str, Any]) -> int:
 
 
 def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Anthropic's messages in Ollama's form: a tool's result becomes a turn of its own. Raises `Problem`."""
+    """Convert Anthropic's messages to Ollama's form: a tool result becomes a message of its own. Raises `Problem`."""
     found: list[dict[str, Any]] = []
     if system := _text(body.get("system")):
         found.append({"role": "system", "content": system})
@@ -206,7 +206,7 @@ def _image(source: Any) -> bytes:
 
 
 def _offered(tools: list[Mapping[str, Any]], choice: Any) -> list[dict[str, Any]]:
-    """The tools in Ollama's form; those that Anthropic's own servers run have no schema, and are left out."""
+    """Return the tools in Ollama's form; tools that run on Anthropic's servers have no schema and are left out."""
     chosen = choice if isinstance(choice, Mapping) else {}
     if chosen.get("type") == "none":
         return []

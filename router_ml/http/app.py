@@ -19,7 +19,7 @@ from router_ml.http.access_log import AccessLog
 from router_ml.http.anthropic_messages import AnthropicMessages, CountTokens
 from router_ml.http.chat import ChatEndpoint
 from router_ml.http.decisions import DecisionEndpoints
-from router_ml.http.feedback import Feedback
+from router_ml.http.feedback import FeedbackEndpoint
 from router_ml.http.health import Health
 from router_ml.http.models import ModelEndpoints
 from router_ml.http.ollama_chat import OllamaChat
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_GONE = 499  # the client left; nobody sees this status but the access log
+_GONE = 499  # the client left; only the access log shows this status
 
 
 def build_app(service: Service) -> ASGIApp:
-    """The whole server, from the outermost layer to the endpoints."""
+    """Build the whole server, from the outermost middleware to the endpoints."""
     options = service.options
     layers = [
         Middleware(AccessLog),
@@ -86,7 +86,7 @@ def _routes(service: Service) -> list[Route | Mount]:
         _route("POST", "/v1/systemone", decisions.systemone),
         _route("POST", "/v1/decisions", decisions.openai),
         _route("GET", "/decisions/{decision_id}", decisions.lookup),
-        _route("POST", "/feedback", Feedback(service)),
+        _route("POST", "/feedback", FeedbackEndpoint(service)),
         _route("GET", "/healthz", health.alive),
         _route("GET", "/readyz", health.ready),
         _route("GET", "/metrics", health.metrics),
@@ -101,7 +101,7 @@ def _route(methods: str, path: str, endpoint: Endpoint) -> Route:
 
 
 def _answering(endpoint: Endpoint) -> Endpoint:
-    """The endpoint, whose errors become answers in the form of the API that was called."""
+    """Wrap an endpoint so that its errors are answered in the form of the API that was called."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -118,7 +118,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
-    """As Ollama's own server says it."""
+    """Answer an unknown path as Ollama's server does."""
     assert isinstance(error, HTTPException)
     text = {404: "404 page not found", 405: "405 method not allowed"}.get(error.status_code, str(error.detail))
     return Response(text, error.status_code, {**(error.headers or {}), "content-type": "text/plain"})

@@ -1,4 +1,4 @@
-"""Reading a request's body: bounded in size and time, and as JSON that the models' clients can encode again."""
+"""Read the body of a request, bounded in size and time, as JSON that can be encoded again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from router_ml.http.problems import Problem
 
 
 async def read_body(request: Request, options: ServerOptions) -> bytes:
-    """The whole body. Raises `Problem` where it is too large or comes too slowly, and `ClientDisconnect`."""
+    """Read the whole body. Raises `Problem` if it is too large or too slow, and `ClientDisconnect`."""
     limit = options.body_limit_bytes
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
@@ -38,7 +38,7 @@ async def read_body(request: Request, options: ServerOptions) -> bytes:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a body, cleaned of unpaired surrogates. Raises `Problem` where it is none."""
+    """Return the JSON object of a body without unpaired surrogates. Raises `Problem` if it is not a JSON object."""
     try:
         value = json.loads(raw, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -52,7 +52,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
 
 def lenient_json(raw: bytes) -> Mapping[str, Any]:
-    """The JSON object of a body, or an empty one: what it is worth the host will say."""
+    """Return the JSON object of a body, or an empty one; the host reports what is wrong with it."""
     try:
         return parse_json(raw)
     except Problem:
@@ -70,7 +70,7 @@ def _cleaned(value: Any) -> Any:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _too_large(limit: int) -> Problem:

@@ -1,4 +1,4 @@
-"""Who asks, in which session, under which policy and budget: what headers and keys say of a request."""
+"""The caller of a request: user, session, policy and budget from its headers and API key."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Caller:
 
     @property
     def context(self) -> dict[str, Any]:
-        """The part of a decision's context that comes from here."""
+        """The caller's part of the decision context."""
         known = {"session_id": self.session_id, "user_id": self.user_id, "latency_budget_s": self.budget_s}
         return {name: value for name, value in known.items() if value is not None}
 
 
 def caller_of(request: Request, session_id: str | None = None, user_id: str | None = None) -> Caller:
-    """The caller of a request; `session_id` and `user_id` are what its body says.
+    """Return the caller of a request; `session_id` and `user_id` are those of its body.
 
     A key's user and policy win over what the caller claims, and sessions of different keys never meet.
-    Raises `Problem` for a budget that is no number of seconds."""
+    Raises `Problem` for a budget that is not a number of seconds."""
     key = request.scope.get("router_ml.key")
     session = _first(request.headers, SESSION_HEADERS) or _name(session_id)
     user = _first(request.headers, USER_HEADERS) or _name(user_id)

@@ -18,7 +18,7 @@ from router_ml.http.problems import Problem
 from router_ml.http.reply import ChatCall, piece_of_wire
 from router_ml.http.routed_models import AUTO
 from router_ml.http.service import Service
-from router_ml.http.streaming import Dialect, json_response, told, while_connected
+from router_ml.http.streaming import Dialect, json_response, stream_bytes, while_connected
 from router_ml.serve.stream import AsyncAnswerStream
 
 
@@ -48,7 +48,7 @@ class ChatEndpoint:
         self, request: Request, body: Mapping[str, Any], call: ChatCall, caller: Caller, policy: Policy
     ) -> Response:
         full_s = self._service.full_s()
-        if full_s is not None:  # at the door: deciding first would cost the requests that can be served
+        if full_s is not None:  # before deciding, which would delay the requests that can be served
             raise Problem("overloaded", "the queue of every model is full", retry_after_s=full_s)
         arguments = {**call.arguments(), "context": caller.context, "policy": policy}
         given = await while_connected(request, self._service.gateway.achat(**arguments, stream=call.stream))
@@ -58,5 +58,5 @@ class ChatEndpoint:
         note(request, model=model, decision_id=given.decision.decision_id)
         if isinstance(given, AsyncAnswerStream):
             events = self._dialect.events(body, model)
-            return StreamingResponse(told(events, given), headers=headers, media_type=self._dialect.media_type)
+            return StreamingResponse(stream_bytes(events, given), headers=headers, media_type=self._dialect.media_type)
         return json_response(self._dialect.whole(body, model, piece_of_wire(given.reply.wire)), headers=headers)

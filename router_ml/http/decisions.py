@@ -1,4 +1,4 @@
-"""The decision as an API: ours, and the two that other routers call to choose a model or a tier."""
+"""Decisions over HTTP: our own API, and two that other routers call to choose a model or a tier."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from router_ml.types import Decision
 
 _MAX_STATE_BYTES = 64 * 2**10
 _QUERY_KEYS = ("query", "text", "prompt", "input", "question", "message", "user_request", "request")
-_LITELLM_FRAME = "Classify this message:\n"  # LiteLLM's classifier puts the user's words after it
+_LITELLM_FRAME = "Classify this message:\n"  # LiteLLM's classifier puts the user's text after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class DecisionEndpoints:
         self._service = service
 
     async def decide(self, request: Request) -> Response:
-        """A whole decision for a query or messages, without calling any model."""
+        """Return a complete decision for a query or messages, without calling any model."""
         body = parse_json(await read_body(request, self._service.options))
         asked = _asked(body)
         caller = caller_of(request)
@@ -68,7 +68,7 @@ class DecisionEndpoints:
         return json_response(decision.as_dict(), headers=decision_headers(decision, decision.model))
 
     async def systemone(self, request: Request) -> Response:
-        """System One's questions; a model that a host has answers them there."""
+        """Serve System One's API; a model that a host has answers on that host."""
         raw = await read_body(request, self._service.options)
         if await self._elsewhere(raw):
             return await self._service.proxy.forward(request, raw)
@@ -87,7 +87,7 @@ class DecisionEndpoints:
         return json_response({"model": self._name(body), "answers": answers, "usage": usage})
 
     async def openai(self, request: Request) -> Response:
-        """OpenAI's questions."""
+        """Serve OpenAI's API."""
         raw = await read_body(request, self._service.options)
         if await self._elsewhere(raw):
             return await self._service.proxy.forward(request, raw)
@@ -105,16 +105,16 @@ class DecisionEndpoints:
         return json_response({"model": self._name(body), "answers": answers, "usage": usage})
 
     async def lookup(self, request: Request) -> Response:
-        """A decision by its id, with what it gave and what was said of it."""
+        """Return a recorded decision by its id, with its outcome and its feedback."""
         decision_id = request.path_params["decision_id"]
         decision = self._service.decided.get(decision_id)
         events = await asyncio.to_thread(self._stored, decision_id)
         kinds = ("outcome", "feedback", "attempt")
         found = {kind: [row for row in events if row["event"] == kind] for kind in kinds}
-        told = decision.as_dict() if decision else next((row for row in events if row["event"] == "decision"), None)
-        if told is None and not any(found.values()):
+        made = decision.as_dict() if decision else next((row for row in events if row["event"] == "decision"), None)
+        if made is None and not any(found.values()):
             raise Problem("not_found", "no such decision; it may be some seconds until it is in the event store")
-        return json_response({"decision_id": decision_id, "decision": told, "outcomes": found["outcome"],
+        return json_response({"decision_id": decision_id, "decision": made, "outcomes": found["outcome"],
                               "attempts": found["attempt"], "feedback": found["feedback"]})  # fmt: skip
 
     def _stored(self, decision_id: str) -> list[dict[str, Any]]:
@@ -140,7 +140,7 @@ class DecisionEndpoints:
         return self._service.models.named(name)
 
     async def _elsewhere(self, raw: bytes) -> bool:
-        """Whether a host has the model that is to answer."""
+        """Return whether a host has the model that is to answer."""
         model = lenient_json(raw).get("model")
         if not isinstance(model, str) or self._service.models.policy(model) is not None:
             return False
@@ -150,7 +150,7 @@ class DecisionEndpoints:
         return str(body.get("model") or getattr(self._service.decider, "name", "auto"))
 
     async def _shares(self, name: object, kind: str, options: Sequence[str], asked: Asked) -> OptionShares:
-        """Return the probabilities of a question's options. Raises `Problem` (422) where it is none we can answer."""
+        """Return the probabilities of a question's options. Raises `Problem` (422) if it is not one we can answer."""
         try:
             question = choice_question(str(name), options, self._service.catalogue, ordered=kind != "choice")
         except QueryError as error:
@@ -219,7 +219,7 @@ def _asked(body: Mapping[str, Any]) -> Asked:
 
 
 def _state(state: Any) -> Asked:
-    """The query in System One's state: a text, messages, or an object that holds one of them."""
+    """Return the query in System One's state: a text, messages, or an object that holds one of them."""
     if isinstance(state, str) and state.strip():
         return Asked(state.rpartition(_LITELLM_FRAME)[2].strip() or state, {})
     if isinstance(state, list) and state and all(isinstance(item, Mapping) and "role" in item for item in state):
@@ -237,7 +237,7 @@ def _state(state: Any) -> Asked:
 
 
 def _of_messages(messages: Sequence[Mapping[str, Any]]) -> Asked:
-    """The person's latest words, with the turns before them. Raises `Problem` where nobody asks."""
+    """Return the user's last message and the turns before it. Raises `Problem` if there is no user message."""
     read = read_messages(messages)
     if read.query_index >= len(read.messages):
         raise Problem("invalid", "messages must hold at least one of role user")

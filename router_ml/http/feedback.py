@@ -1,4 +1,4 @@
-"""What an answer was worth, as its reader says."""
+"""Feedback on answers over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_ID = 64
 _MAX_COMMENT = 4000
 
 
-class Feedback:
+class FeedbackEndpoint:
     """`POST /feedback`: `decision_id`, and `score` (0 to 1) or `thumb` (up or down), and `comment` if wanted."""
 
     def __init__(self, service: Service) -> None:

@@ -12,7 +12,7 @@ _UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def decision_headers(decision: Decision, model: str) -> dict[str, str]:
-    """`x-router-ml-*` of a decision and the model that answered ("" where the user is asked back)."""
+    """Return the `x-router-ml-*` headers of a decision and the model that answered ("" for a clarifying question)."""
     candidate = next((c for c in decision.ranked if c.model == model), None)
     think = getattr(decision, "think", None)
     arm = model if think is None else f"{model};think={str(think).lower()}"
@@ -33,11 +33,11 @@ def _predictions(candidate: Candidate) -> dict[str, str]:
 
 
 def without_credentials(url: str) -> str:
-    """A URL as it may be shown: without user and password."""
+    """Return a URL without user and password, so that it may be shown."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def header_text(value: str) -> str:
-    """A text as a header can carry it: one line of ASCII."""
+    """Return a text as a header can carry it: one line of ASCII."""
     return _UNPRINTABLE.sub("?", value[:_MAX_REASON]).strip()

@@ -1,4 +1,4 @@
-"""Whether the server lives and can serve, its figures, and how much it logs."""
+"""Health and readiness, metrics, and the log level."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Health:
         self._service = service
 
     async def alive(self, request: Request) -> Response:
-        """The process serves requests."""
+        """Report that the process serves requests."""
         return json_response({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """A host answers and a learned bundle decides; otherwise 503, and which of the two is missing."""
+        """Return 200 if a host answers and a learned bundle is active, else 503 and which of the two is missing."""
         hosts = await self._service.proxy.get_each("/api/version")
         degraded = getattr(self._service.decider, "degraded", "")
         parts = {
@@ -39,7 +39,7 @@ class Health:
         return json_response({"status": "ready" if ready else "not ready", **parts}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         text = await asyncio.to_thread(self._service.watch.prometheus)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 

@@ -1,4 +1,4 @@
-"""API keys: who may call, as whom, under which policy and how often. Only hashes are kept."""
+"""API keys: who may call, as whom, under which policy and how often. Only hashes are stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIELDS = {"user": str, "sha256": str, "policy": (str, type(None)), "per_minute"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key as it is kept."""
+    """One key as stored in the file."""
 
     user: str  # whose it is; the user id of its requests
     sha256: str  # of the key, hexadecimal; keys are random, so no salt is needed
@@ -41,11 +41,11 @@ class KeyFile:
 
     @property
     def path(self) -> Path:
-        """Where the keys are."""
+        """The file of the keys."""
         return self._path
 
     def all(self) -> tuple[Key, ...]:
-        """Every key. Raises `SettingsError` where the file cannot be used."""
+        """Return every key. Raises `SettingsError` if the file cannot be used."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -59,7 +59,7 @@ class KeyFile:
         return self._keys
 
     def find(self, given: str) -> Key | None:
-        """The kept form of a key somebody shows; takes as long for a wrong one as for a right one."""
+        """Return the stored hash of a key; takes the same time for a wrong key as for a right one."""
         shown = _hash(given)
         found = None
         for key in self.all():
@@ -68,7 +68,7 @@ class KeyFile:
         return found
 
     def add(self, user: str, policy: str | None = None, per_minute: int | None = None) -> str:
-        """Make a key; it is returned once and kept nowhere. Raises `SettingsError` where the user has one."""
+        """Make a key; it is returned once and not stored. Raises `SettingsError` if the user has one."""
         secret = _PREFIX + secrets.token_urlsafe(32)
         with file_lock(self._path.with_suffix(".lock")):
             if any(key.user == user for key in self.all()):
@@ -77,7 +77,7 @@ class KeyFile:
         return secret
 
     def revoke(self, user: str) -> None:
-        """Delete a user's key. Raises `SettingsError` where there is none."""
+        """Delete a user's key. Raises `SettingsError` if there is none."""
         with file_lock(self._path.with_suffix(".lock")):
             left = tuple(key for key in self.all() if key.user != user)
             if len(left) == len(self.all()):
@@ -89,7 +89,7 @@ class KeyFile:
             rows = json.loads(self._path.read_text(encoding="utf-8"))["keys"]
             return tuple(_key(row) for row in rows)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SettingsError(f"{self._path} is no key file ({error}); restore it, or make the keys anew") from error
+            raise SettingsError(f"{self._path} is not a key file ({error}); restore it, or create new keys") from error
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         with atomic_file(self._path) as file:
@@ -103,7 +103,7 @@ class RateLimits:
         self._left: dict[str, tuple[float, float]] = {}  # user: requests left, when that was so
 
     def wait_s(self, key: Key) -> float:
-        """Take one request; 0 where it may be served, else the seconds until the next one may."""
+        """Take one request; 0 if it may be served, else the seconds until the next one may."""
         if key.per_minute is None:
             return 0.0
         now, rate = time.monotonic(), key.per_minute / 60.0

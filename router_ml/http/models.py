@@ -1,4 +1,4 @@
-"""What there is to call: the router's own models and those of the hosts, in the form of each API."""
+"""The models that can be called: the router's own models and those of the hosts, in the form of each API."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class ModelEndpoints:
         self._service = service
 
     async def tags(self, request: Request) -> Response:
-        """`/api/tags`: our own models first."""
+        """Serve `/api/tags`: the routed names come first."""
         own = [self._service.models.tag(name) for name in self._service.models.names]
         return json_response({"models": [*own, *await self._service.proxy.models()]})
 
     async def ps(self, request: Request) -> Response:
-        """`/api/ps`: what is loaded, on all hosts."""
+        """Serve `/api/ps`: the loaded models of all hosts."""
         if len(self._service.proxy.hosts) == 1:
             return await self._service.proxy.forward(request, b"")
         found = await self._service.proxy.get_each("/api/ps")
         return json_response({"models": [model for answer in found for model in answer.get("models") or ()]})
 
     async def show(self, request: Request) -> Response:
-        """`/api/show`, by `model` or `name`."""
+        """Serve `/api/show`, by `model` or `name`."""
         raw = await read_body(request, self._service.options)
         body = lenient_json(raw)
         name = body.get("model") or body.get("name")
@@ -40,7 +40,7 @@ class ModelEndpoints:
         return await self._service.proxy.forward(request, raw)
 
     async def v1_models(self, request: Request) -> Response:
-        """`/v1/models`, in Anthropic's form where its header is there."""
+        """Serve `/v1/models`, in Anthropic's form if its header is present."""
         models = self._service.models
         theirs = [str(m.get("model") or m.get("name")) for m in await self._service.proxy.models()]
         if "anthropic-version" in request.headers:
@@ -55,7 +55,7 @@ class ModelEndpoints:
         return json_response({"object": "list", "data": listed})
 
     async def v1_model(self, request: Request) -> Response:
-        """`/v1/models/{id}`."""
+        """Serve `/v1/models/{id}`."""
         name = request.path_params["model"]
         if self._service.models.policy(name) is None:
             return await self._service.proxy.forward(request, b"")

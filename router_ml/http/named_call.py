@@ -1,4 +1,4 @@
-"""One generation that passes through to a host: its place there, what it took, and what is recorded of it."""
+"""One generation that passes through to a host: its slot there, its duration, and the recorded outcome."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NEWEST_SHARE = 0.2  # of the latest call in the mean service time
 
 
 @dataclass
-class Place:
-    """One model on one host, as calls that pass through meet it."""
+class HostedModel:
+    """One model on one host: the gate, the breaker and the load of calls that pass through."""
 
     gate: Gate
     breaker: Breaker
@@ -30,31 +30,31 @@ class Place:
 
 
 class NamedCall:
-    """Begins with a permit of the breaker; `ended` is told once how it went, later words are ignored."""
+    """One call, begun with a permit of the breaker. The first call of `ended` counts; later ones are ignored."""
 
     def __init__(
         self,
         model: str,
-        place: Place,
+        hosted: HostedModel,
         permit: Permit,
         record: Callable[[OutcomeEvent], None],
         decision_id: str | None,
     ) -> None:
-        self._model, self._place, self._permit, self._record = normal(model), place, permit, record
+        self._model, self._hosted, self._permit, self._record = normal(model), hosted, permit, record
         self._named = decision_id is None  # by the caller: nothing was decided
         self.decision_id = decision_id or new_id()[:16]
         self._began = time.monotonic()
-        place.calls += 1
+        hosted.calls += 1
         self._inside = self._over = False
         self._first_s: float | None = None
 
     async def enter(self, patience_s: float) -> None:
-        """Wait for a place. Raises `Shed` where none comes in time."""
-        await self._place.gate.enter(patience_s, self._place.service_s)
+        """Wait for a slot. Raises `Shed` if none becomes free in time."""
+        await self._hosted.gate.enter(patience_s, self._hosted.service_s)
         self._inside = True
 
     async def passed(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """The bytes of the answer as they come."""
+        """Yield the bytes of the answer as they come."""
         tail = bytearray()
         try:
             async for data in answer.aiter_raw():
@@ -76,21 +76,21 @@ class NamedCall:
             self.ended(None, figures)
 
     def ended(self, error: str | None, figures: Mapping[str, Any] | None = None) -> None:
-        """Leave the place, and say how it went: None is well, `caller` a mistake of the caller, `refused` a host that
-        takes no connections, `shed` a place that did not come, `cancelled` a client that left."""
+        """Free the slot and record the result. `error` is None for success, `caller` for a mistake of the caller,
+        `refused` for a host that takes no connections, `shed` for no free slot, `cancelled` for a client that left."""
         if self._over:
             return
         self._over = True
         took_s = time.monotonic() - self._began
-        self._place.calls -= 1
+        self._hosted.calls -= 1
         if self._inside:
-            self._place.gate.leave()
+            self._hosted.gate.leave()
         if error in ("caller", "refused", "shed", "cancelled"):
             self._permit.released()  # says nothing about the model
         else:
             (self._permit.succeeded if error is None else self._permit.failed)()
         if error is None:
-            self._place.service_s += _NEWEST_SHARE * (took_s - self._place.service_s)
+            self._hosted.service_s += _NEWEST_SHARE * (took_s - self._hosted.service_s)
         if error not in ("caller", "refused", "shed"):
             self._record(self._outcome(error, took_s, figures or {}))
 
@@ -109,7 +109,7 @@ class NamedCall:
 
 
 def final_figures(tail: bytes) -> dict[str, Any]:
-    """Tokens and seconds that the end of an answer tells, in any of the APIs' forms; `error` where it is one."""
+    """Return the tokens and seconds at the end of an answer, in the form of any API; `error` if it is one."""
     for line in reversed(tail.strip().split(b"\n")):
         text = line.strip().removeprefix(b"data:").strip()
         if not text.startswith(b"{"):

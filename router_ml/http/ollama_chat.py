@@ -14,12 +14,12 @@ from router_ml.http.streaming import NDJSON, encoded
 
 
 class OllamaChat:
-    """`/api/chat`. Streams unless told otherwise."""
+    """`/api/chat`. Streams unless `stream` is false."""
 
     media_type = NDJSON
 
     def call(self, body: Mapping[str, Any]) -> ChatCall:
-        """The request of a body. Raises `Problem`."""
+        """Return the request of a body. Raises `Problem`."""
         return ChatCall(
             messages=[_message(message) for message in _list(body, "messages")],
             tools=_list(body, "tools"),
@@ -33,11 +33,11 @@ class OllamaChat:
         )
 
     def whole(self, body: Mapping[str, Any], model: str, piece: Piece) -> dict[str, Any]:
-        """The answer as one object."""
+        """Return the answer as one object."""
         return _object(model, piece, done=True)
 
     def events(self, body: Mapping[str, Any], model: str) -> OllamaEvents:
-        """The answer as lines."""
+        """Yield the answer as lines of JSON."""
         return OllamaEvents(model)
 
 
@@ -48,27 +48,27 @@ class OllamaEvents:
         self._model = model
 
     def begin(self) -> bytes:
-        """Nothing: the first part is the first line."""
+        """Return nothing: the first part is the first line."""
         return b""
 
     def piece(self, piece: Piece) -> bytes:
-        """One part; what the last one says beyond its figures comes as a part of its own."""
+        """Return one part; text in the last part becomes a part of its own."""
         if not (piece.content or piece.thinking or piece.calls or piece.logprobs):
             return b""
         return encoded(_object(self._model, piece, done=False)) + b"\n"
 
     def end(self, whole: Piece) -> bytes:
-        """The line with the figures."""
+        """Return the last line, with the token counts and durations."""
         last = Piece(done_reason=whole.done_reason, figures=whole.figures)
         return encoded(_object(self._model, last, done=True)) + b"\n"
 
     def failed(self, problem: Problem) -> bytes:
-        """An error line, under the status that was sent."""
+        """Return an error line; the status has been sent by then."""
         return problem.encoded("ollama") + b"\n"
 
 
 def loaded(body: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
-    """The answer to a request that only loads or unloads `auto`: there is nothing to do."""
+    """Return the answer to a request that only loads or unloads `auto`, which has no effect."""
     said = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
     reason = "unload" if body.get("keep_alive") in (0, "0", "0s") else "load"
     return {"model": body["model"], "created_at": _now(), **said, "done": True, "done_reason": reason}
@@ -90,7 +90,7 @@ def _object(model: str, piece: Piece, *, done: bool) -> dict[str, Any]:
 
 
 def _message(message: Any) -> dict[str, Any]:
-    """A message whose images are bytes: a text could be taken for the name of a file on this machine."""
+    """Return a message with its images as bytes: a text could be taken for the name of a file on this machine."""
     if not isinstance(message, Mapping):
         raise Problem("invalid", f"each message must be an object, found {type(message).__name__}")
     images = message.get("images")
@@ -102,7 +102,7 @@ def _message(message: Any) -> dict[str, Any]:
 
 
 def image_bytes(image: Any) -> bytes:
-    """The bytes of a base64 text. Raises `Problem`."""
+    """Return the bytes of a base64 text. Raises `Problem`."""
     try:
         return base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:

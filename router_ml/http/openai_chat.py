@@ -25,7 +25,7 @@ class OpenAIChat:
     media_type = SSE
 
     def call(self, body: Mapping[str, Any]) -> ChatCall:
-        """The request of a body. Raises `Problem`."""
+        """Return the request of a body. Raises `Problem`."""
         if body.get("n") not in (None, 1):
             raise Problem("invalid", "n must be 1: a model of a host gives one answer", code="unsupported_value")
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -45,7 +45,7 @@ class OpenAIChat:
         )
 
     def whole(self, body: Mapping[str, Any], model: str, piece: Piece) -> dict[str, Any]:
-        """The answer as one object."""
+        """Return the answer as one object."""
         message: dict[str, Any] = {"role": "assistant", "content": piece.content}
         if piece.thinking:
             message["reasoning"] = piece.thinking
@@ -55,7 +55,7 @@ class OpenAIChat:
         return {**_head(model, "chat.completion"), "choices": [choice], "usage": usage(piece)}
 
     def events(self, body: Mapping[str, Any], model: str) -> OpenAIEvents:
-        """The answer as server-sent events."""
+        """Yield the answer as server-sent events."""
         options = body.get("stream_options")
         return OpenAIEvents(model, isinstance(options, Mapping) and bool(options.get("include_usage")))
 
@@ -69,11 +69,11 @@ class OpenAIEvents:
         self._calls = 0
 
     def begin(self) -> bytes:
-        """The chunk that names the role."""
+        """Return the chunk that names the role."""
         return self._chunk({"role": "assistant", "content": ""})
 
     def piece(self, piece: Piece) -> bytes:
-        """One part."""
+        """Return the chunk of one part."""
         delta: dict[str, Any] = {}
         if piece.content:
             delta["content"] = piece.content
@@ -85,14 +85,14 @@ class OpenAIEvents:
         return self._chunk(delta, logprobs=_logprobs(piece)) if delta else b""
 
     def end(self, whole: Piece) -> bytes:
-        """The reason, the usage and the mark of the end."""
+        """Return the chunks with the finish reason and the usage, and the end marker."""
         last = self._chunk({}, finish=_finish(whole))
         if self._include_usage:
             last += sse({**self._head, "choices": [], "usage": usage(whole)})
         return last + b"data: [DONE]\n\n"
 
     def failed(self, problem: Problem) -> bytes:
-        """An error event; no `[DONE]` follows."""
+        """Return an error event; no `[DONE]` follows."""
         return b"data: " + problem.encoded("openai") + b"\n\n"
 
     def _chunk(self, delta: Mapping[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
@@ -101,7 +101,7 @@ class OpenAIEvents:
 
 
 def messages_of(turns: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """OpenAI's messages in Ollama's form. Raises `Problem`."""
+    """Convert OpenAI's messages to Ollama's form. Raises `Problem`."""
     names: dict[str, str] = {}  # of the tools, by the id of the call
     found: list[dict[str, Any]] = []
     for turn in turns:
@@ -124,7 +124,7 @@ def messages_of(turns: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def content_of(content: Any) -> tuple[str, list[bytes]]:
-    """The text and the images of a content: a text, null, or a list of parts. Raises `Problem`."""
+    """Return the text and the images of a content: a text, null, or a list of parts. Raises `Problem`."""
     if content is None or isinstance(content, str):
         return content or "", []
     if not isinstance(content, list):
@@ -148,7 +148,7 @@ def content_of(content: Any) -> tuple[str, list[bytes]]:
 
 
 def objects(body: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """A list of objects. Raises `Problem` where it is something else."""
+    """Return a value that must be a list of objects. Raises `Problem` if it is not."""
     value = body.get(name)
     if value is None:
         return []
@@ -158,7 +158,7 @@ def objects(body: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 
 def effort(value: Any) -> bool | str | None:
-    """How to think, by OpenAI's word for it. Raises `Problem` for an unknown word."""
+    """Convert OpenAI's reasoning effort to Ollama's `think`. Raises `Problem` for an unknown value."""
     if value is None:
         return None
     if value not in _EFFORTS:
@@ -167,13 +167,13 @@ def effort(value: Any) -> bool | str | None:
 
 
 def usage(piece: Piece) -> dict[str, int]:
-    """Tokens, as OpenAI counts them."""
+    """Return the token counts in OpenAI's form."""
     total = piece.prompt_tokens + piece.output_tokens
     return {"prompt_tokens": piece.prompt_tokens, "completion_tokens": piece.output_tokens, "total_tokens": total}
 
 
 def arguments_of(text: Any) -> Mapping[str, Any]:
-    """The arguments of a call, which come as JSON in a text. Raises `Problem`."""
+    """Return the arguments of a call, which come as a string of JSON. Raises `Problem`."""
     if isinstance(text, Mapping):
         return text
     try:
@@ -186,7 +186,7 @@ def arguments_of(text: Any) -> Mapping[str, Any]:
 
 
 def new_id(prefix: str) -> str:
-    """A random id as OpenAI's and Anthropic's look."""
+    """Return a random id in the form that OpenAI and Anthropic use."""
     return f"{prefix}{secrets.token_hex(12)}"
 
 
@@ -198,7 +198,7 @@ def _asked(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _offered(tools: list[Mapping[str, Any]], choice: Any) -> list[dict[str, Any]]:
-    """The tools the model may call."""
+    """Return the tools that the model may call."""
     if choice == "none":
         return []
     wanted = choice.get("function", {}).get("name") if isinstance(choice, Mapping) else None

@@ -21,7 +21,7 @@ class OpenAIResponses:
     media_type = SSE
 
     def call(self, body: Mapping[str, Any]) -> ChatCall:
-        """The request of a body. Raises `Problem`."""
+        """Return the request of a body. Raises `Problem`."""
         if body.get("previous_response_id") is not None or body.get("conversation") is not None:
             raise Problem("invalid", "nothing is stored here: send the whole conversation as input", code="unsupported")
         reasoning = body.get("reasoning")
@@ -40,7 +40,7 @@ class OpenAIResponses:
         )
 
     def whole(self, body: Mapping[str, Any], model: str, piece: Piece) -> dict[str, Any]:
-        """The answer as one object."""
+        """Return the answer as one object."""
         items: list[dict[str, Any]] = []
         if piece.thinking:
             items.append(_reasoning(new_id("rs_"), piece.thinking))
@@ -50,7 +50,7 @@ class OpenAIResponses:
         return {**_head(body, model), **_ended(piece), "output": items}
 
     def events(self, body: Mapping[str, Any], model: str) -> ResponsesEvents:
-        """The answer as server-sent events."""
+        """Yield the answer as server-sent events."""
         return ResponsesEvents(body, model)
 
 
@@ -65,14 +65,14 @@ class ResponsesEvents:
         self._text = ""
 
     def begin(self) -> bytes:
-        """The response without output."""
+        """Return the response without output."""
         response = {**self._head, "status": "in_progress", "output": [], "usage": None}
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
         )
 
     def piece(self, piece: Piece) -> bytes:
-        """One part."""
+        """Return the events of one part."""
         sent = b""
         if piece.thinking:
             sent += self._fill("reasoning", piece.thinking)
@@ -83,14 +83,14 @@ class ResponsesEvents:
         return sent
 
     def end(self, whole: Piece) -> bytes:
-        """The whole response."""
+        """Return the complete response."""
         sent = b"" if self._items or self._open else self._fill("message", "")
         sent += self._close()
         response = {**self._head, **_ended(whole), "output": self._items}
         return sent + self._event(f"response.{response['status']}", response=response)
 
     def failed(self, problem: Problem) -> bytes:
-        """The response as far as it got, with the error."""
+        """Return the incomplete response, with the error."""
         error = {"code": "server_error", "message": problem.message}
         response = {**self._head, "status": "failed", "output": self._items, "error": error, "usage": None}
         return self._event("response.failed", response=response)
@@ -156,7 +156,7 @@ class ResponsesEvents:
 
 
 def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The input in Ollama's form. Raises `Problem`."""
+    """Return the input in Ollama's form. Raises `Problem`."""
     found: list[dict[str, Any]] = []
     if body.get("instructions"):
         found.append({"role": "system", "content": str(body["instructions"])})
@@ -197,7 +197,7 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _offered(tools: list[Mapping[str, Any]], choice: Any) -> list[dict[str, Any]]:
-    """The functions in Ollama's form; tools that OpenAI's own servers run are left out."""
+    """Return the functions in Ollama's form; tools that run on OpenAI's servers are left out."""
     if choice == "none":
         return []
     wanted = choice.get("name") if isinstance(choice, Mapping) else None

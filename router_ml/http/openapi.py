@@ -1,4 +1,4 @@
-"""The OpenAPI description of the endpoints that are our own; Ollama, OpenAI and Anthropic describe theirs."""
+"""The OpenAPI description of the endpoints of this project; Ollama, OpenAI and Anthropic describe theirs."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ _ANSWERS: Json = {"type": "object", "required": ["model", "answers", "usage"]}
 
 
 async def openapi(request: Request) -> Response:
-    """`/openapi.json`."""
+    """Serve `/openapi.json`."""
     return json_response(description())
 
 
 @cache
 def description() -> dict[str, Any]:
-    """The description as a JSON-ready object."""
+    """Return the description as a JSON-ready object."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -92,7 +92,7 @@ def description() -> dict[str, Any]:
             "/v1/decisions": {"post": _operation("Answer OpenAI's questions", _ANSWERS, _decisions())},
             "/decisions/{decision_id}": {
                 "parameters": [{"name": "decision_id", "in": "path", "required": True, "schema": _TEXT}],
-                "get": _operation("Look a decision up, with what it gave", {"required": ["decision_id"]}),
+                "get": _operation("Return a decision with its outcome and feedback", {"required": ["decision_id"]}),
             },
             "/feedback": {"post": _operation("Say what an answer was worth", {"required": ["known"]}, _feedback())},
             "/healthz": {"get": _operation("Whether the process serves", {"required": ["status"]})},

@@ -51,5 +51,5 @@ class ServerOptions:
 
     @property
     def keys_needed(self) -> bool:
-        """Whether every caller must show an API key."""
+        """Whether every caller must send an API key."""
         return self.require_keys or not self.loopback

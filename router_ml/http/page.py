@@ -1,4 +1,4 @@
-"""The page at `/`, fed from the running service; clients that are no browser get what they know from Ollama."""
+"""The page at `/`, fed from the running service; other clients get the same text as from Ollama."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+from router_ml.errors import PolicyError
 from router_ml.http.dashboard.routes import dashboard_routes
 from router_ml.http.dashboard.view import PageSources
 from router_ml.http.headers import without_credentials
@@ -16,10 +17,12 @@ from router_ml.types import Decision
 
 
 def page_routes(service: Service) -> list[Route | Mount]:
-    """The routes of the page, that of `/` first."""
+    """Return the routes of the page; that of `/` comes first."""
 
     async def decide(query: str, policy: str) -> Decision:
-        known = service.models.named(policy)
+        known = service.models.policies.get(policy)
+        if known is None:
+            raise PolicyError(f"unknown policy {policy!r:.60}; there are {', '.join(service.models.policies)}")
         return await asyncio.to_thread(service.decider.decide, query, None, known, service.gateway.machine())
 
     page, *others = dashboard_routes(_sources(service), decide)
@@ -44,6 +47,7 @@ def _sources(service: Service) -> PageSources:
         firing=service.watch.alerts.firing,
         rollout=service.watch.rollout.state,
         recent=service.recent,
+        reason=service.decided.reason,
         bundle=lambda: str(getattr(service.decider, "name", "")),
         policy=lambda: service.models.default.name,
         stopping=service.stopping.is_set,

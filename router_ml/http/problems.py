@@ -1,4 +1,4 @@
-"""What went wrong with a request, as each API tells it: status, `Retry-After` and the body of its own form."""
+"""What went wrong with a request, in the form of each API: status, `Retry-After` and the body of its own form."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Problem(Exception):
         self.code = code
 
     def status(self, api: Api) -> int:
-        """The HTTP status, as the API has it."""
+        """Return the HTTP status that the API uses for it."""
         return _ANTHROPIC_OVERLOADED if api == "anthropic" and self.kind == "overloaded" else STATUS[self.kind]
 
     def body(self, api: Api) -> dict[str, Any]:
-        """The JSON body in the form of the API."""
+        """Return the JSON body in the form of the API."""
         if api == "ollama":
             return {"error": self.message}
         if api == "anthropic":
@@ -55,25 +55,25 @@ class Problem(Exception):
         return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` where it makes sense to come again, in whole seconds."""
+        """Return `Retry-After` in whole seconds if a retry may succeed."""
         if self.retry_after_s is None:
             return {}
         return {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
 
     def encoded(self, api: Api) -> bytes:
-        """The body as bytes."""
+        """Return the body as bytes."""
         return json.dumps(self.body(api), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def api_of(path: str) -> Api:
-    """The API a path belongs to."""
+    """Return the API that a path belongs to."""
     if path.startswith("/v1/messages"):
         return "anthropic"
     return "openai" if path.startswith("/v1/") else "ollama"
 
 
 def problem_of(error: BaseException) -> Problem:
-    """The problem an error of the router stands for."""
+    """Return the problem that stands for an error of the router."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, InputError):

@@ -1,4 +1,4 @@
-"""Calls that are no chat: prompts, embeddings, the management of models, and what merely passes through."""
+"""Endpoints other than chat: prompts, embeddings, model management, and paths that pass through."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from router_ml.types import Decision
 
 
 class PromptEndpoints:
-    """They go to a host as they are; where `auto` is asked, only the model's name is filled in."""
+    """Requests pass to a host unchanged, except that `auto` is replaced by the name of the chosen model."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._names = ModelNames(service.catalogue)
 
     async def pass_on(self, request: Request) -> Response:
-        """Whatever the host says."""
+        """Pass the request to the host and return the host's answer."""
         return await self._service.proxy.forward(request, await read_body(request, self._service.options))
 
     async def manage(self, request: Request) -> Response:
-        """Pull, push, create, copy and delete: where that is allowed. Large files stream through."""
+        """Pass on pull, push, create, copy and delete if that is allowed. Large files are streamed."""
         if not self._service.options.manage_models:
             raise Problem("permission", "managing models through the router is off; start it with --manage-models")
         return await self._service.proxy.manage(request)
 
     async def generate(self, request: Request) -> Response:
-        """`/api/generate` and `/v1/completions`: for `auto` the prompt decides on the model."""
+        """Serve `/api/generate` and `/v1/completions`; for `auto` the model is chosen by the prompt."""
         raw = await read_body(request, self._service.options)
         body = lenient_json(raw)
         policy = self._service.models.policy(body.get("model"))
@@ -56,11 +56,11 @@ class PromptEndpoints:
         return await self._routed(request, parse_json(raw), prompt, policy)
 
     async def embed(self, request: Request) -> Response:
-        """Embeddings: vectors of different models do not compare, so there is nothing to choose."""
+        """Serve embeddings by the named model: vectors of different models are not comparable, so none is chosen."""
         raw = await read_body(request, self._service.options)
         if self._service.models.policy(lenient_json(raw).get("model")) is not None:
             raise Problem(
-                "invalid", "auto gives no embeddings: name the embedding model, vectors of two do not compare"
+                "invalid", "auto gives no embeddings: name the embedding model, vectors of two cannot be compared"
             )
         return await self._service.proxy.forward(request, raw)
 
@@ -83,7 +83,7 @@ class PromptEndpoints:
         )
 
     async def _installed(self, decision: Decision) -> tuple[str, str]:
-        """The best model that a host has: its name in the catalogue, and the host's own name for it."""
+        """Return the best model that a host has: its name in the catalogue and the host's name for it."""
         listed = (str(m.get("model") or m.get("name")) for m in await self._service.proxy.models(TAGS_TTL_S))
         own = {self._names.canonical(name): name for name in listed}
         wanted = (decision.model, *(candidate.model for candidate in decision.ranked))

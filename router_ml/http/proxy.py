@@ -1,4 +1,4 @@
-"""The way to the hosts for what is not routed: bytes go through unchanged, and what a generation took is recorded."""
+"""The pass-through to hosts of requests that are not routed: bytes are unchanged, generations are recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from router_ml.hosts.options import GatewayOptions
 from router_ml.http.access_log import note
 from router_ml.http.body import lenient_json
 from router_ml.http.headers import header_text
-from router_ml.http.named_call import NamedCall, Place
+from router_ml.http.named_call import HostedModel, NamedCall
 from router_ml.http.problems import Problem
 from router_ml.http.streaming import while_connected
 
@@ -36,7 +36,7 @@ _HOP_BY_HOP = frozenset({
 _NOT_SENT = _HOP_BY_HOP | {"host", "content-length", "authorization", "x-api-key", "cookie", "expect"}
 _NOT_RETURNED = _HOP_BY_HOP | {"date"}
 TAGS_TTL_S = 15.0
-_TAGS_RETRY_S = 2.0  # after a look that failed
+_TAGS_RETRY_S = 2.0  # after a listing that failed
 _TAGS_WAIT_S = 2.0
 _READ_S = 600.0  # longest silence of a host: loading a large model takes minutes
 _GENERATIONS = frozenset({
@@ -45,8 +45,8 @@ _GENERATIONS = frozenset({
 
 
 @dataclass
-class Installed:
-    """What a host has, by the latest look."""
+class HostListing:
+    """The models of a host, by the latest listing."""
 
     models: list[Mapping[str, Any]] = field(default_factory=list)
     at_s: float = float("-inf")
@@ -59,9 +59,9 @@ class Proxy:
     def __init__(self, hosts: Sequence[str], limits: GatewayOptions, recorder: Recorder) -> None:
         self._hosts = tuple(hosts)
         self._limits, self._recorder = limits, recorder
-        self._places: dict[tuple[str, str], Place] = {}
-        self._installed = {host: Installed() for host in self._hosts}
-        self._looking: asyncio.Task[None] | None = None
+        self._hosted_models: dict[tuple[str, str], HostedModel] = {}
+        self._listings = {host: HostListing() for host in self._hosts}
+        self._refreshing: asyncio.Task[None] | None = None
         self._client: httpx.AsyncClient | None = None
 
     @property
@@ -71,18 +71,18 @@ class Proxy:
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         if self._client is not None:
             await self._client.aclose()
 
     async def forward(
         self, request: Request, raw: bytes, *, decision_id: str | None = None, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """The host's own answer to a request, unchanged; `headers` are added to it.
+        """Return the host's own answer to a request, unchanged except that `headers` are added.
 
         A request for a generation goes to the least busy host that has its model, is bounded and recorded, as the
-        outcome of the decision where there was one. Raises `Problem` where no host can be reached or the model is
+        outcome of the decision where there was one. Raises `Problem` if no host can be reached or the model is
         busy, and `ClientDisconnect`."""
         model = lenient_json(raw).get("model") if raw else None
         if not isinstance(model, str):
@@ -92,24 +92,25 @@ class Proxy:
         return await self._guarded(request, raw, model, decision_id, headers or {})
 
     async def manage(self, request: Request) -> Response:
-        """The default host's answer; the body streams to it, for a model's file is larger than any other body.
+        """Return the default host's answer; the body is streamed to it, since a model file exceeds the limit on bodies.
 
-        Raises `Problem` where the host cannot be reached."""
+        Raises `Problem` if the host cannot be reached."""
         return await self._plainly(request, request.stream(), None)
 
     async def models(self, max_age_s: float = 0.0) -> list[Mapping[str, Any]]:
-        """What all hosts have, each model once, by a look no older than that; of hosts that do not answer, what they
-        last had."""
-        if self._oldest_look_s() > max_age_s:
-            await self._look(max_age_s)
+        """Return the models of all hosts, each once, from listings at most `max_age_s` old.
+
+        Hosts that do not answer count with their last listing."""
+        if self._oldest_listing_s() > max_age_s:
+            await self._refresh(max_age_s)
         found: dict[str, Mapping[str, Any]] = {}
         for host in self._hosts:
-            for model in self._installed[host].models:
+            for model in self._listings[host].models:
                 found.setdefault(str(model.get("model") or model.get("name")), model)
         return list(found.values())
 
     async def get_each(self, path: str) -> list[Any]:
-        """The JSON that each host which answers gives for a path."""
+        """Return the JSON of each host that answers for a path."""
         answers = await asyncio.gather(*(self._get(host, path) for host in self._hosts))
         return [answer for answer in answers if answer is not None]
 
@@ -128,12 +129,12 @@ class Proxy:
     ) -> Response:
         waits: list[float] = []
         for host in await self._order(model):
-            place = self._place(normal(model), host)
-            permit = place.breaker.acquire()
+            hosted = self._hosted(normal(model), host)
+            permit = hosted.breaker.acquire()
             if permit is None:
-                waits.append(place.breaker.retry_after_s)
+                waits.append(hosted.breaker.retry_after_s)
                 continue
-            call = NamedCall(model, place, permit, self._record, decision_id)
+            call = NamedCall(model, hosted, permit, self._record, decision_id)
             try:
                 answer = await while_connected(request, self._called(call, host, request, raw))
             except Shed as shed:
@@ -153,7 +154,7 @@ class Proxy:
         raise _unreachable()
 
     async def _called(self, call: NamedCall, host: str, request: Request, raw: bytes) -> httpx.Response:
-        """The head of the host's answer, once there is a place. Raises `Shed`, and as `_send` does."""
+        """Return the head of the host's answer, once there is a free slot. Raises `Shed`, and what `_send` raises."""
         try:
             await call.enter(self._limits.deadline_s)
             return await self._send(host, request, raw)
@@ -171,7 +172,7 @@ class Proxy:
             raise
 
     async def _send(self, host: str, request: Request, raw: bytes | AsyncIterator[bytes]) -> httpx.Response:
-        """The head of the host's answer. Raises `httpx.ConnectError`, and `Problem` where the host breaks off."""
+        """Return the head of the host's answer. Raises `httpx.ConnectError`, and `Problem` if the connection breaks."""
         path = request.scope.get("raw_path") or request.url.path.encode()
         query = request.scope.get("query_string", b"")
         base = httpx.URL(host)
@@ -185,11 +186,11 @@ class Proxy:
         except httpx.ConnectError:
             raise
         except httpx.TransportError as error:
-            raise Problem("upstream", f"the host broke off ({type(error).__name__})") from None
+            raise Problem("upstream", f"the host closed the connection ({type(error).__name__})") from None
 
     def _record(self, outcome: OutcomeEvent) -> None:
         """Write down what a request gave; a failure of a name that no host has leaves no trace."""
-        if not outcome.ok and not any(outcome.model in installed.names for installed in self._installed.values()):
+        if not outcome.ok and not any(outcome.model in installed.names for installed in self._listings.values()):
             return
         if outcome.pinned:  # nothing was decided: the caller named the model
             began_s = outcome.at_s - (outcome.latency_s or 0.0)
@@ -200,54 +201,54 @@ class Proxy:
     # -- which host ---------------------------------------------------------------------------------------------
 
     async def _order(self, model: str | None) -> list[str]:
-        """The hosts to try: those that have the model, the least busy first; where none has it, the default one."""
+        """Return the hosts to try: those that have the model, least busy first; if none has it, the default host."""
         if model is None:
             return list(self._hosts)
         name = normal(model)
-        if self._oldest_look_s() > TAGS_TTL_S:
-            await self._look(TAGS_TTL_S, wait=not self._having(name))
+        if self._oldest_listing_s() > TAGS_TTL_S:
+            await self._refresh(TAGS_TTL_S, wait=not self._having(name))
         having = self._having(name)
         return sorted(having, key=lambda host: self._busy(name, host)) or list(self._hosts[:1])
 
     def _having(self, name: str) -> list[str]:
-        return [host for host in self._hosts if name in self._installed[host].names]
+        return [host for host in self._hosts if name in self._listings[host].names]
 
     def _busy(self, name: str, host: str) -> int:
-        return self._place(name, host).calls
+        return self._hosted(name, host).calls
 
-    def _place(self, name: str, host: str) -> Place:
-        """The gate and breaker of a model; names that the host does not know share one."""
-        key = (name if name in self._installed[host].names else "", host)
-        if key not in self._places:
+    def _hosted(self, name: str, host: str) -> HostedModel:
+        """Return the gate and the breaker of a model; names unknown to the host share one pair."""
+        key = (name if name in self._listings[host].names else "", host)
+        if key not in self._hosted_models:
             gate = Gate(self._limits.parallel, self._limits.max_waiting)
-            self._places[key] = Place(gate, Breaker(self._limits.breaker))
-        return self._places[key]
+            self._hosted_models[key] = HostedModel(gate, Breaker(self._limits.breaker))
+        return self._hosted_models[key]
 
-    def _oldest_look_s(self) -> float:
-        return time.monotonic() - min(installed.at_s for installed in self._installed.values())
+    def _oldest_listing_s(self) -> float:
+        return time.monotonic() - min(installed.at_s for installed in self._listings.values())
 
-    async def _look(self, max_age_s: float, wait: bool = True) -> None:
-        """Bring what is installed up to date, in the background unless somebody waits for it."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look_at_stale(max_age_s))
+    async def _refresh(self, max_age_s: float, wait: bool = True) -> None:
+        """Refresh the listings of installed models, in the background unless a request waits for them."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh_stale(max_age_s))
         if wait:
-            await asyncio.shield(self._looking)
+            await asyncio.shield(self._refreshing)
 
-    async def _look_at_stale(self, max_age_s: float) -> None:
+    async def _refresh_stale(self, max_age_s: float) -> None:
         now = time.monotonic()
-        stale = [host for host in self._hosts if now - self._installed[host].at_s > max_age_s]
-        await asyncio.gather(*(self._look_at(host) for host in stale))
+        stale = [host for host in self._hosts if now - self._listings[host].at_s > max_age_s]
+        await asyncio.gather(*(self._refresh_host(host) for host in stale))
 
-    async def _look_at(self, host: str) -> None:
+    async def _refresh_host(self, host: str) -> None:
         found = await self._get(host, "/api/tags")
         listed = found.get("models") if isinstance(found, dict) else None
         if isinstance(listed, list):
             models = [model for model in listed if isinstance(model, Mapping)]
             names = frozenset(normal(str(model.get("model") or model.get("name") or "")) for model in models)
-            self._installed[host] = Installed(models, time.monotonic(), names)
-        else:  # look again soon
-            before = self._installed[host]
-            self._installed[host] = dataclasses.replace(before, at_s=time.monotonic() - TAGS_TTL_S + _TAGS_RETRY_S)
+            self._listings[host] = HostListing(models, time.monotonic(), names)
+        else:  # repeat soon
+            before = self._listings[host]
+            self._listings[host] = dataclasses.replace(before, at_s=time.monotonic() - TAGS_TTL_S + _TAGS_RETRY_S)
 
     async def _get(self, host: str, path: str) -> Any:
         try:
@@ -279,9 +280,9 @@ class Passed(StreamingResponse):
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(body, answer.status_code)
-        kept = [(name.lower(), value) for name, value in answer.headers.raw]
+        received = [(name.lower(), value) for name, value in answer.headers.raw]
         added = [(name.encode(), value.encode("latin-1", "replace")) for name, value in (more or {}).items()]
-        self.raw_headers = [*(pair for pair in kept if pair[0].decode("latin-1") not in _NOT_RETURNED), *added]
+        self.raw_headers = [*(pair for pair in received if pair[0].decode("latin-1") not in _NOT_RETURNED), *added]
         self._answer, self._ended = answer, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""A model's answer in plain values, for every API to tell in its own form."""
+"""A model's answer in plain values, which every API formats in its own way."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class Piece:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens read; 0 where the server did not say."""
+        """Prompt tokens; 0 if the server did not report them."""
         return self.figures.get("prompt_eval_count", 0)
 
     @property
     def output_tokens(self) -> int:
-        """Tokens written; 0 where the server did not say."""
+        """Output tokens; 0 if the server did not report them."""
         return self.figures.get("eval_count", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A chat request in the gateway's words, whatever API it came by."""
+    """A chat request in the gateway's form, whichever API received it."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = field(default_factory=list)
@@ -60,7 +60,7 @@ class ChatCall:
     user_id: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `Gateway.achat`."""
+        """Return the keyword arguments of `Gateway.achat`."""
         optional = {
             "tools": self.tools, "think": self.think, "format": self.format, "options": self.options,
             "keep_alive": self.keep_alive, "logprobs": self.logprobs, "top_logprobs": self.top_logprobs,
@@ -70,7 +70,7 @@ class ChatCall:
 
 
 def piece_of(response: Any) -> Piece:
-    """The plain form of a chat response, or of a part of one."""
+    """Return the plain form of a chat response, or of a part of one."""
     message = response.message
     calls = tuple(_call(call) for call in message.tool_calls or ())
     figures = {name: value for name in _DURATIONS if (value := getattr(response, name, None)) is not None}
@@ -85,7 +85,7 @@ def piece_of(response: Any) -> Piece:
 
 
 def piece_of_wire(wire: Mapping[str, Any]) -> Piece:
-    """The plain form of an object of `/api/chat`."""
+    """Return the plain form of an object of `/api/chat`."""
     message = wire.get("message") or {}
     return Piece(
         content=message.get("content") or "",

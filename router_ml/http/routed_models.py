@@ -22,7 +22,7 @@ class RoutedModels:
     """Which names are routed, and under which policy."""
 
     def __init__(self, catalogue: Catalogue, default: Policy | str, files: Sequence[Path] = ()) -> None:
-        """Raises `PolicyError` where a policy file cannot be used."""
+        """Read the policies. Raises `PolicyError` if a policy file cannot be used."""
         self._catalogue = catalogue
         self.policies: Mapping[str, Policy] = {**PRESETS, **{path.stem: resolve_policy(path) for path in files}}
         self.default = resolve_policy(default)
@@ -35,9 +35,9 @@ class RoutedModels:
         return (AUTO, *(f"{AUTO}:{policy}" for policy in self.policies))
 
     def policy(self, model: object) -> Policy | None:
-        """The policy a model's name stands for; None where it is a model of a host.
+        """Return the policy that a model name stands for, or None if it names a model of a host.
 
-        Raises `Problem` where it begins like one of ours, and is none."""
+        Raises `Problem` if it begins with `auto:` and no such policy exists."""
         if not isinstance(model, str):
             return None
         name, _, tag = model.strip().partition(":")
@@ -46,7 +46,7 @@ class RoutedModels:
         return self.default if tag in ("", "latest") else self.named(tag)
 
     def named(self, policy: str) -> Policy:
-        """A policy by its name. Raises `Problem` for one the server does not know; a path is none it knows."""
+        """Return a policy by its name; paths are refused. Raises `Problem` for a name that the server does not know."""
         found = self.policies.get(policy)
         if found is None:
             raise Problem("not_found", f"model '{AUTO}:{policy}' not found; there are {', '.join(self.names)}")
@@ -54,20 +54,20 @@ class RoutedModels:
 
     @property
     def context_length(self) -> int:
-        """Tokens of the largest window among the catalogue's models."""
+        """Context length in tokens, the largest among the catalogue's models."""
         windows = [model.context_window_tokens for model in self._catalogue.models if model.context_window_tokens]
         return max(windows, default=_DEFAULT_WINDOW)
 
     @property
     def capabilities(self) -> list[str]:
-        """What at least one model of the catalogue can do; `vision` only where one says so."""
+        """Capabilities of at least one model of the catalogue; `vision` only if a model declares it."""
         models = self._catalogue.models
         able = [name for name in ("tools", "thinking") if any(model.can(name) for model in models)]
         sees = any(model.capabilities is not None and "vision" in model.capabilities for model in models)
         return ["completion", *able, *(["vision"] if sees else [])]
 
     def tag(self, name: str) -> dict[str, Any]:
-        """The entry of `/api/tags`."""
+        """Return the entry of `/api/tags`."""
         return {
             "name": name,
             "model": name,
@@ -79,7 +79,7 @@ class RoutedModels:
         }
 
     def shown(self, name: str) -> dict[str, Any]:
-        """The answer of `/api/show`."""
+        """Return the answer of `/api/show`."""
         return {
             "modelfile": f"# {name} is routed: each request goes to the model that suits it\nFROM {name}\n",
             "parameters": "",
@@ -91,7 +91,7 @@ class RoutedModels:
         }
 
     def openai(self, name: str) -> dict[str, Any]:
-        """The entry of `/v1/models`."""
+        """Return the entry of `/v1/models`."""
         return {"id": name, "object": "model", "created": self._started, "owned_by": _FAMILY}
 
     def _details(self) -> dict[str, Any]:

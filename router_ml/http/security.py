@@ -1,4 +1,4 @@
-"""Who is let in: names and origins this server answers to, API keys, and how many requests at once."""
+"""Access control: host names and origins, API keys, and the number of concurrent requests."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _WITHOUT_KEY = _PROBES | {"/openapi.json"}
 
 
 def problem_response(problem: Problem, path: str) -> Response:
-    """A problem in the form of the API the path belongs to."""
+    """Return a problem in the form of the API that the path belongs to."""
     api = api_of(path)
     media_type = "application/json; charset=utf-8" if api == "ollama" else "application/json"
     return Response(problem.encoded(api), problem.status(api), problem.headers(), media_type)
 
 
 class HostGuard:
-    """Refuses requests that a web page sent by way of a name of its own, or from an origin that is not allowed."""
+    """Refuses requests with a foreign Host header (DNS rebinding), and from origins that are not allowed."""
 
     def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
         self._app = app
@@ -61,7 +61,8 @@ class HostGuard:
         origin = headers.get("origin")
         if origin is not None and not self._own(origin.lower(), host):
             return Problem("permission", "this Origin may not call; start the server with --allow-origin ORIGIN")
-        if origin is None and headers.get("sec-fetch-site") == "cross-site":
+        followed_link = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
+        if origin is None and headers.get("sec-fetch-site") == "cross-site" and not followed_link:
             return Problem("permission", "a page of another site may not call this server")
         return None if _plain_path(scope) else Problem("invalid", "the path must be plain: no '..', '//' or backslash")
 
@@ -118,7 +119,7 @@ class KeyGuard:
 
 
 class Admission:
-    """Lets a bounded number of requests in at once; the others are told at once to come again."""
+    """Limits the number of requests served at once; further ones are refused with `Retry-After`."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
@@ -141,7 +142,7 @@ class Admission:
 
 
 def _shown(headers: Headers) -> str | None:
-    """The key in `Authorization` (of a browser: as the password) or `x-api-key`."""
+    """Return the key in `Authorization` (a browser sends it as the password) or `x-api-key`."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
@@ -154,7 +155,7 @@ def _shown(headers: Headers) -> str | None:
 
 
 def _host_name(host: str) -> str | None:
-    """The name in a Host header, without its port; None where it is none."""
+    """Return the host name in a Host header without its port, or None if there is none."""
     try:
         parts = urlsplit(f"//{host}")
         _ = parts.port

@@ -1,4 +1,4 @@
-"""The process: opens the service, serves until it is told to stop, and lets running answers finish."""
+"""The process: opens the service, serves until a signal stops it, and lets running answers finish."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, options: ServerOptions) -> int:
     """Serve until a signal ends it; the exit status.
 
-    Raises `SettingsError` where it would listen beyond the loopback interface without any API key or cannot listen
+    Raises `SettingsError` if it would listen beyond the loopback interface without any API key or cannot listen
     there, and what `open_service` raises."""
     listener = listen(options)
     with contextlib.closing(listener), contextlib.closing(open_service(settings, options)) as service:
@@ -43,7 +43,7 @@ def run(settings: Settings, options: ServerOptions) -> int:
 
 
 def listen(options: ServerOptions) -> socket.socket:
-    """A socket that listens as the options say. Raises `SettingsError` where it cannot."""
+    """Return a listening socket for the options. Raises `SettingsError` if it cannot be opened."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     # The protocol is named: asyncio turns Nagle's algorithm off (40 ms a streamed part) only for sockets that say so.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -80,7 +80,7 @@ class Server(uvicorn.Server):  # type: ignore[misc]
 
 
 def config(service: Service) -> uvicorn.Config:
-    """How uvicorn runs the application."""
+    """Return the uvicorn configuration of the application."""
     options = service.options
     return uvicorn.Config(
         build_app(service),
@@ -97,7 +97,7 @@ def config(service: Service) -> uvicorn.Config:
 
 
 def limited(options: ServerOptions) -> type[HttpToolsProtocol]:
-    """The HTTP protocol with limits on the size and the time of a request's headers."""
+    """Return the HTTP protocol class with limits on the size and the duration of a request's headers."""
 
     class Limited(HttpToolsProtocol):  # type: ignore[misc]
         """Closes connections whose headers are too large or come too slowly."""
@@ -144,7 +144,7 @@ def limited(options: ServerOptions) -> type[HttpToolsProtocol]:
 
 
 def _log_to_stderr() -> None:
-    """Access lines as they are, everything else as JSON, too."""
+    """Log to standard error: access lines unchanged, everything else as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logger = logging.getLogger("router_ml")
@@ -154,7 +154,7 @@ def _log_to_stderr() -> None:
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """One line of JSON; an access line is one already."""
+        """Return one line of JSON; an access line is one already."""
         if record.name == "router_ml.http.access":
             return record.getMessage()
         line = {"at_s": round(record.created, 3), "level": record.levelname, "logger": record.name,

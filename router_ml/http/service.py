@@ -24,22 +24,30 @@ from router_ml.serve.gateway import Gateway
 from router_ml.settings import Settings, base_url
 from router_ml.types import Decision
 
-_REMEMBERED = 10_000
+_REMEMBERED = 1_000  # older ones are in the event store
 
 
 class Decided:
-    """The latest decisions by id. Lives in one event loop."""
+    """The latest decisions by id. Thread-safe."""
 
     def __init__(self, size: int = _REMEMBERED) -> None:
         self._decisions: LRUCache[str, Decision] = LRUCache(size)
+        self._lock = threading.Lock()
 
     def remember(self, decision: Decision) -> None:
         """Keep a decision."""
-        self._decisions[decision.decision_id] = decision
+        with self._lock:
+            self._decisions[decision.decision_id] = decision
 
     def get(self, decision_id: str) -> Decision | None:
-        """The decision of that id, or None."""
-        return self._decisions.get(decision_id)
+        """Return the decision of that id, or None."""
+        with self._lock:
+            return self._decisions.get(decision_id)
+
+    def reason(self, decision_id: str) -> str:
+        """Return the reason of a decision, or "" if it is not known any more."""
+        decision = self.get(decision_id)
+        return decision.reason if decision else ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Service:
     stopping: threading.Event  # set once the server stops
 
     def full_s(self) -> float | None:
-        """Seconds until some model may have a place, where every queue is full; else None.
+        """Seconds until a model may have a free slot if every queue is full, else None.
 
         A model that is not in memory has no place on a host where another one's queue is full."""
         limits = self.gateway.options
@@ -85,7 +93,7 @@ def open_service(
     catalogue: Catalogue | None = None,
     gateway_limits: GatewayOptions | None = None,
 ) -> Service:
-    """The service as settings and options describe it; what is given replaces what would be built.
+    """Build the service from settings and options; objects that are passed replace those it would build.
 
     Raises `SettingsError`, `CatalogueError` and `PolicyError`."""
     hosts = tuple(base_url(url) for url in options.hosts) or (settings.ollama_host,)
@@ -118,7 +126,7 @@ def _known(decider: Decider, settings: Settings) -> Catalogue:
 
 
 def _hosted(catalogue: Catalogue, hosts: tuple[str, ...]) -> Catalogue:
-    """The catalogue with every model that names no host of its own at all of these."""
+    """Return the catalogue with all of these hosts for every model that names none of its own."""
     if len(hosts) == 1:
         return catalogue
     models = (m if m.hosts else dataclasses.replace(m, hosts=hosts) for m in catalogue.models)
@@ -126,6 +134,6 @@ def _hosted(catalogue: Catalogue, hosts: tuple[str, ...]) -> Catalogue:
 
 
 def _every_host(catalogue: Catalogue, hosts: tuple[str, ...]) -> tuple[str, ...]:
-    """The hosts that speak Ollama's API: a prefix such as `openai+` means another one."""
+    """Return the hosts that speak Ollama's API: a prefix such as `openai+` stands for another one."""
     own = (base_url(url) for model in catalogue.models for url in model.hosts)
     return tuple(dict.fromkeys(url for url in (*hosts, *own) if url.startswith(("http://", "https://"))))

@@ -1,4 +1,4 @@
-"""Answers on their way to a client, and what happens when the client leaves."""
+"""Streamed answers to a client, cancelled when the client leaves."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Events(Protocol):
     """One streamed answer in the form of one API; each method returns the bytes to send."""
 
     def begin(self) -> bytes:
-        """What comes before the first part."""
+        """Return what comes before the first part."""
 
     def piece(self, piece: Piece) -> bytes:
-        """One part."""
+        """Return one part."""
 
     def end(self, whole: Piece) -> bytes:
-        """What comes last; `whole` is the whole answer with its figures."""
+        """Return what comes last; `whole` is the whole answer with its figures."""
 
     def failed(self, problem: Problem) -> bytes:
-        """What is sent where the answer breaks off."""
+        """Return what is sent when the answer breaks off."""
 
 
 class Dialect(Protocol):
@@ -42,33 +42,33 @@ class Dialect(Protocol):
     media_type: str  # of a stream
 
     def call(self, body: Mapping[str, Any]) -> ChatCall:
-        """The request. Raises `Problem` for one that cannot be served."""
+        """Return the request. Raises `Problem` if it cannot be served."""
 
     def whole(self, body: Mapping[str, Any], model: str, piece: Piece) -> dict[str, Any]:
-        """The answer in one piece."""
+        """Return the answer in one piece."""
 
     def events(self, body: Mapping[str, Any], model: str) -> Events:
-        """The answer as a stream."""
+        """Return the answer as a stream."""
 
 
 def encoded(value: object) -> bytes:
-    """JSON as bytes."""
+    """Encode a value as JSON bytes."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def sse(data: object, event: str | None = None) -> bytes:
-    """One server-sent event."""
+    """Encode a value as one server-sent event."""
     head = f"event: {event}\n".encode() if event else b""
     return head + b"data: " + encoded(data) + b"\n\n"
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON response."""
+    """Return a JSON response."""
     return Response(encoded(value), status, headers, "application/json; charset=utf-8")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled once the client leaves. Raises `ClientDisconnect` then."""
+    """Return the result of `work`. If the client leaves, cancels `work` and raises `ClientDisconnect`."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
     try:
@@ -87,8 +87,8 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def told(events: Events, stream: AsyncAnswerStream) -> AsyncIterator[bytes]:
-    """The bytes of a gateway's stream; leaving it early ends the generation."""
+async def stream_bytes(events: Events, stream: AsyncAnswerStream) -> AsyncIterator[bytes]:
+    """Yield the bytes of a gateway's stream; closing it early ends the generation."""
     try:
         yield events.begin()
         async for part in stream:

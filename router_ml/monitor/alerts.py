@@ -1,4 +1,4 @@
-"""Alerts: run the rules beside the traffic, and report every change of state to the channels."""
+"""Alerts: evaluate the rules on the events, and report every change of state to the channels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ _LOG = logging.getLogger("router_ml.alerts")
 _INBOX = 50_000
 _CHECK_S = 0.5
 _RESEND_S = 300.0  # an Alertmanager forgets an alert that is not sent again
-REMIND_S = 60.0  # what fires is recorded again so often, so that a reader can tell a dead process from a lasting fault
+REMIND_S = (
+    60.0  # interval at which firing alerts are recorded again, so that a dead process differs from a lasting fault
+)
 UNHEARD_S = 3 * REMIND_S  # an alert not recorded for so long: the process that watched it has ended
 _TIMEOUT_S = 5.0
 
@@ -68,7 +70,7 @@ class LogChannel:
 class WebhookChannel:
     """Posts to an Alertmanager (`http://host:9093/api/v2/alerts`), or to anything that takes its form.
 
-    Raises `SettingsError` where the URL is not one of HTTP."""
+    Raises `SettingsError` if the URL is not one of HTTP."""
 
     def __init__(self, url: str, *, timeout_s: float = _TIMEOUT_S) -> None:
         if not url.startswith(("http://", "https://")):
@@ -79,7 +81,7 @@ class WebhookChannel:
         self._began: dict[tuple[str, str], float] = {}
 
     def deliver(self, alerts: Sequence[AlertEvent]) -> None:
-        """Post all in one request. Raises `OSError` where it is refused."""
+        """Post all alerts in one request. Raises `OSError` if it is refused."""
         body = json.dumps([self._form(alert) for alert in alerts]).encode()
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"}, method="POST")
         with urllib.request.urlopen(request, timeout=self._timeout_s):
@@ -140,7 +142,7 @@ class Alerts:
         self._thread: threading.Thread | None = None
 
     def record(self, event: Event) -> None:
-        """Take one event, without its text; a clarifying question says nothing about any model."""
+        """Take one event, without its text; a clarifying question is no evidence about any model."""
         if not (isinstance(event, OutcomeEvent) and event.clarified):
             self._inbox.append(without_text(event))
         if self._started and self._thread is None:
@@ -152,7 +154,7 @@ class Alerts:
             return tuple(sorted(self._firing.values(), key=lambda alert: alert.at_s))
 
     def check(self) -> list[AlertEvent]:
-        """Feed what was recorded to the rules, report what changed, and return the changes."""
+        """Pass the recorded events to the rules, deliver the changes, and return them."""
         changes: list[AlertEvent] = []
         while self._inbox:
             changes += self._observe(self._inbox.popleft())
@@ -172,7 +174,7 @@ class Alerts:
                 self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread, and record that what fires is no longer watched; the channels are not told."""
+        """Stop the thread, and record that firing alerts are no longer watched; the channels are not notified."""
         self._started = False
         self._stop.set()
         if self._thread is not None and self._thread.is_alive():
@@ -185,7 +187,7 @@ class Alerts:
     def _observe(self, event: Event) -> list[AlertEvent]:
         changes = []
         if isinstance(event, AttemptEvent | OutcomeEvent):
-            label = self._models.of(event.model, served=event.ok)  # rules keep a state for each model
+            label = self._models.of(event.model, served=event.ok)  # rules hold a state for each model
             event = event if label == event.model else dataclasses.replace(event, model=label)
         for rule in self._rules:
             try:
@@ -258,7 +260,7 @@ def _watch(alerts: weakref.ref[Alerts], stop: threading.Event) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return what is wrong, without the URL that an error may quote, and with it a token."""
+    """Return the reason of an error without a URL, which may hold a token."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP status {error.code}"
     if isinstance(error, urllib.error.URLError):

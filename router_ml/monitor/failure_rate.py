@@ -13,7 +13,7 @@ from router_ml.monitor.rule import ALL, Shares, Signal
 
 _OPEN = 10_000  # decisions under way
 _PRIOR = 0.1  # failures where nothing was predicted
-# No fault of a model or its host: cancelled requests, calls that were never made, requests no model could take.
+# Not a fault of a model or its host: cancelled requests, calls that were never made, requests no model could take.
 _BLAMELESS = frozenset({"cancelled", "shed", "open", "absent", "invalid", "empty"})
 
 
@@ -61,11 +61,11 @@ class FailureRate:
     for prompts do not explain them; that of wrong answers is the calibrated prediction. Firing takes the sum and an
     excess in a short and a long window. Errors hidden by a fallback count for their model by its attempts; answers
     without a judgement count as answers only. Cancelled requests, calls that were never made and requests that no model
-    can take are no failures."""
+    can take are not failures."""
 
     name = "failure_rate"
     advice = (
-        "Look at the errors with 'router-ml events export'. If one model fails, check its host with 'ollama ps' and "
+        "List the errors with 'router-ml events export'. If one model fails, check its host with 'ollama ps' and "
         "remove it from the catalogue until it works again. Roll back the last change."
     )
 

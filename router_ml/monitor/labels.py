@@ -1,10 +1,10 @@
-"""Model names as metric labels and alert subjects: bounded, whatever names clients make up."""
+"""Model names as metric labels and alert subjects: bounded for any names that clients send."""
 
 from __future__ import annotations
 
 OTHER = "other"
 _SERVED = 200  # names of models that were chosen or have answered
-_UNSERVED = 20  # names that callers asked for and nobody served
+_UNSERVED = 20  # names that were requested and never served
 _CHARS = 200
 
 

@@ -21,7 +21,7 @@ from router_ml.monitor.labels import Labels
 from router_ml.monitor.summary import RequestRecord, Snapshot, request_record, summarise_requests
 from router_ml.types import Candidate
 
-KEPT = 50_000  # requests in memory; older ones leave the windows
+KEPT = 50_000  # maximum number of requests in memory; older ones are dropped
 _FOLD = 512  # queued events that are counted at once
 _UNDER_WAY = 10_000  # decisions whose outcome has not come, and judgements whose request has not
 
@@ -47,7 +47,7 @@ class Histogram:
         self.total += value
 
 
-LabelSet = tuple[str, str, str]  # model, variant, kind of error ("" where it went well)
+LabelSet = tuple[str, str, str]  # model, variant, kind of error ("" if it went well)
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
-    """What is kept of a decision until its outcome comes."""
+    """The part of a decision that is held until its outcome arrives."""
 
     decision_id: str
     model: str
@@ -74,7 +74,7 @@ class _Decided:
 
 
 class LiveMetrics:
-    """A `Recorder` that keeps live metrics. Thread-safe; recording takes a few microseconds and never waits."""
+    """A `Recorder` that computes live metrics. Thread-safe; recording takes a few microseconds and never waits."""
 
     def __init__(self, *, kept: int = KEPT, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -85,7 +85,7 @@ class LiveMetrics:
             Labels(), Labels(unserved=50), Labels(unserved=50), Labels(unserved=10)
         )  # fmt: skip
         self._requests: deque[RequestRecord] = deque()
-        self._judged: dict[str, Judgement | None] = {}  # of the requests kept
+        self._judged: dict[str, Judgement | None] = {}  # of the requests in memory
         self._decided: dict[str, tuple[Candidate, ...]] = {}  # the oldest first
         self._early: dict[str, Judgement] = {}  # feedback that came before its outcome, the oldest first
         self._counters = Counters()

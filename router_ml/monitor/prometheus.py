@@ -142,7 +142,7 @@ def _chat(labels: LabelSet) -> dict[str, str]:
 
 
 def _clean(labels: Mapping[str, str]) -> dict[str, str]:
-    """Labels that any scraper reads: UTF-8 without control characters (the newline is escaped)."""
+    """Make a label value that any scraper reads: UTF-8 without control characters (the newline is escaped)."""
     return {
         name: "".join("?" if (ord(c) < 32 and c != "\n") or 0xD800 <= ord(c) < 0xE000 else c for c in value)
         for name, value in labels.items()

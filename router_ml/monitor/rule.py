@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from router_ml.events.event import Event
 
-ALL = "all"  # the subject of a rule that looks at all models together
+ALL = "all"  # the subject of a rule that covers all models together
 
 
 class Signal(NamedTuple):
@@ -50,7 +50,7 @@ class Shares:
             self._counts[index] += value
 
     def share(self, index: int) -> float:
-        """Return the mean of a window; 0 where it is empty."""
+        """Return the mean of a window; 0 if it is empty."""
         n = len(self._windows[index][1])
         return self._counts[index] / n if n else 0.0
 

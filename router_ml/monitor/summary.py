@@ -18,11 +18,11 @@ _HALF = 0.5  # a model that takes at most this share of the time is clearly fast
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Figures of one group of requests. None where nothing is known."""
+    """Figures of one group of requests. None if nothing is known."""
 
     requests: int
     answered_share: float | None  # an answer came back
-    success_rate: float | None  # mean success where somebody knows it, failed calls included
+    success_rate: float | None  # mean success of judged requests, failed calls included
     judged: int  # requests that rate rests on
     latency_p50_s: float | None  # of all requests, cached ones included; linear interpolation
     latency_p90_s: float | None
@@ -91,7 +91,7 @@ def request_record(outcome: OutcomeEvent, candidates: Sequence[Candidate] = ()) 
 def summarise(events: Iterable[Event], since_s: float, until_s: float) -> Snapshot:
     """Return the figures of the outcomes in a window; decisions and feedback may lie outside of it.
 
-    Clarifying questions are no answers of any model, and are left out."""
+    Clarifying questions are left out, since no model generated them."""
     outcomes: list[OutcomeEvent] = []
     candidates: dict[str, Sequence[Candidate]] = {}
     judged: dict[str, Judgement] = {}

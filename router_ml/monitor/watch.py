@@ -46,7 +46,7 @@ class Watch:
 
 
 def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch:
-    """Return the parts as the settings describe them; nothing runs before `start`, and a failing store is no error.
+    """Return the parts as the settings describe them; nothing runs before `start`, and a failing store is not an error.
 
     Alerts go to the log, to the webhook of the settings, and to further `channels`."""
     read_store = functools.partial(_readable, settings)

@@ -38,7 +38,7 @@ class ComplexityClassifier:
         self._choose = choose
 
     async def classify(self, context: Any) -> str | None:
-        """Return the tier of a `RoutingContext`, or None where it holds no user turn."""
+        """Return the tier of a `RoutingContext`, or None if it holds no user turn."""
         messages = list(context.structured_messages or context.raw_messages)
         query, before = last_user_turn(messages)
         if not query:
@@ -87,7 +87,7 @@ def own_name(deployment: Mapping[str, Any]) -> str:
 
 
 def last_user_turn(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Mapping[str, Any]]]:
-    """Return the text of the last user turn and the turns before it; ("", []) where there is none."""
+    """Return the text of the last user turn and the turns before it; ("", []) if there is none."""
     last = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].get("role") == "user"), None)
     if last is None:
         return "", []

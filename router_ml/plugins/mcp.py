@@ -35,7 +35,7 @@ def build_server(router: Router | None = None, settings: Settings | None = None)
         return _answer(lambda: router.explain(query, {"history": history or []}, policy).as_dict())
 
     def feedback(decision_id: str, score: float, comment: str | None = None) -> dict[str, Any]:
-        """Record what an answer was worth, from 0 (bad) to 1 (good)."""
+        """Record feedback on an answer, from 0 (bad) to 1 (good)."""
         return _answer(lambda: _record(settings, FeedbackEvent(decision_id, "score", score, comment)))
 
     def status() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One request through real models, whatever breaks: cache -> assign -> route -> call and fall back -> record.
+"""One request through real models, with fallback: cache -> assign -> route -> call and fall back -> record.
 
 from router_ml.serve.build import build_gateway
 with build_gateway() as gateway:

@@ -2,7 +2,7 @@
 
 What counts as an answer is defined here alone: visible text or a tool call. White space, thoughts without either, and
 nothing at all are an empty answer. A model may give one without any fault of its host (the server drops calls of tools
-that were not offered), so it costs one fallback and blames nobody.
+that were not offered), so it costs one fallback and counts against no model.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Answer:
 
     @property
     def content(self) -> str:
-        """Return the text of the message; "" where there is none."""
+        """Return the text of the message; "" if there is none."""
         return self.reply.content
 
     @property
@@ -132,7 +132,7 @@ def response_of(reply: Reply) -> ChatResponse:
     """Return a reply as the ollama client gives it, a copy that is the caller's own."""
     try:
         return ChatResponse.model_validate(copy.deepcopy(dict(reply.wire)))
-    except ValueError:  # some field that nobody needs has a form the client does not read
+    except ValueError:  # an optional field has a form that the client does not read
         parts = {"content": reply.content, "thinking": reply.thinking or None, "tool_calls": reply.tool_calls or None}
         message = ollama.Message.model_validate({"role": "assistant", **copy.deepcopy(parts)})
         return ChatResponse(
@@ -142,17 +142,17 @@ def response_of(reply: Reply) -> ChatResponse:
 
 
 def is_empty(reply: Reply) -> bool:
-    """Whether a whole reply is no answer: neither visible text nor a tool call."""
+    """Return whether a whole reply is empty: neither visible text nor a tool call."""
     return not reply.tool_calls and not _is_visible(reply.content)
 
 
 def says_something(part: Reply) -> bool:
-    """Whether a part of a stream is worth passing on at once: visible text, a tool call or thoughts."""
+    """Return whether a part of a stream has content to pass on: visible text, a tool call or thinking."""
     return bool(part.thinking) or not is_empty(part)
 
 
 def may_be_empty(options: Mapping[str, Any] | None) -> bool:
-    """Whether the caller asked for no output."""
+    """Return whether the caller asked for no output."""
     return (options or {}).get("num_predict") == 0
 
 

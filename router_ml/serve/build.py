@@ -51,7 +51,7 @@ def build_gateway(
     to read live metrics and alerts. With a `recorder` of your own there are neither, nor experiments unless you give
     an `assigner`, too.
 
-    Raises `SettingsError`, `PolicyError` and `CatalogueError`; a missing bundle or store is no error."""
+    Raises `SettingsError`, `PolicyError` and `CatalogueError`; a missing bundle or store is not an error."""
     settings = settings or load_settings()
     options = options or gateway_options(settings)
     policy = _known_policy(settings.policy) if policy is None else policy
@@ -135,7 +135,7 @@ def gateway_options(settings: Settings) -> GatewayOptions:
 
 
 def answer_cache(settings: Settings) -> ExactCache[Answer] | None:
-    """Return the cache of answers, or None where it is off, as it is by default."""
+    """Return the cache of answers, or None if it is off, as it is by default."""
     return ExactCache(max_entries=settings.answer_cache_size) if settings.answer_cache_size else None
 
 
@@ -164,7 +164,7 @@ def bundle_routers(settings: Settings) -> Callable[[str], Router]:
 def _known_policy(policy: Policy | str) -> Policy | str:
     """Return the policy of the settings, which is read anew with each request where it is a file.
 
-    Raises `SettingsError` where it cannot be read now."""
+    Raises `SettingsError` if it cannot be read now."""
     try:
         resolve_policy(policy)
     except PolicyError as error:

@@ -35,7 +35,7 @@ class ModelCall:
     async def run(self, sink: Sink | None) -> Reply:
         """Return the whole reply; with a sink its parts are passed on as they come.
 
-        Raises `TimeoutError` and whatever the host raises."""
+        Raises `TimeoutError` and the errors of the host."""
         host = self._backend.host.host
         async with asyncio.timeout(self.timeout_s) as limit:
             if sink is None:
@@ -47,14 +47,16 @@ class ModelCall:
                 answered = answered or not is_empty(part)
                 if part.tool_calls:
                     self._state.asked = (self._backend.model, [call for seen in parts for call in seen.tool_calls])
-                if answered or not part.done:  # the end of thoughts alone is held back: another model goes on
+                if (
+                    answered or not part.done
+                ):  # the end of a reply without an answer is held back: another model continues
                     self._pass_on(sink, parts)
                 left_s = max(0.0, self._state.deadline_s - self._clock())
                 limit.reschedule(asyncio.get_running_loop().time() + min(self._idle_s, left_s))
             return Reply.joined(parts)
 
     def _pass_on(self, sink: Sink, parts: list[Reply]) -> None:
-        """Pass the latest part on; while nothing was said all are held back."""
+        """Pass the latest part on; parts are held back until one has content."""
         if self.first_token_s is not None:
             sink.part(parts[-1])
             return

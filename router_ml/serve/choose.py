@@ -20,7 +20,7 @@ from router_ml.hosts.fleet import Fleet
 from router_ml.serve.answer import Answer
 from router_ml.serve.order import pin, plain_decision, restrict, stick
 from router_ml.serve.request_state import RequestState
-from router_ml.serve.turn import Turns
+from router_ml.serve.turn import ToolLoops
 from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ _SESSIONS = 10_000  # sessions whose last model is remembered
 
 
 class Decider(Protocol):
-    """What chooses: a `Router`, or anything that decides as one does.
+    """A `Router`, or any object with the same `decide` method.
 
-    One that remembers what it read of a query may also have `remembers(query, context) -> bool`: where that is true it
+    One that caches the features of a query may also have `remembers(query, context) -> bool`: where that is true it
     decides in microseconds, and the gateway asks it without a hand-over to another thread."""
 
     def decide(
@@ -67,12 +67,12 @@ class DecisionStep:
         self._clock = clock
         self._pool = pool
         self._sessions: LRUCache[str, str] = LRUCache(_SESSIONS)
-        self._turns = Turns(clock)
+        self._tool_loops = ToolLoops(clock)
 
     def assign(self, state: RequestState) -> None:
         """Set which variant of a running experiment the request gets, if any."""
         if self._assigner is not None:
-            turn = self._turns.find(state)
+            turn = self._tool_loops.find(state)
             unit = state.context.session_id or (turn and turn.unit) or uuid.uuid4().hex
             try:
                 state.assignment = self._assigner(unit, state.context)
@@ -84,7 +84,7 @@ class DecisionStep:
 
         Raises `InputError` for a request that cannot be decided on, and `DeadlineExceeded`."""
         began_s = self._clock()
-        turn = self._turns.find(state)
+        turn = self._tool_loops.find(state)
         if self._remembers(state):
             decision = self._decide(state, machine)
         else:
@@ -99,13 +99,13 @@ class DecisionStep:
 
     def answered(self, state: RequestState, answer: Answer) -> None:
         """Note which model a session spoke with last, and which one asked for a tool."""
-        self._turns.asked(state, answer.model, answer.reply.tool_calls)
+        self._tool_loops.asked(state, answer.model, answer.reply.tool_calls)
         if state.context.session_id is not None:
             self._sessions[state.context.session_id] = answer.model
 
     def interrupted(self, state: RequestState) -> None:
         """Note which model asked for a tool in a stream that did not reach its end: the result goes to it."""
-        self._turns.asked(state, *state.asked)
+        self._tool_loops.asked(state, *state.asked)
 
     def _continued(self, decision: Decision, model: str) -> Decision:
         """Return the decision with the model that asked for the tool in front, where it may serve the request."""
@@ -114,7 +114,7 @@ class DecisionStep:
         return pin(decision, model, self._names, "asked for the tool whose result this is")
 
     def shadow(self, state: RequestState, machine: MachineState) -> Decision | None:
-        """Return what the challenger of a shadow experiment would have chosen; None where there is none or it fails."""
+        """Return what the challenger of a shadow experiment would have chosen; None if there is none or it fails."""
         variant = state.assignment.shadow if state.assignment else None
         if variant is None:
             return None
@@ -134,7 +134,7 @@ class DecisionStep:
             return False
 
     async def _decide_elsewhere(self, state: RequestState, machine: MachineState) -> Decision:
-        """Decide in another thread: reading a query takes milliseconds, and a decider may be anybody's."""
+        """Decide in another thread: reading a query takes milliseconds, and a decider may be third-party code."""
         work = functools.partial(self._decide, state, machine)
         try:
             deciding = asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -172,7 +172,7 @@ class DecisionStep:
             return self._decider.decide(state.request.text, state.context, state.policy, machine)
         except InputError:
             raise
-        except Exception as error:  # whatever the decider is, the request goes on
+        except Exception as error:  # the request continues after any error of the decider
             log.warning("the decider failed, the catalogue's order is used: %s", error)
             why = f"the decider failed ({type(error).__name__}); the catalogue's order is used"
             return plain_decision(self._fleet.catalogue, state.policy_name, why)
@@ -188,7 +188,7 @@ class DecisionStep:
     def _pinned(self, state: RequestState, decision: Decision) -> Decision:
         """Return the decision with the model the caller named in front, where there is such a model.
 
-        Raises `PolicyError` where the policy does not allow it."""
+        Raises `PolicyError` if the policy does not allow it."""
         if state.model is None:
             return decision
         if state.allowed is not None and self._names.canonical(state.model) not in state.allowed:

@@ -11,14 +11,14 @@ from router_ml.serve.request_state import RequestState
 
 
 def asks_clarifying_question(state: RequestState, question: str | None) -> bool:
-    """Whether the user is asked `question` once a decision was made; never where the caller named a model."""
+    """Return whether to ask the user `question` after a decision; never if the caller named a model."""
     if question is None or state.chosen.action != "clarify" or state.model is not None:
         return False
     return may_ask(state.request.conversation, question)
 
 
 def may_ask(conversation: Conversation, question: str | None) -> bool:
-    """Whether a conversation may be answered by a question: never twice in a row, never in a tool loop."""
+    """Return whether a conversation may be answered by a question: never twice in a row, never in a tool loop."""
     messages = conversation.messages
     if not messages or messages[-1].role != "user" or conversation.in_tool_loop:
         return False

@@ -19,7 +19,7 @@ class Demand:
         self._share[model] = self._share.get(model, 0.0) + 1.0 - self._memory
 
     def next_to_load(self, resident: Mapping[str, bool | None], least_share: float = 0.2) -> str | None:
-        """Return the model most wanted of those not in memory, where it is wanted often enough to be worth a load and
+        """Return the most requested model that is not in memory, if it is requested often enough to be worth a load and
         more than some model that is in memory (which might have to leave for it); else None."""
         cold = [name for name, there in resident.items() if there is False]
         warm = [self._share.get(name, 0.0) for name, there in resident.items() if there]

@@ -1,4 +1,4 @@
-"""Values of a request as JSON has them, so that whatever cannot be sent is found before any model is called."""
+"""Values of a request as JSON has them, so that values that cannot be sent are found before any model is called."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
 class _NotJson(Exception):
-    """Why a value is no JSON, and the steps that lead to it, the innermost first."""
+    """Why a value is not JSON, and the path to it, the innermost step first."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -110,9 +110,9 @@ def _converted(value: Any) -> Any:
             return value.model_dump(mode="json", by_alias=True, exclude_none=True)
         if hasattr(value, "tolist") and not isinstance(value, type):
             return value.tolist()
-    except Exception as error:  # foreign code
+    except Exception as error:  # third-party code
         raise _NotJson(f"({type(value).__name__}) cannot be converted: {type(error).__name__}") from error
-    raise _NotJson(f"is of type {type(value).__name__}, which is no JSON; give text, numbers, lists or mappings")
+    raise _NotJson(f"is of type {type(value).__name__}, which is not JSON; give text, numbers, lists or mappings")
 
 
 def _is_file(text: str) -> bool:

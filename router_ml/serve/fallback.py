@@ -75,7 +75,7 @@ class FallbackRunner:
     async def run(self, state: RequestState, sink: Sink | None) -> Answer:
         """Return the first answer of the chain. After an answer's first part went to `sink` nothing is tried again.
 
-        After an empty answer, thoughts alone included, one more model is called; where it gives none either, the last
+        After an empty answer, thinking alone included, one more model is called; where it gives none either, the last
         empty answer is returned. Raises `QueryError` for a request no model can take, and `GatewayError`."""
         try:
             return await self._first_answer(state, sink)
@@ -139,7 +139,7 @@ class FallbackRunner:
         return None
 
     async def _back(self, state: RequestState, left: Sequence[Backend]) -> Backend | None:
-        """Wait for the first of the hosts, all down, that takes connections again; None where none does in time."""
+        """Wait for the first of the hosts, all down, that takes connections again; None if none does in time."""
         hosts: dict[str, HostState] = {backend.host.url: backend.host for backend in left}
         total_s, left_s = state.deadline_s - state.began_s, state.deadline_s - self._clock()
         waits = [
@@ -172,7 +172,7 @@ class FallbackRunner:
     # -- one backend ----------------------------------------------------------------------------------------------
 
     async def _try(self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None) -> Reply | None:
-        """ModelCall one backend, and once more where it only refused a part of the request it can do without."""
+        """Call one backend, and once more if it refused only an optional part of the request."""
         reply = await self._attempt(state, backend, untried, sink)
         failure = state.attempts[-1].failure
         if failure is not None and failure.kind == "refused":
@@ -276,7 +276,7 @@ class FallbackRunner:
             return dataclasses.replace(failure, kind="refused", message=f"{failure.message}; the host is down")
         if failure.kind == "cold_timeout":
             backend.cold_timeouts += 1
-            # A load is no failure. But a host that never gets done loading, or that does not even say what it has in
+            # A load is not a failure. But a host that never finishes loading, or does not report what it has in
             # memory, is not loading.
             if backend.cold_timeouts >= _COLD_TIMEOUTS or backend.host.running.failing:
                 return dataclasses.replace(failure, kind="timeout")
@@ -286,7 +286,7 @@ class FallbackRunner:
         return failure
 
     async def _still_up(self, state: RequestState, host: HostState) -> bool:
-        """Whether a host whose connection broke takes new ones; where there is no time to see, it counts as up."""
+        """Return whether a host whose connection broke takes new ones; True if there is no time to check."""
         try:
             async with asyncio.timeout(max(0.0, state.deadline_s - self._clock())):
                 return await host.is_up(checked_within_s=0.0)
@@ -329,6 +329,7 @@ class FallbackRunner:
             reply.eval_s,
             resident=warm,
         )
+        backend.keep_pace()
         if cold and reply.load_s is not None:
             backend.loaded_in(reply.load_s)
         state.resident = None if cold is None else not cold

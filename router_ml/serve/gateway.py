@@ -45,7 +45,7 @@ from router_ml.types import Context, MachineState
 log = logging.getLogger(__name__)
 
 _GRACE_S = 1.0  # how long past the deadline a caller waits for the loop before giving up on it
-_LOOK_S = 10.0
+_REFRESH_S = 10.0
 _MAX_ID_CHARS = 200
 _MAX_DEADLINE_S = 1e7  # 115 days: what a deadline without end means to the clocks of threads and event loops
 
@@ -169,10 +169,10 @@ class Gateway:
         return AsyncAnswerStream(_opened(first), items, task, self._patience_s(state))
 
     def feedback(self, decision_id: str, score: float, comment: str | None = None) -> bool:
-        """Record what an answer was worth, 0 bad .. 1 good; the id is `answer.decision.decision_id`, and a comment is
+        """Record feedback on an answer, 0 bad .. 1 good; the id is `answer.decision.decision_id`, and a comment is
         stored only where text is.
 
-        Returns False, and logs a warning, where it is none of the latest answers of this gateway; it is recorded all
+        Returns False, and logs a warning, if it is not among the latest answers of this gateway; it is recorded all
         the same, for another process may have given that answer. Raises `InputError` for another score."""
         if not isinstance(decision_id, str) or not 0 < len(decision_id) <= _MAX_ID_CHARS:
             raise InputError(f"decision_id is `answer.decision.decision_id`, found {decision_id!r:.60}")
@@ -180,32 +180,32 @@ class Gateway:
             raise InputError(f"a score is a number between 0 and 1, found {score!r:.60}")
         known = self._recorder.judged(decision_id, float(score), comment)
         if not known:
-            log.warning("feedback on %.60r, which is none of this gateway's latest decisions", decision_id)
+            log.warning("feedback on %.60r, which is not among this gateway's latest decisions", decision_id)
         return known
 
     def machine(self) -> MachineState:
-        """Return what is known of every model right now, by the latest looks; no host is asked."""
+        """Return the state of every model by the latest refresh; no host is called."""
         self._restart_after_fork()
         return self._fleet.state()
 
     def refresh(self) -> MachineState:
-        """Look at every host again and return what is known then. Raises `NoModelAvailable` on a closed gateway."""
+        """Refresh the state of every host and return it. Raises `NoModelAvailable` on a closed gateway."""
         self._check_open()
 
-        async def look() -> MachineState:
-            self._fleet.expire_looks()
-            await self._fleet.look()
+        async def refreshed() -> MachineState:
+            self._fleet.expire()
+            await self._fleet.refresh()
             return self._fleet.state()
 
-        return self._loop.submit(look()).result(_LOOK_S)
+        return self._loop.submit(refreshed()).result(_REFRESH_S)
 
     def warm_up(self) -> None:
-        """Take the first look at every host now, in the background, so that no request waits for it."""
+        """Refresh the state of every host in the background, so that no request waits for it."""
         self._check_open()
-        self._loop.submit(self._fleet.look())
+        self._loop.submit(self._fleet.refresh())
 
     def preload(self, model: str) -> None:
-        """Load a model into memory. Raises `NoModelAvailable` where its host does not do so within the deadline."""
+        """Load a model into memory. Raises `NoModelAvailable` if its host does not do so within the deadline."""
         self._check_open()
         loading = self._loop.submit(self._preloader.load(self._fleet.names.canonical(model)))
         try:
@@ -216,7 +216,7 @@ class Gateway:
 
     @property
     def cache_stats(self) -> CacheStats | None:
-        """Return hits, misses and hit rate of the answer cache; None where there is none."""
+        """Return hits, misses and hit rate of the answer cache; None if there is none."""
         return self._answers.stats
 
     def status(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class Gateway:
             self._recorder.served_from_cache(state, cached)
             return cached
         with self._recorded_failure(state):
-            await self._fleet.look()
+            await self._fleet.refresh()
             self._decision.assign(state)
             await self._decision.decide(state, self._fleet.state())
             question = self.options.clarifying_question
@@ -309,7 +309,7 @@ class Gateway:
             if not sink.started:  # a cached or empty answer, or a question: one part that is the whole
                 sink.opened(Opened(state.chosen, answer.model, ()))
                 sink.part(answer.reply)
-            elif not sink.finished:  # thoughts alone: they were passed on, their end was not
+            elif not sink.finished:  # thinking alone: its parts were passed on, but not the last one
                 sink.part(answer.reply.end())
             sink.ended(answer)
 
@@ -321,7 +321,7 @@ class Gateway:
             self._recorder.failed(state, "cancelled")
             self._decision.interrupted(state)
             raise
-        except InputError:  # the caller's own mistake is no outcome of any model
+        except InputError:  # a mistake of the caller is not an outcome of a model
             raise
         except Exception as error:
             self._recorder.failed(state, type(error).__name__)
@@ -466,7 +466,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _deadline(value: Any) -> float:
-    """Return a deadline in seconds. Raises `QueryError` where it is no number above 0."""
+    """Return a deadline in seconds. Raises `QueryError` if it is not a number above 0."""
     seconds = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else 0.0
     if not seconds > 0:
         raise QueryError(f"deadline_s must be a number of seconds above 0, found {value!r:.60}")
@@ -491,5 +491,5 @@ def _no_response() -> DeadlineExceeded:
 def _put_across(loop: asyncio.AbstractEventLoop, items: asyncio.Queue[Item], item: Item) -> None:
     try:
         loop.call_soon_threadsafe(items.put_nowait, item)
-    except RuntimeError:  # the caller's loop is closed: nobody reads any more
-        log.info("the reader of a stream is gone")
+    except RuntimeError:  # the caller's loop is closed: the stream has no reader any more
+        log.info("the reader of a stream has left")

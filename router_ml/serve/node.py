@@ -39,7 +39,7 @@ from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
 
-# LangGraph hands the configuration to a parameter of this name and annotation; a plain mapping for everybody else.
+# LangGraph hands the configuration to a parameter of this name and annotation; a plain mapping for other callers.
 RunnableConfig: TypeAlias = Mapping[str, Any]
 
 _NO_CONFIG: RunnableConfig = MappingProxyType({})
@@ -61,7 +61,7 @@ class ComplexityIntent:
 
 
 class CoordinatorNode:
-    """Chooses the model for the next turn of a conversation. Thread-safe; whatever a conversation holds, it decides.
+    """Chooses the model for the next turn of a conversation. Thread-safe; it decides for any conversation.
 
     Only for a state without any conversation, under `messages_key` or `query`, it raises `QueryError`.
 
@@ -72,7 +72,7 @@ class CoordinatorNode:
     `clarifying_question` is what the graph asks where `clarify` is true: it is never asked twice in a row, nor in a
     tool loop. What is not given is taken from `settings` (by default the environment's).
 
-    Raises `SettingsError` where a setting cannot be read, and `PolicyError`."""
+    Raises `SettingsError` if a setting cannot be read, and `PolicyError`."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class CoordinatorNode:
     def __call__(self, state: Any, config: RunnableConfig = _NO_CONFIG) -> dict[str, Any]:
         """Return the keys this node adds: `model`, `intent`, `complexity`, `clarify`, `routing`.
 
-        Raises `QueryError` where the state has neither the key of the messages nor `query`."""
+        Raises `QueryError` if the state has neither the key of the messages nor `query`."""
         if not any(_has(state, key) for key in (self._messages_key, "query")):
             raise QueryError(
                 f"the state has neither {self._messages_key!r} nor 'query', only {_keys(state)}; "
@@ -144,7 +144,7 @@ class CoordinatorNode:
     def _decide(self, text: str, context: Context) -> Decision:
         try:
             return self._own_decider().decide(text, context, self._policy, self._state())
-        except Exception as error:  # whatever breaks, the graph goes on
+        except Exception as error:  # the graph continues after any error
             log.warning("the router failed (%s); rules decide", type(error).__name__)
             why = f"the router failed ({type(error).__name__})"
         try:

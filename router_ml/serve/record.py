@@ -45,7 +45,7 @@ class EventRecorder:
         self._lock = threading.Lock()
 
     def judged(self, decision_id: str, score: float, comment: str | None) -> bool:
-        """Record what an answer was worth, 0 bad .. 1 good; return whether it was one of the latest given here.
+        """Record feedback, 0 bad .. 1 good; return whether it was one of the latest given here.
 
         Raises `InputError` for an id, score or comment that cannot be recorded."""
         self._record(feedback_event(decision_id, score, comment))
@@ -67,7 +67,7 @@ class EventRecorder:
         self._record(self._outcome(state, answer, None))
 
     def shadow(self, state: RequestState, decision: Decision) -> None:
-        """Record what a challenger that serves nobody would have chosen."""
+        """Record what a challenger in shadow would have chosen."""
         assert state.assignment is not None
         self._record(
             decision_event(decision, experiment=state.assignment.experiment, unit=state.assignment.unit, shadow=True)
@@ -156,7 +156,7 @@ class EventRecorder:
 
 
 def _success(state: RequestState, answer: Answer | None) -> float | None:
-    """Return 0 where no model answered, or each with nothing; None where nobody knows whether the answer is right."""
+    """Return 0 if no model answered, or each with nothing; None if unknown whether the answer is right."""
     if answer is None or (answer.empty and not may_be_empty(state.request.options)):
         return 0.0
     return None

@@ -66,7 +66,7 @@ class ChatRequest:
         return self.conversation.has_images
 
     def is_quoted_in(self, message: str) -> bool:
-        """Whether a message quotes the conversation or the tools, so that it must not be shown or logged."""
+        """Return whether a message quotes the conversation or the tools, so that it must not be shown or logged."""
         texts = [text[-_QUOTABLE_CHARS:] for turn in self.conversation.messages if (text := turn.text.strip())]
         whole = any(len(text) >= _QUOTE_CHARS // 4 and text in message for text in texts)
         beside = [[turn.get(key) for key in ("tool_calls", "thinking")] for turn in self.messages]
@@ -83,7 +83,7 @@ def build_request(messages: Messages, tools: Sequence[Any] | None = None, **form
     """Return the request with every message, tool and option converted and encoded as the ollama client would.
 
     `form` holds `think`, `format`, `options`, `keep_alive`, `logprobs` and `top_logprobs`. Raises `QueryError` for
-    whatever could be sent to no model; it names the message, tool or option."""
+    anything that no model could be sent; it names the message, tool or option."""
     for name in form.keys() - _FORM:
         raise QueryError(f"chat takes no argument {name!r:.60}{suggestion(name, _KNOWN)}")
     try:
@@ -108,7 +108,7 @@ def _built(messages: Messages, tools: Sequence[Any] | None, form: Mapping[str, A
 
 
 def prompt_tokens(conversation: Conversation, tools: Sequence[Tool]) -> int:
-    """Estimate the tokens of a prompt, with its tool calls and thoughts and the schemas of the tools offered."""
+    """Estimate the tokens of a prompt, with its tool calls, thinking and the schemas of the tools offered."""
     return conversation.tokens + sum(tool.schema_chars for tool in tools) // 4
 
 
@@ -215,7 +215,7 @@ def adapt(
 
 
 def can(model: Model | None, capabilities: frozenset[str] | None, capability: str) -> bool:
-    """Whether a model has a capability, as far as the server or the catalogue knows."""
+    """Return whether a model has a capability, as far as the server or the catalogue knows."""
     if capabilities is not None:
         return capability in capabilities
     return model is None or model.can(capability)

@@ -1,4 +1,4 @@
-"""One request on its way: what was asked, and what is known of it so far."""
+"""The state of one request: its input and what is known so far."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class RequestState:
     attempts: list[Attempt] = field(default_factory=list)
     empty: tuple[Backend, Reply] | None = None  # the first empty answer; a second one ends the request
     asked: tuple[str, list[Mapping[str, Any]]] = ("", [])  # the model whose stream called tools, and its calls
-    waited_s: float = 0.0  # in our own queues
-    resident: bool | None = None  # was the model that answered in memory
+    waited_s: float = 0.0  # in the queues of the gateway
+    resident: bool | None = None  # whether the model that answered was in memory
     first_token_s: float | None = None
 
     @property
@@ -60,7 +60,7 @@ class RequestState:
 def context_of(request: ChatRequest, given: Context | Mapping[str, Any] | None) -> Context:
     """Return the context of a request: what the caller gave, completed from the messages and tools.
 
-    Raises `ContextError` where what was given has the wrong shape."""
+    Raises `ContextError` if what was given has the wrong shape."""
     context = conversation_context(request.conversation, given, request.tools)
     if context.prompt_tokens is not None:
         return context

@@ -35,7 +35,7 @@ class Sink:
         self.started = self.finished = False
 
     def opened(self, opened: Opened) -> None:
-        """Pass on which model answers; where thoughts of another came before, the answer says so in the end."""
+        """Pass on which model answers; if thinking of another model came before, the final answer names this one."""
         if not self.started:
             self.started = True
             self._put(opened)
@@ -65,7 +65,7 @@ class _Stream:
     def answer(self) -> Answer:
         """Return the whole answer with its timings, once the stream has ended.
 
-        Raises `StreamInterrupted` where it has not ended, or failed."""
+        Raises `StreamInterrupted` if it has not ended, or failed."""
         if self._answer is None:
             raise StreamInterrupted("the stream has not ended; read it to its end first")
         return self._answer
@@ -85,9 +85,13 @@ class _Stream:
         self._over = True
         self._task.cancel()
 
+    def _timed_out(self) -> StreamInterrupted:
+        self._stop()
+        return StreamInterrupted("no further part of the stream within the deadline; the request was cancelled")
+
     def __del__(self) -> None:
         if not self._over:
-            self._task.cancel()  # nobody will read it: the model need not go on
+            self._task.cancel()  # it has no reader, so the generation can end
 
 
 class AnswerStream(_Stream):
@@ -110,10 +114,7 @@ class AnswerStream(_Stream):
         try:
             item = self._items.get(timeout=self._patience_s)
         except queue.Empty:
-            self._stop()
-            raise StreamInterrupted(
-                "no further part of the stream within the deadline; the request was cancelled"
-            ) from None
+            raise self._timed_out() from None
         part = self._take(item)
         if part is None:
             raise StopIteration
@@ -150,10 +151,7 @@ class AsyncAnswerStream(_Stream):
             async with asyncio.timeout(self._patience_s):
                 item = await self._items.get()
         except TimeoutError:
-            self._stop()
-            raise StreamInterrupted(
-                "no further part of the stream within the deadline; the request was cancelled"
-            ) from None
+            raise self._timed_out() from None
         part = self._take(item)
         if part is None:
             raise StopAsyncIteration
@@ -168,7 +166,3 @@ class AsyncAnswerStream(_Stream):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-def _no_further_part() -> StreamInterrupted:
-    return StreamInterrupted("no further part of the stream within the deadline; the request was cancelled")

@@ -10,7 +10,7 @@ from router_ml.hosts.backend import Backend
 from router_ml.hosts.reply import Reply
 
 DEFAULT_WINDOW_TOKENS = 4_096  # of an Ollama server on a machine with less than 23 GiB of video memory
-_ANSWER_TOKENS = 512  # kept free for the answer
+_ANSWER_TOKENS = 512  # reserved for the answer
 _STEP_TOKENS = 4_096  # windows are asked for in steps, so that a growing conversation seldom reloads the model
 _CUT_SHARE = 0.75  # of the estimate; fewer tokens read than this were not all of the prompt
 _CUT_TOKENS = 256  # a smaller difference may be an error of the estimate
@@ -38,7 +38,7 @@ def widened(
 
 
 def prompt_was_cut(reply: Reply, prompt_tokens: int | None, arguments: Mapping[str, Any], backend: Backend) -> bool:
-    """Whether the model read far fewer tokens than the prompt has, all its window holds."""
+    """Return whether the model read far fewer tokens than the prompt has, as many as its window holds."""
     if prompt_tokens is None or reply.prompt_tokens is None:
         return False
     sent = (arguments.get("options") or {}).get("num_ctx")

@@ -21,12 +21,12 @@ _UNSENT_KINDS = ("tool_use", "tool_call", "thinking", "reasoning", "redacted_thi
 
 
 def part(message: Any, key: str) -> Any:
-    """Return one part of a message, be it a mapping or an object; None where there is none."""
+    """Return one part of a message, be it a mapping or an object; None if there is none."""
     return message.get(key) if isinstance(message, Mapping) else getattr(message, key, None)
 
 
 def items(values: Any, name: str) -> list[Any]:
-    """Return the values as a list; none for None. Raises `QueryError` where they are no list."""
+    """Return the values as a list; none for None. Raises `QueryError` if they are not a list."""
     if values is None:
         return []
     if not isinstance(values, str | bytes | Mapping) and not hasattr(values, "model_dump"):
@@ -82,21 +82,21 @@ def wire_tool(tool: Any, where: str) -> dict[str, Any]:
 
 def _described(function: Any, where: str) -> dict[str, Any]:
     """Return the schema of a function; that of the same one is not made again, for it takes a millisecond."""
-    looks = [getattr(function, name, None) for name in ("__name__", "__doc__", "__annotations__", "__defaults__")]
+    parts = [getattr(function, name, None) for name in ("__name__", "__doc__", "__annotations__", "__defaults__")]
     cacheable = isinstance(function, FunctionType)
     known = _SCHEMAS.get(function) if cacheable else None
-    if known is not None and known[0] == repr(looks):
+    if known is not None and known[0] == repr(parts):
         return known[1]
     schema = _converted(function, where)
     if cacheable:
-        _SCHEMAS[function] = (repr(looks), schema)
+        _SCHEMAS[function] = (repr(parts), schema)
     return schema
 
 
 def _converted(function: Any, where: str) -> dict[str, Any]:
     try:
         converted = convert_function_to_tool(function)
-    except Exception as error:  # whatever its annotations do
+    except Exception as error:  # its annotations may raise anything
         name = getattr(function, "__name__", type(function).__name__)
         raise QueryError(
             f"{where}: the function {name!r:.60} cannot be described ({type(error).__name__}): each parameter needs an "
@@ -107,7 +107,7 @@ def _converted(function: Any, where: str) -> dict[str, Any]:
 
 
 def valid(kind: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a value as the client sends it. Raises `QueryError` where the client would refuse it."""
+    """Return a value as the client sends it. Raises `QueryError` if the client would refuse it."""
     try:
         sent: dict[str, Any] = kind.model_validate(value).model_dump(exclude_none=True, by_alias=True)
     except ValueError as error:
@@ -154,7 +154,7 @@ def _call(call: Any) -> Any:
     function = part(call, "function") or {"name": part(call, "name"), "arguments": part(call, "args")}
     arguments = part(function, "arguments")
     if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):  # what is no JSON is refused with its place
+        with contextlib.suppress(ValueError):  # values that are not JSON are refused with their place
             arguments = json.loads(arguments or "{}")
     return {"function": {"name": part(function, "name"), "arguments": {} if arguments is None else arguments}}
 

@@ -94,3 +94,11 @@ def test_the_source_of_a_prediction_is_named() -> None:
 
 def test_odd_cells_do_not_break_a_table() -> None:
     assert format_table([("a", "b"), ("x\ny", "1")]).splitlines() == ["a    b", "x y  1"]
+
+
+def test_status_reads_the_prefix_of_a_host(host: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", f"ollama+{host}")
+    assert main(["status"]) == 0
+    monkeypatch.setenv("OLLAMA_HOST", "vllm+http://gpu:8000")
+    assert main(["status"]) == 1
+    assert "unknown host type 'vllm'" in capsys.readouterr().out

@@ -544,3 +544,23 @@ def test_tools_on_offer_change_no_label(offered: dict[str, Any]) -> None:
     for query in ("hi", "turn on the lamp", "check email", "what's the capital of Mongolia?", "book a flight"):
         bare, equipped = select_model(query), select_model(query, context=offered)
         assert equipped.complexity_probabilities == pytest.approx(bare.complexity_probabilities, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["load", "load_or_heuristic"])
+def test_a_router_is_loaded_with_a_catalogue_of_ones_own(name: str) -> None:
+    catalogue = router_ml.load_catalogue(CHECKOUT / "examples" / "own_models.toml")
+    router = getattr(Router, name)(catalogue=catalogue)
+    assert [model.name for model in router.models] == ["llama3.2:3b-instruct", "qwen3:8b"]
+    assert {candidate.model for candidate in router.decide("check email").ranked} == set(catalogue.names)
+
+
+def test_a_list_of_plain_strings_is_refused_with_advice() -> None:
+    with pytest.raises(QueryError, match=r"found a list of str: give each message a role, or use select_models"):
+        select_model(["check email", "send it"])
+    with pytest.raises(QueryError, match="found a list that is empty"):
+        select_model([])
+
+
+def test_a_mistyped_option_is_not_taken_for_a_damaged_bundle() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'catalog'"):
+        Router.load(catalog=router_ml.load_catalogue())

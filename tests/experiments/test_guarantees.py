@@ -14,8 +14,8 @@ import pytest
 from benchmarks.simulate import (
     EVERY,
     GUARANTEES,
-    Feedback,
     Guarantee,
+    SimulatedFeedback,
     Truth,
     check,
     draw,
@@ -90,13 +90,13 @@ def test_the_fast_simulation_decides_as_a_trial_does(truth: Truth) -> None:
 @pytest.mark.parametrize("unit", ["request", "session"])
 @pytest.mark.parametrize("delay_s", [0.0, 60.0, 1000.0])
 def test_a_challenger_that_later_feedback_calls_wrong_is_rolled_back(unit: UnitKind, delay_s: float) -> None:
-    verdicts = [judged_later(Feedback(delay_s=delay_s), 3000, seed, unit=unit) for seed in range(8)]
+    verdicts = [judged_later(SimulatedFeedback(delay_s=delay_s), 3000, seed, unit=unit) for seed in range(8)]
     assert [verdict.kind for verdict in verdicts] == ["ROLLBACK"] * 8
     assert "failure rate among judged answers" in verdicts[0].summary
 
 
 def test_arms_that_are_judged_unequally_often_are_not_taken_for_different() -> None:
-    feedback = Feedback(wrong=(0.2, 0.2), judged=(0.05, 0.10))
+    feedback = SimulatedFeedback(wrong=(0.2, 0.2), judged=(0.05, 0.10))
     kinds = [judged_later(feedback, 4000, seed).kind for seed in range(12)]
     assert kinds.count("HOLD") >= 11  # an error rate of .05 gives two of twelve with a probability of .1
     reasons = " ".join(judged_later(feedback, 8000, 0).reasons)
@@ -104,9 +104,9 @@ def test_arms_that_are_judged_unequally_often_are_not_taken_for_different() -> N
 
 
 def test_nothing_is_shipped_on_the_strength_of_answers_nobody_judged() -> None:
-    verdict = judged_later(Feedback(judged=(0.0, 0.0)), 8000, 1)
+    verdict = judged_later(SimulatedFeedback(judged=(0.0, 0.0)), 8000, 1)
     assert verdict.kind == "HOLD"
     assert any("no answer has been judged" in reason for reason in verdict.reasons)
-    few = judged_later(Feedback(wrong=(0.10, 0.10), judged=(0.01, 0.01)), 8000, 1)
+    few = judged_later(SimulatedFeedback(wrong=(0.10, 0.10), judged=(0.01, 0.01)), 8000, 1)
     assert few.kind == "HOLD"
     assert any("of at least 100 units per arm with a judged answer" in reason for reason in few.reasons)

@@ -115,8 +115,34 @@ def test_an_experiment_that_cannot_be_run_is_refused(wrong: dict[str, object]) -
 def test_an_experiment_survives_its_file_form() -> None:
     text = canonical(experiment_row(EXPERIMENT))
     assert experiment_from(json.loads(text)) == EXPERIMENT
-    with pytest.raises(ExperimentError, match="format 9"):
-        experiment_from(json.loads(text) | {"format": 9})
+    for version in (9, "9", None, [9]):
+        with pytest.raises(ExperimentError, match="has format"):
+            experiment_from(json.loads(text) | {"format": version})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"started_s": "yesterday"},
+        {"started_s": math.nan},
+        {"salt": 5},
+        {"owner": ["me"]},
+        {"holdout": "0"},
+        {"unit_idle_s": math.nan},
+        {"control": {"name": 7}},
+        {"challenger": {"name": "new", "model": ["qwen3:8b"]}},
+        {"ramp": [{"after_s": "0", "coverage": 1.0}]},
+        {"ramp": 5},
+        {"limits": {"system_slow_s": "60"}},
+        {"limits": {"min_units": math.nan}},
+        {"limits": []},
+        {"mode": []},
+    ],
+    ids=str,
+)
+def test_a_field_of_the_wrong_kind_is_refused_when_the_file_is_read(wrong: dict[str, object]) -> None:
+    with pytest.raises(ExperimentError):
+        experiment_from(experiment_row(EXPERIMENT) | wrong)
 
 
 def test_a_session_is_one_observation_with_the_means_of_its_first_requests() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router_ml.catalogue import load_catalogue
+from router_ml.errors import SettingsError
 from router_ml.hosts.fleet import Fleet
 from router_ml.hosts.options import GatewayOptions
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble
@@ -26,7 +27,7 @@ async def test_installed_models_are_found_under_any_of_their_names() -> None:
     models = [DoubleModel("llama3.2:3b-instruct-q4_K_M"), DoubleModel("qwen3", capabilities=frozenset({"completion"}))]
     with OllamaDouble(models) as double:
         fleet = Fleet(load_catalogue(), double.url, OPTIONS)
-        await fleet.look()
+        await fleet.refresh()
         (llama,), (qwen3,) = fleet.backends(LLAMA), fleet.backends("qwen3:latest")
         assert llama.wire_name == "llama3.2:3b-instruct-q4_K_M"
         assert (qwen3.model, qwen3.wire_name) == (QWEN3, "qwen3:latest")
@@ -43,7 +44,7 @@ async def test_looks_are_repeated_when_they_are_old_and_not_before() -> None:
         fleet = Fleet(catalogue_of(LLAMA, QWEN2), double.url, OPTIONS, clock)
         for seconds in (0.0, 2.0, 3.5, 1.0, 300.0):
             clock.now_s += seconds
-            await fleet.look()
+            await fleet.refresh()
         paths = [seen.path for seen in double.seen]
         assert (paths.count("/api/tags"), paths.count("/api/ps")) == (2, 3)
         await fleet.close()
@@ -54,14 +55,14 @@ async def test_what_is_in_memory_is_known_and_forgotten_when_the_host_falls_sile
     with OllamaDouble() as double:
         fleet = Fleet(catalogue_of(LLAMA, QWEN2), double.url, OPTIONS, clock)
         double.load_now(LLAMA)
-        await fleet.look()
+        await fleet.refresh()
         assert [fleet.state().models[name].resident for name in (LLAMA, QWEN2)] == [True, False]
         double.faults.set("*", Fault.TAGS_DOWN)
         clock.now_s += 10.0
-        await fleet.look()
+        await fleet.refresh()
         assert fleet.state().models[LLAMA].resident is True  # ten seconds old: still worth something
         clock.now_s += 10.0
-        await fleet.look()
+        await fleet.refresh()
         assert fleet.state().models[LLAMA].resident is None
         assert fleet.state().models[LLAMA].available  # stale-while-error: it was there five minutes ago
         await fleet.close()
@@ -71,7 +72,7 @@ async def test_a_load_never_seen_is_estimated_by_size() -> None:
     models = [DoubleModel(LLAMA, size_gb=2.0), DoubleModel(QWEN3, size_gb=5.0)]
     with OllamaDouble(models) as double:
         fleet = Fleet(catalogue_of(LLAMA, QWEN3), double.url, OPTIONS)
-        await fleet.look()
+        await fleet.refresh()
         assert fleet.state().models[QWEN3].load_s is None
         (llama,) = fleet.backends(LLAMA)
         llama.rates.succeeded(3.0, 2.4)
@@ -81,17 +82,52 @@ async def test_a_load_never_seen_is_estimated_by_size() -> None:
         await fleet.close()
 
 
+async def test_one_answer_tells_the_pace_of_every_model_on_its_host() -> None:
+    models = [DoubleModel(LLAMA, size_gb=2.0), DoubleModel(QWEN3, size_gb=5.0)]
+    with OllamaDouble(models) as double:
+        fleet = Fleet(catalogue_of(LLAMA, QWEN3), double.url, OPTIONS)
+        await fleet.look()
+        assert fleet.state().models[QWEN3].decode_tokens_per_s is None
+        (llama,) = fleet.backends(LLAMA)
+        # 100 tokens in 2 s, a prompt of 500 in 1 s: 2 GB are read fifty times a second, 5 GB twenty times.
+        llama.rates.succeeded(3.0, 0.0, 500, 1.0, 100, 2.0)
+        llama.keep_pace()
+        state = fleet.state().models[QWEN3]
+        assert state.decode_tokens_per_s == pytest.approx(20.0)
+        assert state.prompt_tokens_per_s == pytest.approx(200.0)
+        assert fleet.state().models[LLAMA].decode_tokens_per_s == pytest.approx(50.0)
+        await fleet.close()
+
+
 async def test_the_state_of_a_model_is_that_of_the_host_that_would_begin_first() -> None:
     with OllamaDouble() as one, OllamaDouble() as other:
         other.load_now(LLAMA)
         catalogue = catalogue_of(LLAMA, hosts={LLAMA: [f"127.0.0.1:{one.port}", other.url]})
         fleet = Fleet(catalogue, one.url, OPTIONS)
-        await fleet.look()
+        await fleet.refresh()
         assert [backend.host.url for backend in fleet.backends(LLAMA)] == [other.url, one.url]
         assert fleet.state().models[LLAMA].resident is True
         for backend in fleet.backends(LLAMA)[:1]:
             for _ in range(3):
                 backend.breaker.acquire().failed()
         assert fleet.backends(LLAMA)[0].host.url == one.url
+        assert fleet.state().models[LLAMA].available
+        await fleet.close()
+
+
+@pytest.mark.parametrize("model_hosts", [{}, {LLAMA: ["vllm+http://gpu:8000"]}])
+def test_an_unknown_type_of_host_is_named_with_those_there_are(model_hosts: dict[str, list[str]]) -> None:
+    default = "http://127.0.0.1:1" if model_hosts else "vllm+http://gpu:8000"
+    with pytest.raises(
+        SettingsError, match=r"unknown host type 'vllm' in vllm\+http://gpu:8000; use one of ollama, or"
+    ):
+        Fleet(catalogue_of(LLAMA, hosts=model_hosts), default, OPTIONS)
+
+
+async def test_the_prefix_of_an_ollama_server_may_be_written_out() -> None:
+    with OllamaDouble([DoubleModel(LLAMA)]) as double:
+        fleet = Fleet(catalogue_of(LLAMA), f"ollama+{double.url}", OPTIONS)
+        await fleet.look()
+        assert [host.url for host in fleet.hosts] == [double.url]
         assert fleet.state().models[LLAMA].available
         await fleet.close()

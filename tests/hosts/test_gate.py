@@ -61,7 +61,7 @@ async def test_who_could_not_be_served_in_time_is_not_queued() -> None:
     gate = Gate(1, 10)
     await gate.enter(1.0, 10.0)
     with pytest.raises(Shed):
-        await gate.enter(patience_s=1.0, service_s=10.0)  # a place is expected in 5 s
+        await gate.enter(patience_s=1.0, service_s=10.0)  # a slot is expected in 5 s
     assert gate.waiting == 0
 
 

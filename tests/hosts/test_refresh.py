@@ -100,7 +100,7 @@ async def test_a_value_told_to_look_again_soon_does() -> None:
     source = Source()
     fresh = source.fresh()
     await fresh.get(1.0)
-    fresh.look_again_in(10.0)
+    fresh.expire_in(10.0)
     source.now_s = 9.0
     assert await fresh.get(1.0) == 1
     source.now_s = 11.0

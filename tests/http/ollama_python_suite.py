@@ -34,7 +34,7 @@ NOWHERE = "http://127.0.0.1:9"  # the gateway looks for hosts of its own here, n
 class Quiet(Proxy):
     """Asks the tests' server for nothing of its own."""
 
-    async def _look(self, max_age_s, wait=True):
+    async def _refresh(self, max_age_s, wait=True):
         pass
 
 

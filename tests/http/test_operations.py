@@ -182,3 +182,16 @@ def test_a_large_state_is_refused(server: Running) -> None:
     with server.client() as client:
         answer = client.post("/v1/systemone", json={"state": "x" * 70_000, "questions": {"tier": TIERS}})
     assert answer.status_code == 413
+
+
+def test_a_browser_gets_the_page_and_other_clients_what_they_know_from_ollama(server: Running) -> None:
+    with server.client() as client:
+        client.post("/api/chat", json=CHAT)
+        page = client.get("/", headers={"accept": "text/html,*/*;q=0.8"})
+        plain = client.get("/")
+        explained = client.post("/dashboard/explain", data={"query": "Hello", "policy": "fast"})
+        unknown = client.post("/dashboard/explain", data={"query": "Hello", "policy": "/etc/x.toml"})
+    assert "llama3.2:3b-instruct" in page.text
+    assert plain.text == "Ollama is running"
+    assert "llama3.2:3b-instruct" in explained.text
+    assert (unknown.status_code, "unknown policy" in unknown.text) == (200, True)

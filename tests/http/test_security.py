@@ -68,7 +68,12 @@ def test_a_page_of_another_origin_is_refused(server: Running, double: OllamaDoub
 
 def test_an_image_tag_of_another_site_is_refused(server: Running) -> None:
     with server.client() as client:
-        assert client.get("/api/tags", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+        other = {"sec-fetch-site": "cross-site"}
+        assert client.get("/api/tags", headers=other).status_code == 403
+        assert client.get("/api/tags", headers={**other, "sec-fetch-mode": "navigate"}).status_code == 403
+        followed = client.get("/", headers={**other, "sec-fetch-mode": "navigate", "accept": "text/html"})
+    assert followed.status_code == 200
+    assert "frame-ancestors 'none'" in followed.headers["content-security-policy"]
 
 
 def test_a_page_of_our_own_and_named_origins_may_call(server_of: Callable[..., Running]) -> None:

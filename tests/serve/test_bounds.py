@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy
-from router_ml.errors import AttemptsFailed, InputError, PolicyError, QueryError, SettingsError
+from router_ml.errors import AttemptsFailed, InputError, NoModelAvailable, PolicyError, QueryError, SettingsError
 from router_ml.events.event import AttemptEvent, DecisionEvent
 from router_ml.hosts.fleet import HOST_TYPES
 from router_ml.hosts.host import HostRequest, Installed, Running
@@ -49,6 +50,14 @@ def test_a_policys_list_of_models_holds_whatever_fails(gateway, double) -> None:
     assert {seen.model for seen in double.generations} == {LLAMA}
     with pytest.raises(PolicyError, match="allows only"):
         gateway.chat(HELLO, policy=ONLY, model=QWEN3)
+
+
+def test_models_that_only_the_policy_knows_are_served_where_a_host_has_them(gateway_of, double) -> None:
+    gateway = gateway_of(catalogue=catalogue_of(LLAMA), decider=Router.heuristic(catalogue_of(LLAMA)))
+    assert gateway.chat(HELLO, policy=Policy("own", models=("QWEN3:8b",))).model == QWEN3
+    with pytest.raises(NoModelAvailable, match=r"lama3\.2"):  # a typo: nothing leads past the list
+        gateway.chat(HELLO, policy=Policy("typo", models=("lama3.2",)))
+    assert {seen.model for seen in double.generations} == {QWEN3}
 
 
 def test_a_decider_that_ignores_a_policys_list_is_corrected(gateway_of) -> None:

@@ -15,38 +15,38 @@ from training.measuring.judge import JudgeDecision
 from training.measuring.measured_answer import MeasuredAnswer
 from training.measuring.scoring import needs_judge, outcome
 from training.measuring.text_checks import is_question, score_text
-from training.measuring.tool_calls import ToolCall, score_calls
+from training.measuring.tool_calls import MadeCall, score_calls
 
 LIGHT = ExpectedCall("lights", {"room": "study", "on": False}, frozenset({"color"}))
 MAIL = ExpectedCall("mail", {"unread": True})
 
 
 def test_calls_in_any_order_are_right() -> None:
-    made = [ToolCall("mail", {"unread": "true"}), ToolCall("lights", {"on": "off", "room": "Study"})]
+    made = [MadeCall("mail", {"unread": "true"}), MadeCall("lights", {"on": "off", "room": "Study"})]
     score = score_calls([LIGHT, MAIL], made)
     assert (score.success, score.names, score.arguments, score.problems) == (True, 1.0, 1.0, ())
 
 
 def test_optional_arguments_may_be_left_out_or_be_anything() -> None:
-    assert score_calls([LIGHT], [ToolCall("lights", {"room": "study", "on": False, "color": "red"})]).success
+    assert score_calls([LIGHT], [MadeCall("lights", {"room": "study", "on": False, "color": "red"})]).success
 
 
 def test_an_optional_argument_with_a_value_must_have_it_where_given() -> None:
     expected = [ExpectedCall("list", {"end": "2026-03-10"}, frozenset({"end"}))]
-    assert score_calls(expected, [ToolCall("list", {})]).success
-    assert score_calls(expected, [ToolCall("list", {"end": ""})]).success
-    assert not score_calls(expected, [ToolCall("list", {"end": "2026-03-11"})]).success
+    assert score_calls(expected, [MadeCall("list", {})]).success
+    assert score_calls(expected, [MadeCall("list", {"end": ""})]).success
+    assert not score_calls(expected, [MadeCall("list", {"end": "2026-03-11"})]).success
 
 
 def test_an_argument_nobody_asked_for_is_wrong_unless_it_is_empty() -> None:
-    assert score_calls([MAIL], [ToolCall("mail", {"unread": True, "sender": None, "tags": []})]).success
-    score = score_calls([MAIL], [ToolCall("mail", {"unread": True, "sender": "Bo"})])
+    assert score_calls([MAIL], [MadeCall("mail", {"unread": True, "sender": None, "tags": []})]).success
+    score = score_calls([MAIL], [MadeCall("mail", {"unread": True, "sender": "Bo"})])
     assert not score.success
     assert score.problems == ("mail: sender was not expected",)
 
 
 def test_a_wrong_and_a_missing_argument_cost_their_share() -> None:
-    score = score_calls([LIGHT, MAIL], [ToolCall("lights", {"room": "attic", "on": False}), ToolCall("mail", {})])
+    score = score_calls([LIGHT, MAIL], [MadeCall("lights", {"room": "attic", "on": False}), MadeCall("mail", {})])
     assert not score.success
     assert score.names == 1.0
     assert score.arguments == pytest.approx(1 / 3)  # of room, on, unread only `on` is right
@@ -54,7 +54,7 @@ def test_a_wrong_and_a_missing_argument_cost_their_share() -> None:
 
 
 def test_missing_superfluous_and_repeated_calls_are_failures() -> None:
-    right = ToolCall("mail", {"unread": True})
+    right = MadeCall("mail", {"unread": True})
     assert score_calls([LIGHT, MAIL], [right]).names == 0.5
     assert not score_calls([LIGHT, MAIL], [right]).success
     assert not score_calls([MAIL], [right, right]).success
@@ -63,14 +63,14 @@ def test_missing_superfluous_and_repeated_calls_are_failures() -> None:
 
 
 def test_an_allowed_look_up_is_passed_over_and_never_needed() -> None:
-    right = ToolCall("mail", {"unread": True})
-    assert score_calls([MAIL], [ToolCall("find", {"name": "Bo"}), right], {"find"}).success
+    right = MadeCall("mail", {"unread": True})
+    assert score_calls([MAIL], [MadeCall("find", {"name": "Bo"}), right], {"find"}).success
     assert score_calls([MAIL], [right], {"find"}).success
 
 
 def test_two_calls_of_one_tool_are_told_apart_by_their_arguments() -> None:
     expected = [ExpectedCall("timer", {"minutes": {"$any": [8, 12]}}), ExpectedCall("timer", {"minutes": 8})]
-    assert score_calls(expected, [ToolCall("timer", {"minutes": 8}), ToolCall("timer", {"minutes": 12})]).success
+    assert score_calls(expected, [MadeCall("timer", {"minutes": 8}), MadeCall("timer", {"minutes": 12})]).success
 
 
 names = st.sampled_from(["a", "b", "c"])
@@ -79,18 +79,18 @@ calls = st.lists(st.tuples(names, st.dictionaries(names, st.integers(0, 2), max_
 
 @given(calls, st.randoms())
 def test_the_expected_calls_themselves_score_full_marks_in_any_order(pairs: list[Any], random: Any) -> None:
-    made = [ToolCall(name, arguments) for name, arguments in pairs]
+    made = [MadeCall(name, arguments) for name, arguments in pairs]
     expected = [ExpectedCall(name, arguments) for name, arguments in pairs]
     random.shuffle(made)
     score = score_calls(expected, made)
     assert (score.success, score.names) == (True, 1.0)
     assert score.arguments == (1.0 if any(arguments for _, arguments in pairs) else None)
-    assert not score_calls(expected, [*made, ToolCall("d", {})]).success
+    assert not score_calls(expected, [*made, MadeCall("d", {})]).success
 
 
 @given(calls, calls)
 def test_shares_stay_shares_and_success_means_no_problem(left: list[Any], right: list[Any]) -> None:
-    score = score_calls([ExpectedCall(*pair) for pair in left], [ToolCall(*pair) for pair in right])
+    score = score_calls([ExpectedCall(*pair) for pair in left], [MadeCall(*pair) for pair in right])
     assert 0 <= score.names <= 1
     assert score.arguments is None or 0 <= score.arguments <= 1
     assert score.success is (score.problems == ())
@@ -148,7 +148,7 @@ def rows(**extra: Any) -> ExpectedAnswer:
 def test_success_of_an_answer() -> None:
     expected = rows(expected_calls=[{"name": "mail", "arguments": {"unread": True}}], expected={"contains": "two"})
     good = MeasuredAnswer(
-        "q", "m", content="You have two.", calls=(ToolCall("mail", {"unread": True}),), turns=2, latency_s=1.0
+        "q", "m", content="You have two.", calls=(MadeCall("mail", {"unread": True}),), turns=2, latency_s=1.0
     )
     assert outcome(good, expected, None).success == 1.0
     silent = MeasuredAnswer("q", "m", content="", calls=good.calls, turns=2)

@@ -15,7 +15,7 @@ from training.measuring.conversation import messages_of, tools_of
 from training.measuring.expected_answer import ExpectedAnswer, ExpectedCall, expected_answer
 from training.measuring.measured_answer import MeasuredAnswer
 from training.measuring.scoring import outcome
-from training.measuring.tool_calls import ToolCall
+from training.measuring.tool_calls import MadeCall
 
 QUERIES = read_queries(suite_path())
 EXPECTED = {query.id: expected_answer(query) for query in QUERIES}
@@ -55,11 +55,11 @@ def schemas(query: Query) -> dict[str, dict[str, Any]]:
     return {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools_of(query)}
 
 
-def made(query: Query, call: ExpectedCall, *, sparing: bool) -> ToolCall:
+def made(query: Query, call: ExpectedCall, *, sparing: bool) -> MadeCall:
     """The call as a careful model makes it; a sparing one leaves out what may be left out."""
     properties = schemas(query)[call.name]["properties"]
     kept = {key: value for key, value in call.arguments.items() if not (sparing and key in call.optional)}
-    return ToolCall(call.name, {key: written(value, properties[key]) for key, value in kept.items()})
+    return MadeCall(call.name, {key: written(value, properties[key]) for key, value in kept.items()})
 
 
 def said(expected: ExpectedAnswer) -> str:
@@ -71,7 +71,7 @@ def said(expected: ExpectedAnswer) -> str:
     return str(checks.get("contains", "All done."))
 
 
-def success(query: Query, calls: list[ToolCall], text: str) -> float | None:
+def success(query: Query, calls: list[MadeCall], text: str) -> float | None:
     answer = MeasuredAnswer(query.id, "m", content=text, calls=tuple(calls), turns=1)
     return outcome(answer, EXPECTED[query.id], None).success
 
@@ -98,7 +98,7 @@ def test_leaving_a_call_out_or_adding_one_fails(query: Query) -> None:
     if expected.calls is not None:
         needed = {call.name for call in calls} | expected.allowed
         other = next(name for name in schemas(query) if name not in needed)
-        assert success(query, [*calls, ToolCall(other, {})], said(expected)) == 0.0
+        assert success(query, [*calls, MadeCall(other, {})], said(expected)) == 0.0
 
 
 def test_models_that_do_not_think_fail() -> None:
@@ -107,7 +107,7 @@ def test_models_that_do_not_think_fail() -> None:
 
     assert share(lambda q: [], "Done.") < 0.05
     assert share(lambda q: [], "What do you mean?") < 0.30  # always asking back earns the ambiguous ones only
-    assert share(lambda q: [ToolCall(next(iter(schemas(q))), {})], "Done.") < 0.05
+    assert share(lambda q: [MadeCall(next(iter(schemas(q))), {})], "Done.") < 0.05
 
 
 def test_the_suite_is_balanced_and_each_label_expects_its_kind_of_answer() -> None:

@@ -13,7 +13,7 @@ from router_ml.decide.features.extractor import TABLE_NAMES, Features
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.types import Outcome, Query
-from training.evaluate import Judged, judge, report, summary
+from training.evaluate import JudgedOutcomes, judge, report, summary
 from training.measuring.plots import draw_all
 from training.outcomes.table import OutcomeTable, outcome_table
 from training.replay import DEFAULT_MIX, replay, traffic_of_outcomes, traffic_of_priors
@@ -33,12 +33,12 @@ def table(n: int = 120) -> OutcomeTable:
     return outcome_table(queries, outcomes)
 
 
-def judged(p_cheap: np.ndarray, rows: OutcomeTable) -> Judged:
+def judged(p_cheap: np.ndarray, rows: OutcomeTable) -> JudgedOutcomes:
     n = len(rows)
     latency = np.tile(np.array([[1.0, 1.2, 1.3], [4.0, 4.5, 5.0]]), (n, 1, 1))
     features = Features(np.eye(n, 8, dtype=np.float32), np.zeros((n, len(TABLE_NAMES)), np.float32))
     choices = {"fast": np.zeros(n, dtype=np.intp)}
-    return Judged(
+    return JudgedOutcomes(
         rows, np.column_stack((p_cheap, np.ones(n))), latency, np.zeros((n, 2)), np.zeros(n), choices, features
     )
 

@@ -126,7 +126,7 @@ class _NoVectors:
 
 
 def check_label_count(queries: Sequence[Query]) -> None:
-    """Raise `InputError` where there are too few labelled queries to learn from, or one label alone."""
+    """Raise `InputError` if there are too few labelled queries to learn from, or one label alone."""
     labels = [query.label for query in queries if query.label is not None]
     if len(labels) < MIN_LABELS or len(set(labels)) < 2:
         raise InputError(

@@ -42,7 +42,7 @@ def export_encoder(encoder: Any, folder: Path, texts: Sequence[str]) -> Exported
     """Write `encoder.onnx` (int8) and `tokenizer.json` of a sentence-transformers model into a folder.
 
     The float graph must agree with the model's own `encode` on `texts`; where the int8 graph does not, the float graph
-    is kept. Raises `EncoderError` where even that disagrees."""
+    is kept. Raises `EncoderError` if even that disagrees."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(encoder, folder / TOKENIZER)
     reference = reference_vectors(encoder, texts)
@@ -166,7 +166,7 @@ def _is_plain_bert(encoder: Any) -> bool:
 
 
 def _pooling_modes(encoder: Any) -> tuple[str, ...] | None:
-    """Return the poolings of a plain transformer + pooling (+ normalise) model; None where it has further parts."""
+    """Return the poolings of a plain transformer + pooling (+ normalise) model; None if it has further parts."""
     kinds = [type(module).__name__ for module in encoder]
     if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
         return None

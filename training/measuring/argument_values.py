@@ -1,4 +1,4 @@
-"""Compare an argument that a model gave with the expected one, whatever its type or spelling."""
+"""Compare an argument that a model gave with the expected one, whatever its type or notation."""
 
 from __future__ import annotations
 

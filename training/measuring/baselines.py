@@ -34,7 +34,7 @@ def roles(cost: Matrix, success: Matrix) -> Roles:
     """Return the roles of models by their mean cost and success (M,).
 
     The cheapest, the most successful, and between them the best that is cheaper than the accurate one (the accurate
-    one itself where there is none)."""
+    one itself if there is none)."""
     fast, accurate = int(cost.argmin()), int(success.argmax())
     between = [j for j in range(len(cost)) if j not in (fast, accurate) and cost[j] < cost[accurate]]
     return Roles(fast, max(between, key=lambda j: success[j], default=accurate), accurate)

@@ -19,7 +19,7 @@ from router_ml.hosts.names import normal
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.settings import without_credentials
 from router_ml.types import Query
-from training.measuring.conversation import ChatClient, ChatSettings, Conversation
+from training.measuring.conversation import BenchmarkConversation, ChatClient, ChatSettings
 from training.measuring.expected_answer import ExpectedAnswer, expected_answer
 from training.measuring.judge import Judge, JudgeDecision
 from training.measuring.measured_answer import MeasuredAnswer, answer_from, answer_row
@@ -93,13 +93,13 @@ class Benchmark:
         self._expected = {query.id: expected_answer(query) for query in plan.queries}
         self._by_id = {query.id: query for query in plan.queries}
         self._run_file = RunFile(plan.run_file, plan.host, plan.settings)
-        self._conversation = Conversation(client, plan.settings, clock)
+        self._conversation = BenchmarkConversation(client, plan.settings, clock)
         self._judge = Judge(client, plan.judge) if plan.judge else None
 
     def run(self) -> None:
         """Measure what was not measured yet.
 
-        Raises `NoModelAvailable` where the host or a model is missing, and `InputError` where an earlier part of the
+        Raises `NoModelAvailable` if the host or a model is missing, and `InputError` if an earlier part of the
         run was measured with other settings."""
         digests = self._preflight()
         self._run_file.agree(self._plan.queries, digests, self._plan.judge, self._plan.rescore)
@@ -121,7 +121,7 @@ class Benchmark:
     # -- before ---------------------------------------------------------------------------------------------------
 
     def _preflight(self) -> dict[str, str]:
-        """Return the digests of the models. Raises `NoModelAvailable` where the host or a model is missing."""
+        """Return the digests of the models. Raises `NoModelAvailable` if the host or a model is missing."""
         try:
             listed = self._client.list()
         except Exception as error:
@@ -235,7 +235,7 @@ class Benchmark:
     def _reach(self, call: Callable[[], T]) -> T:
         """Return the result of a call, which is repeated while the host does not answer.
 
-        Raises `NoModelAvailable` where the host does not answer, and `_StillFailing` where it does and the call
+        Raises `NoModelAvailable` if the host does not answer, and `_StillFailing` if it does and the call
         still fails."""
         failure = None
         for wait_s in (*_WAITS_S, None):

@@ -19,7 +19,7 @@ UNLABELLED = "unlabelled"
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """Figures of one model over some rows; None where no row has the value."""
+    """Figures of one model over some rows; None if no row has the value."""
 
     rows: int
     scored: int

@@ -16,7 +16,7 @@ from router_ml.types import Query
 from training.measuring.argument_values import agrees
 from training.measuring.expected_answer import ExpectedAnswer, ToolResult
 from training.measuring.measured_answer import MeasuredAnswer
-from training.measuring.tool_calls import ToolCall
+from training.measuring.tool_calls import MadeCall
 
 SYSTEM = (
     "You are the assistant that serves the user through the tools offered. Call the tools that the request needs, all "
@@ -96,7 +96,7 @@ def _json_types(schema: Any) -> Any:
     return [_json_types(item) for item in schema] if isinstance(schema, list) else schema
 
 
-class Conversation:
+class BenchmarkConversation:
     """One query asked of one model, turn by turn while it calls tools that have results."""
 
     def __init__(
@@ -107,12 +107,12 @@ class Conversation:
     def ask(self, model: str, query: Query, expected: ExpectedAnswer, *, can_think: bool = False) -> MeasuredAnswer:
         """Return the answer, with its error where the model failed.
 
-        Raises what the client raises where the host cannot be reached (`Failure.kind` refused, connection, busy)."""
+        Raises what the client raises if the host cannot be reached (`Failure.kind` refused, connection, busy)."""
         resident = self._resident(model)
         messages: list[Any] = messages_of(query, self._settings.system)
         arguments = self._arguments(query, can_think)
         replies: list[ollama.ChatResponse] = []
-        calls: list[ToolCall] = []
+        calls: list[MadeCall] = []
         latency_s = 0.0
         error = None
         for _ in range(1 if expected.results is None else self._settings.max_turns):
@@ -129,7 +129,7 @@ class Conversation:
                 break
             latency_s += self._clock() - began
             replies.append(reply)
-            made = [ToolCall(c.function.name, dict(c.function.arguments)) for c in reply.message.tool_calls or ()]
+            made = [MadeCall(c.function.name, dict(c.function.arguments)) for c in reply.message.tool_calls or ()]
             calls += made
             if not made or expected.results is None:
                 break
@@ -163,13 +163,13 @@ def _checked(model: str, reply: ollama.ChatResponse) -> ollama.ChatResponse:
     return reply
 
 
-def _tool_message(call: ToolCall, results: Sequence[ToolResult]) -> dict[str, str]:
+def _tool_message(call: MadeCall, results: Sequence[ToolResult]) -> dict[str, str]:
     found: Any = next((r.result for r in results if r.name == call.name and _takes(r, call)), _DONE)
     content = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
     return {"role": "tool", "tool_name": call.name, "content": content}
 
 
-def _takes(result: ToolResult, call: ToolCall) -> bool:
+def _takes(result: ToolResult, call: MadeCall) -> bool:
     return all(agrees(wanted, call.arguments.get(key)) for key, wanted in result.arguments.items())
 
 
@@ -177,7 +177,7 @@ def _answer(
     query_id: str,
     model: str,
     replies: Sequence[ollama.ChatResponse],
-    calls: Sequence[ToolCall],
+    calls: Sequence[MadeCall],
     latency_s: float,
     resident: bool | None,
     error: str | None,

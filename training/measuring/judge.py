@@ -39,7 +39,7 @@ class Judge:
     def decide(self, query: Query, answer: MeasuredAnswer, criterion: str) -> JudgeDecision:
         """Return the decision on one answer.
 
-        Raises what the client raises where the host cannot be reached."""
+        Raises what the client raises if the host cannot be reached."""
         text = without_thoughts(answer.content)
         question = f"<<REQUEST>>\n{query.text}\n<<ANSWER>>\n{text}\n<<CRITERION>>\n{criterion}\n<<END>>"
         messages = [{"role": "system", "content": _TASK}, {"role": "user", "content": question}]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.measuring.tool_calls import ToolCall
+from training.measuring.tool_calls import MadeCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class MeasuredAnswer:
     query_id: str
     model: str
     content: str = ""  # the text of the last turn
-    calls: tuple[ToolCall, ...] = ()  # of all turns
+    calls: tuple[MadeCall, ...] = ()  # of all turns
     turns: int = 0  # requests sent
     latency_s: float | None = None  # as a caller measures it
     load_s: float | None = None
@@ -44,4 +44,4 @@ def answer_from(row: Mapping[str, Any]) -> MeasuredAnswer:
     """Return an answer from its file form; unknown keys are ignored."""
     calls: Sequence[Mapping[str, Any]] = row.get("calls") or ()
     values = {key: value for key, value in row.items() if key in MeasuredAnswer.__dataclass_fields__ and key != "calls"}
-    return MeasuredAnswer(calls=tuple(ToolCall(call["name"], call["arguments"]) for call in calls), **values)
+    return MeasuredAnswer(calls=tuple(MadeCall(call["name"], call["arguments"]) for call in calls), **values)

@@ -80,7 +80,7 @@ def quality_against_cost(found: dict[str, Any], path: Path) -> None:
     rows = found["baselines"]
     single = {name: row for name, row in rows.items() if name.startswith("always ")}
     most = max(row["mean_cost"] for row in single.values())
-    middle = float(np.mean([row["mean_cost"] for row in single.values()]))
+    centre = float(np.mean([row["mean_cost"] for row in single.values()]))
     title = f"Quality against cost: {found['queries']} queries, {len(found['models'])} models"
     cost_name = "mean latency (s)" if found["cost_axis"] == "latency_s" else "mean cost (US dollars)"
     with _axes(path, title, cost_name, "mean success", {"loc": "lower right"}) as axes:
@@ -91,7 +91,7 @@ def quality_against_cost(found: dict[str, Any], path: Path) -> None:
                 style = "-" if name == "router" else "--"
                 axes.plot(line.cost, line.quality, style, color=_COLOURS.get(name, "tab:orange"), label=name)
         for name, row in single.items():
-            left = row["mean_cost"] > middle  # the name stays inside the plot
+            left = row["mean_cost"] > centre  # the name stays inside the plot
             point = row["mean_cost"], row["accuracy"]
             axes.plot(*point, "s", color="black")
             axes.annotate(

@@ -56,7 +56,7 @@ class RowLog:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row and wait until it is on disk; a row whose key is present is ignored.
 
-        Raises `StoreError` where the disk takes no more."""
+        Raises `StoreError` if the disk takes no more."""
         key = _key(row)
         if key in self.rows:
             return

@@ -18,7 +18,7 @@ from training.measuring.conversation import ChatSettings
 
 
 class RunFile:
-    """`<out>.run.json`: how models are asked, their digests, the queries' hashes, and what the warm-ups gave."""
+    """`<out>.run.json`: how models are asked, their digests, the hashes of the queries, and the warm-up durations."""
 
     def __init__(self, path: Path, host: str, settings: ChatSettings) -> None:
         self.path = path

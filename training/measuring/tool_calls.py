@@ -10,7 +10,7 @@ from training.measuring.argument_values import absent, agrees, matching
 from training.measuring.expected_answer import ExpectedCall
 
 
-class ToolCall(NamedTuple):
+class MadeCall(NamedTuple):
     """One call a model made."""
 
     name: str
@@ -27,7 +27,7 @@ class CallScore:
     problems: tuple[str, ...] = ()
 
 
-def score_calls(expected: Sequence[ExpectedCall], made: Sequence[ToolCall], allowed: Collection[str] = ()) -> CallScore:
+def score_calls(expected: Sequence[ExpectedCall], made: Sequence[MadeCall], allowed: Collection[str] = ()) -> CallScore:
     """Pair made calls with expected ones, each used once, so that most agree.
 
     A call of an `allowed` tool that pairs with nothing is ignored; any other unmatched call is a failure."""
@@ -52,12 +52,12 @@ def score_calls(expected: Sequence[ExpectedCall], made: Sequence[ToolCall], allo
     )
 
 
-def fits(expected: ExpectedCall, made: ToolCall) -> bool:
+def fits(expected: ExpectedCall, made: MadeCall) -> bool:
     """Return whether a call is the expected one in name and arguments."""
     return expected.name == made.name and not differences(expected, made)
 
 
-def differences(expected: ExpectedCall, made: ToolCall) -> list[str]:
+def differences(expected: ExpectedCall, made: MadeCall) -> list[str]:
     """Return a line for each argument that is wrong in a call of the right name."""
     problems = []
     for key, wanted in expected.arguments.items():
@@ -74,7 +74,7 @@ def differences(expected: ExpectedCall, made: ToolCall) -> list[str]:
 
 
 def _best_by_name(
-    expected: Sequence[ExpectedCall], made: Sequence[ToolCall], rest_expected: Sequence[int], rest_made: Sequence[int]
+    expected: Sequence[ExpectedCall], made: Sequence[MadeCall], rest_expected: Sequence[int], rest_made: Sequence[int]
 ) -> dict[int, int]:
     """Pair unmatched calls by name alone, fewest differences first; return made index -> expected index."""
     candidates = sorted(
@@ -91,7 +91,7 @@ def _best_by_name(
 
 
 def _argument_share(
-    expected: Sequence[ExpectedCall], made: Sequence[ToolCall], exact: Mapping[int, int], by_name: Mapping[int, int]
+    expected: Sequence[ExpectedCall], made: Sequence[MadeCall], exact: Mapping[int, int], by_name: Mapping[int, int]
 ) -> float | None:
     right = total = 0
     for j, i in (*exact.items(), *by_name.items()):

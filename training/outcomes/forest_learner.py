@@ -22,7 +22,7 @@ MIN_LEAF_ROWS = 4
 _NO_SPLIT = np.float32(np.inf)
 
 
-class Forest:
+class ForestLearner:
     """Two forests, one for success and one for the quantities: what explains latency is not what explains success."""
 
     def fit(self, rows: TrainingRows) -> FittedForest:

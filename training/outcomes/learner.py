@@ -13,7 +13,7 @@ from training.outcomes.targets import Targets
 
 
 class Setting(NamedTuple):
-    """Which of a learner's settings predicts success, and which the quantities; 0 where a learner has one."""
+    """Which of a learner's settings predicts success, and which the quantities; 0 if a learner has one."""
 
     success: int = 0
     quantities: int = 0

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from training.outcomes.forest_learner import Forest
+from training.outcomes.forest_learner import ForestLearner
 from training.outcomes.learner import Learner
 from training.outcomes.neighbour_learner import NearestNeighbours
 from training.outcomes.ridge_learner import Ridge
 
 Blend = Mapping[str, float]  # shares of learners, which add up to 1
 
-LEARNERS: dict[str, Learner] = {"linear": Ridge(), "forest": Forest(), "knn": NearestNeighbours()}
+LEARNERS: dict[str, Learner] = {"linear": Ridge(), "forest": ForestLearner(), "knn": NearestNeighbours()}
 QUANTITY_BLEND: Blend = {"linear": 0.5, "forest": 0.5}  # of latency, tokens and cost
 SUCCESS_BLENDS: dict[str, Blend] = {
     "linear + forest + knn": {"linear": 1 / 4, "forest": 2 / 4, "knn": 1 / 4},

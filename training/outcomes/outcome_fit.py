@@ -210,7 +210,7 @@ def _range(bounds: tuple[float, float]) -> dict[str, float]:
 
 
 def _with_transfer(predicted: Matrix, held_out: HeldOut, bounds: tuple[float, float]) -> Matrix:
-    """Return held-out predictions (n, K) as they are served: novel queries lean on the transfer head."""
+    """Return held-out predictions (n, K) as they are served: for novel queries mainly by the transfer head."""
     near, far = bounds
     novelty = np.clip((held_out.distance - near) / max(far - near, _MIN_DISTANCE_RANGE), 0.0, 1.0)
     return np.asarray(predicted + novelty[:, None] * (held_out.transfer - predicted))

@@ -20,11 +20,11 @@ SMALLEST_RANGE = 0.05  # of quality, for that unit
 class RoutingUtility(NamedTuple):
     """What choices cost and give, on rows with at least one known success. Matrices are (n, M)."""
 
-    success: Matrix  # 0 where unknown
+    success: Matrix  # 0 if unknown
     cost: Matrix  # measured; the model's mean where unknown
     expected_cost: Matrix  # held-out prediction
     measured: NDArray[np.bool_]
-    unit: float  # quality per cost at a price of 1; 0 where all models cost the same
+    unit: float  # quality per cost at a price of 1; 0 if all models cost the same
 
     def __call__(self, p: Matrix) -> Matrix:
         """Return each query's success minus price times cost of the model chosen by `p`, averaged over the prices."""

@@ -1,4 +1,4 @@
-"""How far predictions are believed: shrinkage to the models' means, and the margin over the default model.
+"""Shrinkage of predictions to the models' means, and the margin over the default model.
 
 Both are chosen by lower confidence bounds of what held-out choices gain over the best single model. The bounds are
 wider where rows are few, since choosing the best of several learners overstates its gain most there.
@@ -12,7 +12,7 @@ from router_ml.decide.predictors.outcomes import NEVER, with_margin
 from training.arrays import Matrix
 from training.outcomes.routing_utility import RoutingUtility
 
-FACTORS = (1.0, 0.75, 0.5, 0.25, 0.1)  # of differences from the models' means that are kept
+FACTORS = (1.0, 0.75, 0.5, 0.25, 0.1)  # share of the differences from the models' means that remains
 SIGNIFICANT_SE = 2.0  # standard errors by which a later blend must beat an earlier one
 UTILITY_SE = 1.0  # standard errors subtracted from a gain in utility,
 UTILITY_SMALL_SAMPLE = 100.0  # and this over the number of queries more
@@ -43,7 +43,7 @@ def best_margin(p: Matrix, means: Matrix, utility: RoutingUtility) -> float:
 
 
 def best_factor(p: Matrix, means: Matrix, utility: RoutingUtility, baseline: Matrix, margin: float) -> float:
-    """Return the largest shrinkage factor whose gain over the baseline's utilities (n,) is proven; 0 where none is."""
+    """Return the largest shrinkage factor whose gain over the baseline's utilities (n,) is proven; 0 if none is."""
     standard_errors = UTILITY_SE + UTILITY_SMALL_SAMPLE / len(p)
     for factor in FACTORS:
         shrunk = _with_fold_margin(means + factor * (p - means), means, margin)

@@ -1,4 +1,4 @@
-"""Log work to MLflow. Where MLflow is missing or down, a warning says how to log it later, and the work goes on."""
+"""Log work to MLflow. Where MLflow is missing or down, a warning says how to log it later, and the work continues."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def tracked(
 
 
 def git_commit() -> str:
-    """Return the commit of the checkout this runs in, or "" where there is none."""
+    """Return the commit of the checkout this runs in, or "" if there is none."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, timeout=5, check=False
@@ -224,7 +224,7 @@ def git_commit() -> str:
 def set_champion(bundle: str, root: Path | None = None) -> str | None:
     """Point the alias `champion` at the newest registered version of a bundle, and return that version.
 
-    Return None where MLflow is missing or down, or the bundle is not registered: a promotion does not depend on it."""
+    Return None if MLflow is missing or down, or the bundle is not registered: a promotion does not depend on it."""
     try:
         uri = open_tracking(root)
         from mlflow import MlflowClient
@@ -243,7 +243,7 @@ def set_champion(bundle: str, root: Path | None = None) -> str | None:
 
 
 def log_bundle(folder: Path, experiment: str) -> bool:
-    """Log a bundle that was fitted while MLflow was down. Raises `BundleError` where it cannot be used."""
+    """Log a bundle that was fitted while MLflow was down. Raises `BundleError` if it cannot be used."""
     manifest = load_bundle(folder).manifest
     metrics = manifest.get("metrics", {})
     note = f"logged later; fitted {manifest.get('created_at')}"

@@ -36,7 +36,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def visible_text(text: str) -> str:
-    """Return the text with composed letters and plain spaces, without unpaired surrogates and what nobody sees."""
+    """Return the text with composed letters and plain spaces, without unpaired surrogates and invisible characters."""
     if text.isascii():
         return text
     return unicodedata.normalize("NFC", _SPACE.sub(" ", _INVISIBLE.sub("", clean_text(text))))

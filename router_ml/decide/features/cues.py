@@ -63,7 +63,6 @@ DOMAINS: dict[str, str] = {
 }
 
 CUE_NAMES = tuple(CUES)
-DOMAIN_NAMES = tuple(DOMAINS)
 
 
 def _index() -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """What stands in reports: a hub name, a folder or a bundle."""
+        """Name shown in reports: a hub name, a folder or a bundle."""
         ...
 
     @property
@@ -25,10 +25,10 @@ class Embedder(Protocol):
         ...
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """Vectors of shape (len(texts), dim), float32, in the order of the texts."""
+        """Return vectors of shape (len(texts), dim), float32, in the order of the texts."""
         ...
 
 
 def is_failure(error: BaseException) -> bool:
-    """Return whether foreign code failed: a panic of Rust code is no `Exception`, an interrupt is no failure."""
+    """Return whether third-party code failed; a panic of Rust code counts although it is no `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -1,4 +1,4 @@
-"""Turns queries and contexts into the numbers the learned heads read: one encoder pass, and a table beside it."""
+"""Turns queries and contexts into the inputs of the learned heads: one encoder pass, and a table of features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from router_ml.types import Context
 TABLE_NAMES: tuple[str, ...] = NAMES + TOOL_NAMES
 TOOL_COLUMNS: tuple[int, ...] = tuple(
     i for i, name in enumerate(TABLE_NAMES) if name in TOOL_NAMES or name in ("log_tools", "has_tools")
-)  # what is on offer: it bears on outcomes, never on the label
+)  # the tools offered: they affect outcomes, never the label
 
 
 class Features(NamedTuple):

@@ -30,7 +30,7 @@ class OnnxEmbedder:
 
     One text runs on the calling thread. Many are shared out, one by one, among `workers` threads, the caller's included
     (by default as many as the cores allow). `threads` is how many the session itself uses within one run: with more
-    than one, a busy machine stretches the tail of the latency. Raises `EncoderError` where the files cannot be loaded.
+    than one, a busy machine stretches the tail of the latency. Raises `EncoderError` if the files cannot be loaded.
     """
 
     def __init__(
@@ -59,10 +59,12 @@ class OnnxEmbedder:
 
     @property
     def name(self) -> str:
+        """Return the name of the encoder."""
         return str(self._model)
 
     @property
     def dim(self) -> int:
+        """Return the width of a vector."""
         return self._dim
 
     def count_tokens(self, text: str) -> int:
@@ -70,6 +72,7 @@ class OnnxEmbedder:
         return len(self._tokens(text))
 
     def embed(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors (texts, dim) of texts, each of length 1."""
         if self._pid != os.getpid():
             self._reopen()
         if len(texts) == 1:
@@ -109,7 +112,7 @@ class OnnxEmbedder:
 
 class _Workers:
     """Threads that help the calling one. A helper that is still waiting for its turn when the work is done is
-    cancelled, so that nobody ever waits for a busy pool."""
+    cancelled, so that no caller waits for a busy pool."""
 
     def __init__(self, n: int) -> None:
         self.n = n

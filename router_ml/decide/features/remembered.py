@@ -1,4 +1,4 @@
-"""Features of queries that come again word for word: reading a query is most of what a decision costs."""
+"""Features of repeated queries: reading a query is most of what a decision costs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RememberedFeatures:
         return features
 
     def remembers(self, text: str, context: Context) -> bool:
-        """Whether the features of a query are at hand."""
+        """Return whether the features of a query are cached."""
         with self._lock:
             return _key(text, context) in self._rows
 

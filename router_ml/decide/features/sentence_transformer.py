@@ -35,7 +35,7 @@ def encoder_source(name: str | Path = DEFAULT_ENCODER) -> str:
 def load_sentence_transformer(name: str | Path = DEFAULT_ENCODER, device: str | None = None) -> Any:
     """Return the sentence-transformers model of that name or folder.
 
-    Raises `EncoderError` where the library or the model is missing."""
+    Raises `EncoderError` if the library or the model is missing."""
     source = encoder_source(name)
     if str(name) in _ALIASES and Path(source).is_dir():
         _check_weights(Path(source) / _WEIGHTS)
@@ -54,7 +54,7 @@ def load_sentence_transformer(name: str | Path = DEFAULT_ENCODER, device: str | 
 
 
 def _check_weights(path: Path) -> None:
-    """Raise `EncoderError` where the packaged encoder's weights are not the published ones."""
+    """Raise `EncoderError` if the packaged encoder's weights are not the published ones."""
     try:
         found = file_sha256(path)
     except OSError as error:
@@ -82,13 +82,16 @@ class SentenceTransformerEmbedder:
 
     @property
     def name(self) -> str:
+        """Return the name of the encoder."""
         return self._name
 
     @property
     def dim(self) -> int:
+        """Return the width of a vector."""
         return int(self._model.get_embedding_dimension())
 
     def embed(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors (texts, dim) of texts, each of length 1."""
         vectors = self._model.encode(
             list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
         )

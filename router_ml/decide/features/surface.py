@@ -1,4 +1,4 @@
-"""Surface and context features: what can be read off a query without an encoder, in microseconds."""
+"""Surface and context features: what can be computed from a query without an encoder, in microseconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import log1p
 from router_ml.decide.features.cues import ASCII_WORD, CUE_NAMES, CUES, WORD, count_cues
 from router_ml.types import EMPTY_CONTEXT, Context
 
-MAX_CHARS = 4000  # a longer text is judged by its beginning; its length still counts
+MAX_CHARS = 4000  # only the beginning of a longer text is read; its length still counts
 
 SURFACE_NAMES: tuple[str, ...] = (
     "log_chars", "log_words", "log_lines", "sentences", "mean_word_chars", "commas", "digits_share", "numbers",

@@ -1,6 +1,6 @@
-"""What a request asks of the tools on offer: how they are declared, which words they share, how many values it names.
+"""Features of a request and the tools offered: their declarations, shared words, and the values it names.
 
-Whether a small model calls the right tool hangs on such things more than on the subject: does any tool fit at all, is
+Whether a small model calls the right tool depends on these more than on the subject: does any tool fit at all, is
 one call enough or are there values for several, must a list or an object be filled in, are the types those of JSON.
 """
 
@@ -52,7 +52,7 @@ _STEM = 6
 
 
 class _Declared(NamedTuple):
-    """What a tool says of itself, once read."""
+    """The declaration of a tool, parsed."""
 
     name: frozenset[str]
     description: frozenset[str]
@@ -108,7 +108,7 @@ def _match(text: str, read: list[_Declared]) -> list[float]:
 
 
 def _values(text: str, fits: _Declared) -> list[float]:
-    """Count the values the request names, beside how many the best matching tool wants."""
+    """Count the values that the request names, and those that the best matching tool requires."""
     numbers, quoted, names = len(_NUMBER.findall(text)), len(_QUOTED.findall(text)), len(_NAME.findall(text))
     return [
         min(float(fits.n_required), 16.0),
@@ -154,7 +154,7 @@ def _kind(parameter: Parameter) -> str:
 
 
 def _words(text: str) -> frozenset[str]:
-    """Return the stems of the words that say what a text is about."""
+    """Return the stems of the content words of a text."""
     return frozenset(_stem(word) for word in _WORD.findall(text.lower()) if word not in _COMMON)
 
 
@@ -171,5 +171,5 @@ def _stem(word: str) -> str:
 
 
 def _cover(wanted: frozenset[str], asked: frozenset[str]) -> float:
-    """Return the share of the wanted words that the request has."""
+    """Return the share of the given words that occur in the request."""
     return len(wanted & asked) / len(wanted) if wanted else 0.0

@@ -1,4 +1,4 @@
-"""Predict a query's complexity: the learned head, and the rules that stand in where nothing is learned."""
+"""Predict a query's complexity: the learned head, and the rules that replace it when nothing was learned."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class LearnedComplexity:
     head: LinearHead  # (4, d + m); the scaling of the table is folded into the weights
 
     def __call__(self, embedding: Floats, table: Floats) -> Floats:
+        """Return the probabilities (n, 4) of the levels, given embeddings (n, d) and surface features (n, m)."""
         if len(embedding) == 1:  # as below, several times faster
             return _softmax_of_one(self.head.predict_one(np.concatenate((embedding[0], table[0]))).tolist())
         probabilities = softmax(self.head(np.concatenate((embedding, table), axis=1)))

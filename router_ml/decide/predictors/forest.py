@@ -40,7 +40,7 @@ class Forest:
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Forest:
         """Build a forest from `feature`, `threshold` and `keeps` (nodes, trees) and `values` (trees, 32, outputs).
 
-        Raises ValueError where they do not fit together."""
+        Raises ValueError if they do not fit together."""
         trees, leaves, outputs = arrays["values"].shape
         feature, threshold, keeps = (arrays[name] for name in ("feature", "threshold", "keeps"))
         if leaves != MAX_LEAVES or not feature.shape == threshold.shape == keeps.shape or feature.shape[1] != trees:

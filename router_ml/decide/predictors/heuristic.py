@@ -1,6 +1,6 @@
 """The hand-written rules this project replaces: length and structure, keywords, multi-agent need, ambiguity.
 
-They are the baseline of every report, and what decides where no bundle can be used.
+They are the baseline of every report, and they decide when no bundle can be used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ READS = (
     "has_attachment", "short_without_history",
 )  # fmt: skip
 
-# Rough odds for each verdict: the rules are right about half of the time, and their probabilities should say so.
+# Approximate probabilities: the rules are right about half of the time.
 _SURE, _REST = 0.55, 0.15
 
 
@@ -27,13 +27,14 @@ class HeuristicComplexity:
         self._columns = {name: names.index(name) for name in READS}
 
     def __call__(self, embedding: Floats | None, table: Floats) -> Floats:
+        """Return the probabilities (n, 4) of the levels, given surface features (n, k); embeddings are not read."""
         verdicts = np.array([self._verdict(row) for row in table])
         probabilities = np.full((len(table), 4), _REST, dtype=np.float32)
         probabilities[np.arange(len(table)), verdicts] = _SURE
         return probabilities
 
     def _verdict(self, row: Floats) -> int:
-        """Index of the label in `schema.LABELS`."""
+        """Return the index of the label in `schema.LABELS`."""
         value = {name: float(row[column]) for name, column in self._columns.items()}
         if _is_ambiguous(value):
             return 3

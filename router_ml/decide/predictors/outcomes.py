@@ -1,4 +1,4 @@
-"""What each model would do with a query: its chance to succeed, its latency, its tokens, its cost.
+"""Predict for each model the success, latency, tokens and cost of a query.
 
 Learned from outcomes where there are any; a model without outcomes has its priors for the predicted label, at once
 and without a fit. A query unlike the training queries is judged by the transfer head: a heavily regularised map
@@ -26,9 +26,9 @@ from router_ml.types import LABELS
 FORMAT = 2
 QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside success, in the log
 TABLE_LIMIT = np.float32(4.0)  # standardised features are cut here
-TRANSFER_LIMIT = np.float32(1.0)  # and here for the transfer head: which way, hardly how far
+TRANSFER_LIMIT = np.float32(1.0)  # and here for the transfer head: little more than their signs
 NEVER = 1.0  # a margin that no advantage reaches
-_BELOW = 1.01  # a model held back ranks just below the default model, never level with it
+_BELOW = 1.01  # a model that the margin holds back ranks just below the default model, never equal to it
 P_LOW, P_HIGH = 0.005, 0.995
 _MAX_LOG = 12.0
 _ONE = np.ones(1, np.float32)
@@ -170,7 +170,7 @@ def _forest(arrays: Mapping[str, NDArray[Any]], places: NDArray[np.intp]) -> For
 class OutcomePredictor:
     """Predictions for every model of a catalogue, and for learned models that the catalogue lacks. Thread-safe.
 
-    `default_model` is the best single model of the training data: the one to keep where nothing speaks for another."""
+    `default_model` is the best single model of the training data, used unless the predictions favour another."""
 
     def __init__(
         self, catalogue: Catalogue, config: Mapping[str, Any] | None = None, heads: LearnedHeads | None = None

@@ -60,9 +60,9 @@ class Limit:
     def bound(self, policy: Any, context: Context) -> Any:
         """Return the bound that holds for a request, or None."""
         own = getattr(policy, self.name)
-        if self.of_request is None or (told := self.of_request(context)) is None:
+        if self.of_request is None or (requested := self.of_request(context)) is None:
             return own
-        return told if own is None else min(own, told)
+        return requested if own is None else min(own, requested)
 
 
 def _over_budget(candidate: Candidate, budget_s: float) -> str | None:

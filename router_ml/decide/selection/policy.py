@@ -1,4 +1,4 @@
-"""A policy: what success, time and money are worth, and the limits nothing may cross."""
+"""A policy: the weights of success, time and cost, and the limits of a choice."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Policy(_WithHash):
 
     name: str
     success_weight: float = 1.0
-    latency_weight_per_s: float = 0.02  # success one second is worth
-    cost_weight_per_usd: float = 10.0  # success one dollar is worth
+    latency_weight_per_s: float = 0.02  # value of one second, in units of success
+    cost_weight_per_usd: float = 10.0  # value of one dollar, in units of success
     latency_budget_s: float | None = 5.0  # limit on p95; a shorter budget in the context wins
     min_p_success: float = 0.0
     max_cost_usd: float | None = None  # per answer
@@ -44,7 +44,7 @@ class Policy(_WithHash):
     default_margin: float = 0.05  # utility by which a query unlike the training data must favour leaving the default
     exploration: float = 0.0  # share of requests sent to a random admissible model, so that outcomes teach us
     models: tuple[str, ...] | None = None  # only these, by name or alias; None: the whole catalogue
-    limits: Mapping[str, Any] = field(default_factory=dict, hash=False)  # registered limits that are no field
+    limits: Mapping[str, Any] = field(default_factory=dict, hash=False)  # registered limits that are not fields
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -65,7 +65,7 @@ class Policy(_WithHash):
             raise PolicyError(f"policy {self.name!r}: models must be a list of model names, found {found}")
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the policy sets for a registered limit that is no field, or None."""
+        """Return what the policy sets for a registered limit that is not a field, or None."""
         if name in LIMITS:
             return self.limits.get(name)
         raise AttributeError(f"a Policy has no {name!r}")

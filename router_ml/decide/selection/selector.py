@@ -10,7 +10,6 @@ from router_ml.catalogue import Model
 from router_ml.decide.selection.limits import LATENCY, bounds, cut_to_widest, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.utility import live_latency, live_p_success, utility
-from router_ml.errors import PolicyError
 from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles
 
 _UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
@@ -53,9 +52,7 @@ class Selector:
         novelty: float = 0.0,
         draw: Callable[[], float] | None = None,
     ) -> Selection:
-        """Rank the models for one query. `draw` gives uniform numbers in 0..1 where the policy explores.
-
-        Raises `PolicyError` where the policy allows none of the models."""
+        """Rank the models for one query. `draw` gives uniform numbers in 0..1 where the policy explores."""
         excluded: dict[str, str] = {}
         candidates = self._candidates(forecast, context, policy, machine, excluded)
         notes: list[str] = []
@@ -122,11 +119,10 @@ class Selector:
         notes: list[str],
     ) -> list[Candidate]:
         """Return the allowed models though none can serve the request: if only the prompt is too long, those with the
-        largest context window, else all."""
+        largest context window, else all; those the policy names where the catalogue has none of them."""
         allowed = [model for model in self.models if policy.allows(model)]
         if not allowed:
-            known = ", ".join(model.name for model in self.models)
-            raise PolicyError(f"policy {policy.name!r} allows only {', '.join(policy.models or ())}; known are {known}")
+            return _uncatalogued(policy.models or (), forecast)
         short = cut_to_widest(allowed, context, machine)
         if short is None:
             notes.append("no model can serve this as it is")
@@ -150,6 +146,13 @@ class Selector:
         return [default, *(c for c in fit if c is not default)]
 
 
+def _uncatalogued(names: Sequence[str], forecast: Forecast) -> list[Candidate]:
+    """Return candidates for models that only the policy knows, as slow as the slowest model of the catalogue."""
+    slowest_s = max(float(quantiles[-1]) for quantiles in forecast.latency_s)
+    latency, why = Quantiles(slowest_s, slowest_s, slowest_s), "the policy's models are not in the catalogue"
+    return [Candidate(name, 0.5, latency, 0.0, 0.0, (why,), admissible=False) for name in dict.fromkeys(names)]
+
+
 def _state_reasons(state: ModelState) -> tuple[str, ...]:
     reasons = []
     if state.resident:
@@ -171,7 +174,7 @@ def _least_bad(candidates: list[Candidate], budget_s: float | None) -> list[Cand
 def _explore(
     chain: list[Candidate], n_fit: int, policy: Policy, draw: Callable[[], float] | None, notes: list[str]
 ) -> tuple[list[Candidate], float]:
-    """Put another admissible model first now and then; return the chain and the probability of its first."""
+    """Put another admissible model first at the exploration rate; return the chain and the propensity of its first."""
     if not policy.exploration or draw is None or n_fit < 2:
         return chain, 1.0
     share = policy.exploration / n_fit

@@ -1,4 +1,4 @@
-"""What a candidate is worth under a policy, given its predictions and the state of the machine."""
+"""The utility of a candidate under a policy, given its predictions and the state of the machine."""
 
 from __future__ import annotations
 

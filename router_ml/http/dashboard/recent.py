@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
 
-from router_ml.events.event import DecisionEvent, Event, OutcomeEvent
+from router_ml.events.event import Event, OutcomeEvent
 
 HELD = 200
 
@@ -19,7 +19,6 @@ class RecentRequest:
     at_s: float  # Unix time
     model: str
     complexity: str
-    reason: str
     latency_s: float | None
     predicted_latency_s: float | None
     ok: bool
@@ -44,20 +43,13 @@ class RecentRequests:
     def __init__(self, held: int = HELD) -> None:
         self._lock = threading.Lock()
         self._rows: deque[RecentRequest] = deque(maxlen=held)
-        self._reasons: OrderedDict[str, str] = OrderedDict()
-        self._held = held
         self.version = 0  # grows with every request, so that a reader knows whether anything changed
 
     def record(self, event: Event) -> None:
-        """Take one event; others than decisions and outcomes are ignored."""
-        if isinstance(event, DecisionEvent) and not event.shadow:
+        """Take one event; others than outcomes are ignored."""
+        if isinstance(event, OutcomeEvent):
             with self._lock:
-                self._reasons[event.decision_id] = getattr(event, "reason", "") or ""
-                if len(self._reasons) > self._held:
-                    self._reasons.popitem(last=False)
-        elif isinstance(event, OutcomeEvent):
-            with self._lock:
-                self._rows.append(_row(event, self._reasons.pop(event.decision_id, "")))
+                self._rows.append(_row(event))
                 self.version += 1
 
     def latest(self, count: int = 25) -> tuple[RecentRequest, ...]:
@@ -67,13 +59,12 @@ class RecentRequests:
         return tuple(rows[-count:][::-1])
 
 
-def _row(event: OutcomeEvent, reason: str) -> RecentRequest:
+def _row(event: OutcomeEvent) -> RecentRequest:
     return RecentRequest(
         decision_id=event.decision_id,
         at_s=event.at_s,
         model=event.model,
         complexity=event.complexity or "",
-        reason=reason,
         latency_s=event.latency_s,
         predicted_latency_s=event.predicted_latency_s,
         ok=event.ok,

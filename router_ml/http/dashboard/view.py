@@ -24,6 +24,7 @@ class PageSources:
     firing: Callable[[], Sequence[AlertEvent]]
     rollout: Callable[[], RolloutState]
     recent: RecentRequests
+    reason: Callable[[str], str]  # of a decision, by its id; "" if it is not known any more
     bundle: Callable[[], str]
     policy: Callable[[], str]
     clock: Callable[[], float] = time.time
@@ -72,7 +73,7 @@ def page_values(sources: PageSources) -> dict[str, Any]:
         "hosts": list(sources.hosts()),
         "alerts": list(sources.firing()),
         "experiment": experiment_values(sources.rollout()),
-        "recent": sources.recent.latest(15),
+        "recent": [(row, sources.reason(row.decision_id)) for row in sources.recent.latest(15)],
         "points": points(sources.recent.latest(120)),
         "bundle": sources.bundle(),
         "policy": sources.policy(),

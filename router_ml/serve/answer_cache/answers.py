@@ -41,7 +41,7 @@ class CachedAnswers:
 
     @property
     def stats(self) -> CacheStats | None:
-        """Return the counts of the exact cache; None where there is none."""
+        """Return the counts of the exact cache; None if there is none."""
         return None if self._exact is None else self._exact.stats
 
     async def find(self, state: RequestState) -> Answer | None:

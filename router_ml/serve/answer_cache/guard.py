@@ -22,7 +22,7 @@ _FILLERS = frozenset(_FILLER_WORDS.split())
 
 
 def near_miss(one: str, other: str) -> str | None:
-    """Return the reason why an answer to one text must not serve the other, or None where it may."""
+    """Return the reason why an answer to one text must not serve the other, or None if it may."""
     if one == other:
         return None
     for reason, parts in (
@@ -68,7 +68,7 @@ def _negations(text: str) -> list[str]:
 
 
 def _names(text: str) -> list[str]:
-    """Words in capitals: "US" is not "us"."""
+    """Return the words in capitals: "US" is not "us"."""
     return [token for token in _tokens(text) if token.isupper() and len(token) > 1]
 
 

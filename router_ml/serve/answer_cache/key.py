@@ -42,7 +42,7 @@ def cache_key(
 
 
 def user_scope(user_id: Any, session_id: str | None) -> tuple[str, str, str] | None:
-    """Return whose answers may be shared: those of one user, else of one session; None where neither is known.
+    """Return whose answers may be shared: those of one user, else of one session; None if neither is known.
 
     The kind and the type of the id count, so the user 7, the user "7" and the session "7" are three. An id of another
     type than text, whole number or UUID is not known: its text may change, or be another's."""
@@ -54,7 +54,7 @@ def user_scope(user_id: Any, session_id: str | None) -> tuple[str, str, str] | N
 
 
 def deterministic(options: Mapping[str, Any] | None) -> bool:
-    """Whether the same request must give the same answer: temperature 0, or a fixed seed."""
+    """Return whether the same request must give the same answer: temperature 0, or a fixed seed."""
     options = options or {}
     return options.get("temperature") == 0 or options.get("seed") is not None
 

@@ -127,6 +127,7 @@ def sample_page(n: int = 160, alerts: Sequence[AlertEvent] = (ALERT,), *, experi
         firing=lambda: alerts,
         rollout=lambda: running,
         recent=recent,
+        reason=lambda decision_id: "p_success .96 at 1.7 s",
         bundle=lambda: router.name,
         policy=lambda: "balanced",
     )

@@ -100,4 +100,4 @@ def test_a_new_request_reaches_the_open_page(browser: Any, address: str, applica
     page.wait_for_selector(".recent")
     for recorder in application.state.recorders:
         recorder.record(OutcomeEvent("new", "a-model-seen-just-now", None, 1.0))
-    page.wait_for_selector("text=a-model-seen-just-now", timeout=5000)
+    page.wait_for_selector(".recent td:has-text('a-model-seen-just-now')", timeout=20_000)
