@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -96,7 +97,7 @@ def atomic_write(path: Path, data: bytes | str, mode: int = PRIVATE_FILE) -> Non
 
 
 @contextmanager
-def open_regular(path: Path, max_bytes: int) -> Iterator[tuple[IO[bytes], int]]:
+def open_regular(path: Path, max_bytes: int) -> Iterator[tuple[BufferedReader, int]]:
     """Open a regular file of a limited size for reading, following links; yield it and its size in bytes.
 
     Raises `OSError` if it cannot be opened, is not a regular file (a pipe or device could block for ever), or is too
