@@ -112,7 +112,7 @@ def outside() -> bytes:
         (endless(), "unbounded"),
         (enormous(), "too large"),
         (outside(), "outside the bundle"),
-        (b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "no ONNX model"),
+        (b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "not an ONNX model"),
     ],
 )
 def test_an_encoder_that_cannot_serve(bundle: Path, model: bytes, problem: str) -> None:
