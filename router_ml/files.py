@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -64,7 +64,7 @@ def atomic_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[IO[bytes]]:
             yield handle
         return
     make_private_folder(path.parent)
-    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
+    partial = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_EXCL | _CREATE, mode)
     try:
         with os.fdopen(descriptor, "wb") as handle:
@@ -96,19 +96,28 @@ def atomic_write(path: Path, data: bytes | str, mode: int = PRIVATE_FILE) -> Non
         handle.write(data.encode() if isinstance(data, str) else data)
 
 
-def read_regular(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a regular file of a limited size, following links.
+@contextmanager
+def open_regular(path: Path, max_bytes: int) -> Iterator[tuple[BufferedReader, int]]:
+    """Open a regular file of a limited size for reading, following links; yield it and its size in bytes.
 
-    Raises `OSError` if it cannot be read, is not a regular file (a pipe or device could block for ever), or is too
+    Raises `OSError` if it cannot be opened, is not a regular file (a pipe or device could block for ever), or is too
     large."""
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as handle:
         found = os.fstat(handle.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
-        data = handle.read(max_bytes + 1) if found.st_size <= max_bytes else b""
-        if max(found.st_size, len(data)) > max_bytes:
+        if found.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes")
-        return data
+        yield handle, found.st_size
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of a limited size. Raises as `open_regular` does."""
+    with open_regular(path, max_bytes) as (handle, size):
+        data = handle.read(size + 1)
+    if len(data) > size:
+        raise OSError(errno.EBUSY, "it is being written")
+    return data
 
 
 def foreign_link(path: Path) -> bool:

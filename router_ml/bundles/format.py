@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from router_ml.bundles.arrays import read_arrays
 from router_ml.errors import BundleCorrupt, BundleFormatError, BundleMissing, RouterError
-from router_ml.files import atomic_write, mode_within, read_regular, reason
+from router_ml.files import atomic_write, mode_within, open_regular, read_regular, reason
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -38,6 +38,7 @@ SELF_CHECK_TEXTS = (  # their vectors are stored at export and compared at loadi
     "schedule a 45 minute call with Dana and Luis on Thursday after 3pm",
     "find a free hour with Dana and mail her the agenda",
 )
+_READ_HERE = (HEADS, ARRAYS, CATALOGUE)  # the encoder and the tokenizer are read where they are run
 REQUIRED = (ENCODER, TOKENIZER, HEADS, ARRAYS)
 MAX_MANIFEST_BYTES, MAX_BYTES, MAX_FILES, MAX_NAME_CHARS = 4_000_000, 1 << 30, 64, 200
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -195,16 +196,20 @@ def _json_object(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _verified(path: Path, entry: Mapping[str, Any]) -> bytes:
-    """Return the content of a file of the size and hash that the manifest names."""
+    """Return the content of a file, which must have the size and hash that the manifest names.
+
+    Files that are not read here are not held in memory: b"" stands for them."""
     try:
-        data = read_regular(path, MAX_BYTES)
+        with open_regular(path, MAX_BYTES) as (handle, size):
+            data = handle.read(size) if path.name in _READ_HERE else b""
+            digest = hashlib.sha256(data) if data else hashlib.file_digest(handle, "sha256")
     except FileNotFoundError:
         raise _corrupt(path, "is missing") from None
     except (OSError, ValueError) as error:
         raise _corrupt(path, f"cannot be read: {reason(error)}") from error
-    if len(data) != entry["bytes"]:
-        raise _corrupt(path, f"has {len(data)} bytes instead of {entry['bytes']}")
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if size != entry["bytes"]:
+        raise _corrupt(path, f"has {size} bytes instead of {entry['bytes']}")
+    if digest.hexdigest() != entry["sha256"]:
         raise BundleCorrupt(f"{path} differs from the manifest (SHA-256); do not use this bundle, fit or copy it again")
     return data
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +46,8 @@ _Message: TypeAlias = Mapping[int, list[Any]]  # values by field number, as prot
 def check_graph(path: Path) -> None:
     """Raise `EncoderError` if a file is not an ONNX model, or has loops, functions or files outside itself."""
     try:
-        model = _message(memoryview(path.read_bytes()))
+        with path.open("rb") as handle:  # mapped: the weights, nearly all of it, are skipped
+            model = _message(memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)))
         graphs = model.get(7, [])
         if not graphs or 25 in model:  # functions nest, and double at each level
             raise ValueError("it holds no graph" if not graphs else "it holds functions of its own")

@@ -249,7 +249,7 @@ class Router:
         read = [read_query(query, context) for query, context in zip(queries, contexts, strict=True)]
         if not read:
             return []
-        texts, parsed = [text for text, _ in read], [context for _, context in read]
+        texts, parsed = zip(*read, strict=True)
         features, probabilities, degraded = self._judge(texts, parsed)
         predict = self._predictor(features).predict_one
         decisions = []

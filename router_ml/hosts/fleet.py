@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -32,6 +33,7 @@ HostFactory = Callable[[str, ModelNames, float], Host]  # arguments: address, mo
 HOST_TYPES: Mapping[str, HostFactory] = MappingProxyType({"ollama": OllamaHost})
 _UNCATALOGUED = 64  # models outside the catalogue that are remembered, each on one host
 _FAR_S = 1e6  # sorts what cannot be called behind everything else
+_base_url = functools.lru_cache(1024)(base_url)  # a request looks up the hosts of every model twice
 
 
 def open_host(
@@ -80,7 +82,7 @@ class Fleet:
         name = self.names.canonical(model)
         entry = self.catalogue.find(name)
         urls = (entry.hosts if entry else ()) or (self._default_host,)
-        found = [self._backend(name, base_url(url)) for url in urls]
+        found = [self._backend(name, _base_url(url)) for url in urls]
         return tuple(sorted(found, key=self._start_s)) if len(found) > 1 else tuple(found)
 
     def knows(self, model: str) -> bool:

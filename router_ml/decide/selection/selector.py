@@ -80,18 +80,19 @@ class Selector:
     ) -> list[Candidate]:
         """Return every model that the policy allows and, with `able_only`, that can serve the request."""
         checks = bounds(policy, context)
+        allows = None if policy.models is None else policy.allows
         states = machine.models if machine is not None else None
         out: list[Candidate] = []
         for model, p, quantiles, tokens, cost in zip(
             self.models, forecast.p_success, forecast.latency_s, forecast.output_tokens, forecast.cost_usd, strict=True
         ):
-            if policy.models is not None and not policy.allows(model):
+            if allows is not None and not allows(model):
                 excluded[model.name] = "not among the policy's models"
                 continue
             if able_only and (why := unable(model, context, machine)) is not None:
                 excluded[model.name] = why
                 continue
-            latency, known_tokens = Quantiles._make(quantiles), tokens if tokens == tokens else None
+            latency, known_tokens = Quantiles(*quantiles), tokens if tokens == tokens else None
             reasons: tuple[str, ...] = ()
             state = states.get(model.name) if states is not None else None
             if state is not None:
