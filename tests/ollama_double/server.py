@@ -577,11 +577,11 @@ class _V1Form(_Form):
         return _dumps({"error": {"message": message, "type": kind, "param": None, "code": None}}) + "\n"
 
     def piece(self, model: str, step: Mapping[str, Any]) -> str:
-        delta = {key: step[key] for key in ("content",) if step.get(key)}
+        delta: dict[str, Any] = {key: step[key] for key in ("content",) if step.get(key)}
         if step.get("thinking"):
             delta = {"content": "", "reasoning": step["thinking"]}
         if step.get("tool_calls"):
-            delta = {"content": "", "tool_calls": _v1_calls(step["tool_calls"])}  # type: ignore[dict-item]
+            delta = {"content": "", "tool_calls": _v1_calls(step["tool_calls"])}
         return self._event(model, [{"index": 0, "delta": delta, "finish_reason": None}])
 
     def last(self, model: str, reason: str, timings: Mapping[str, Any], body: Mapping[str, Any]) -> list[str]:
