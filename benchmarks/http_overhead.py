@@ -71,7 +71,8 @@ def litellm_proxy(program: str, host: str) -> Iterator[str]:
         json.dump(config, file)  # JSON is YAML, too
         file.flush()
         command = [program, "--config", file.name, "--port", str(port), "--host", "127.0.0.1"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = {**os.environ, "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # loopback only
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         url = f"http://127.0.0.1:{port}"
         try:
             _wait(url, "/health/liveliness", 120.0)
