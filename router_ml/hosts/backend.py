@@ -10,7 +10,7 @@ from router_ml.hosts.failure import Failure
 from router_ml.hosts.gate import Gate
 from router_ml.hosts.host import Installed
 from router_ml.hosts.host_state import HostState
-from router_ml.hosts.rates import Average, LiveRates
+from router_ml.hosts.rates import LiveRates
 from router_ml.types import ModelState
 
 _EVERYTHING = frozenset({"tools", "thinking", "vision"})
@@ -65,21 +65,6 @@ class Backend:
         known = stated if stated is not None else model.capabilities if model else None
         return (known if known is not None else _EVERYTHING) - self.lacks
 
-    def keep_pace(self) -> None:
-        """Learn how fast this host is from how fast this model is; another model's speed follows from its size."""
-        entry, rates = self._entry, self.rates
-        if entry is None or not entry.size_gb:
-            return
-        if rates.decode_tokens_per_s is not None:
-            self.host.decode_gb_per_s.add(rates.decode_tokens_per_s * entry.size_gb)
-        if rates.prompt_tokens_per_s is not None:
-            self.host.prompt_gb_per_s.add(rates.prompt_tokens_per_s * entry.size_gb)
-
-    def _at_pace(self, gb_per_s: Average) -> float | None:
-        """Return the tokens/s expected of a model of this size on this host; None if either is unknown."""
-        entry, pace = self._entry, gb_per_s.value
-        return None if entry is None or not entry.size_gb or pace is None else pace / entry.size_gb
-
     def loaded_in(self, load_s: float) -> None:
         """Learn how quickly this host loads."""
         entry = self._entry
@@ -112,8 +97,8 @@ class Backend:
             resident=self.resident,
             queue_s=self.queue_s(),
             load_s=self.load_s,
-            prompt_tokens_per_s=self.rates.prompt_tokens_per_s or self._at_pace(self.host.prompt_gb_per_s),
-            decode_tokens_per_s=self.rates.decode_tokens_per_s or self._at_pace(self.host.decode_gb_per_s),
+            prompt_tokens_per_s=self.rates.prompt_tokens_per_s,
+            decode_tokens_per_s=self.rates.decode_tokens_per_s,
             recent_success=recent,
             recent_calls=calls,
             reason=reason,

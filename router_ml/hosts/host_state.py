@@ -38,11 +38,7 @@ class HostState:
         self.running: Fresh[Mapping[str, Running]] = Fresh(
             lambda: self._listed(host.running), options.residency_ttl_s, clock
         )
-        # The pace of the machine, from any model's answers; a model that has not answered yet is expected to keep it.
-        # To generate a token all weights are read once, so tokens/s times the model's size is the same for all.
         self.load_s_per_gb = Average(weight=0.3)
-        self.decode_gb_per_s = Average()
-        self.prompt_gb_per_s = Average(weight_up=0.05)
         self.seen_up = False
         self._down_since: float | None = None
         self._checked_at = float("-inf")

@@ -329,7 +329,6 @@ class FallbackRunner:
             reply.eval_s,
             resident=warm,
         )
-        backend.keep_pace()
         if cold and reply.load_s is not None:
             backend.loaded_in(reply.load_s)
         state.resident = None if cold is None else not cold

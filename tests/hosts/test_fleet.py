@@ -82,23 +82,6 @@ async def test_a_load_never_seen_is_estimated_by_size() -> None:
         await fleet.close()
 
 
-async def test_one_answer_tells_the_pace_of_every_model_on_its_host() -> None:
-    models = [DoubleModel(LLAMA, size_gb=2.0), DoubleModel(QWEN3, size_gb=5.0)]
-    with OllamaDouble(models) as double:
-        fleet = Fleet(catalogue_of(LLAMA, QWEN3), double.url, OPTIONS)
-        await fleet.look()
-        assert fleet.state().models[QWEN3].decode_tokens_per_s is None
-        (llama,) = fleet.backends(LLAMA)
-        # 100 tokens in 2 s, a prompt of 500 in 1 s: 2 GB are read fifty times a second, 5 GB twenty times.
-        llama.rates.succeeded(3.0, 0.0, 500, 1.0, 100, 2.0)
-        llama.keep_pace()
-        state = fleet.state().models[QWEN3]
-        assert state.decode_tokens_per_s == pytest.approx(20.0)
-        assert state.prompt_tokens_per_s == pytest.approx(200.0)
-        assert fleet.state().models[LLAMA].decode_tokens_per_s == pytest.approx(50.0)
-        await fleet.close()
-
-
 async def test_the_state_of_a_model_is_that_of_the_host_that_would_begin_first() -> None:
     with OllamaDouble() as one, OllamaDouble() as other:
         other.load_now(LLAMA)
