@@ -12,9 +12,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 Label: TypeAlias = Literal["simple", "moderate", "complex", "ambiguous"]
 Action: TypeAlias = Literal["answer", "clarify"]
 Role: TypeAlias = Literal["fast", "balanced", "accurate"]
+Think: TypeAlias = bool | Literal["low", "medium", "high"]  # how a model that can think is asked
+Source: TypeAlias = Literal["prior", "measured", "learned"]  # catalogue or library; this machine; own outcomes
+TaskFamily: TypeAlias = Literal["knowledge", "maths", "code", "tools", "instructions"]
 
 LABELS: tuple[Label, ...] = ("simple", "moderate", "complex", "ambiguous")
 ROLES: tuple[Role, ...] = ("fast", "balanced", "accurate")
+TASK_FAMILIES: tuple[TaskFamily, ...] = ("knowledge", "maths", "code", "tools", "instructions")
 
 
 class Turn(NamedTuple):
@@ -99,6 +103,7 @@ class Outcome:
     resident: bool | None = None  # was the model in memory when the call began
     error: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    think: Think | None = None  # how it was asked; None: the model's own default, or no choice
 
 
 class Quantiles(NamedTuple):
@@ -110,7 +115,7 @@ class Quantiles(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """One model with its predictions for one query."""
+    """One arm, a model with the way it is asked, with its predictions for one query."""
 
     model: str
     p_success: float
@@ -120,6 +125,10 @@ class Candidate(NamedTuple):
     reasons: tuple[str, ...] = ()
     output_tokens: float | None = None  # expected
     admissible: bool = True  # within every limit of the policy; others stand last in the chain
+    think: Think | None = None  # how it is asked; None where the model has no choice
+    source: Source = "prior"  # where `p_success` comes from
+    latency_source: Source = "prior"  # where `latency_s` comes from
+    p_interval: tuple[float, float] | None = None  # of `p_success`, 90 %; None where it is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,8 @@ class Decision:
     novelty: float = 0.0  # 0 like the training queries .. 1 unlike any of them
     excluded: Mapping[str, str] = field(default_factory=dict, hash=False)  # models that cannot serve it, and why
     degraded: bool = False  # True if a fallback (heuristics, priors) stood in for something learned
+    difficulty: float | None = None  # log2 of the billions of parameters a typical model needs; None: not read
+    rule: str | None = None  # the user's rule that spoke
 
     def __str__(self) -> str:
         return self.model
@@ -148,6 +159,11 @@ class Decision:
     def candidate(self) -> Candidate:
         """Return the chosen candidate."""
         return self.ranked[0]
+
+    @property
+    def think(self) -> Think | None:
+        """Return how the chosen arm is asked; None where the model has no choice."""
+        return self.ranked[0].think if self.ranked else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -166,6 +182,9 @@ class Decision:
             "novelty": self.novelty,
             "excluded": dict(self.excluded),
             "degraded": self.degraded,
+            "think": self.think,
+            "difficulty": self.difficulty,
+            "rule": self.rule,
         }
 
 
@@ -173,7 +192,8 @@ def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
     """Return a JSON-ready dictionary; unknown values (NaN) are null."""
     values = {k: None if v != v else v for k, v in candidate._asdict().items()}
     latency = {k: None if v != v else v for k, v in candidate.latency_s._asdict().items()}
-    return {**values, "latency_s": latency, "reasons": list(candidate.reasons)}
+    interval = None if candidate.p_interval is None else list(candidate.p_interval)
+    return {**values, "latency_s": latency, "reasons": list(candidate.reasons), "p_interval": interval}
 
 
 @dataclass(frozen=True, slots=True)
