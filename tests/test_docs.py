@@ -228,7 +228,7 @@ def _defaults(cls: Any) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("heading", "index", "expected"),
     [
-        ("Decision", 0, _names(Decision)),
+        ("Decision", 0, _names(Decision) | {"think"}),
         ("Candidate", 0, _names(Candidate)),
         ("Context", 0, context._READ),
         ("Policy", 0, _names(Policy)),
