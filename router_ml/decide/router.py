@@ -69,7 +69,8 @@ class Router:
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
-        self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model)
+        models = [catalogue[model] for model in outcomes.models]
+        self._selector = Selector(models, outcomes.default_model, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
         self.catalogue = catalogue
@@ -296,6 +297,7 @@ class Router:
             novelty,
             choice.excluded,
             bool(degraded),
+            if_warm=choice.if_warm,
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:

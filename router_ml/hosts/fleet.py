@@ -23,6 +23,7 @@ from router_ml.hosts.names import ModelNames
 from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import LiveRates
+from router_ml.hosts.stay import Stay, keep_alive_s
 from router_ml.moved import renamed
 from router_ml.settings import base_url, host_type, without_credentials
 from router_ml.types import MachineState, ModelState
@@ -155,12 +156,19 @@ class Fleet:
         return away + backend.queue_s() + load_s
 
     def _backend(self, model: str, url: str) -> Backend:
-        known: Any = self._uncatalogued if self.catalogue.find(model) is None else self._backends
+        entry = self.catalogue.find(model)
+        known: Any = self._uncatalogued if entry is None else self._backends
         backend: Backend | None = known.get((model, url))
         if backend is None:
-            gate = Gate(self._options.parallel, self._options.max_waiting)
-            breaker = Breaker(self._options.breaker, self._clock)
-            backend = known[model, url] = Backend(model, self._host(url), breaker, gate, LiveRates(self._clock))
+            backend = known[model, url] = Backend(
+                model,
+                self._host(url),
+                Breaker(self._options.breaker, self._clock),
+                Gate(self._options.parallel, self._options.max_waiting),
+                LiveRates(self._clock),
+                Stay(self._clock, keep_alive_s(self._options.keep_alive)),
+                entry.parameters_b if entry else None,
+            )
         return backend
 
     def _host(self, url: str) -> HostState:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from router_ml.hosts.failure import HostError, classify
 from router_ml.hosts.host import Host, Installed, Running
 from router_ml.hosts.options import GatewayOptions
-from router_ml.hosts.rates import Average
+from router_ml.hosts.pace import Pace
 from router_ml.hosts.refresh import Fresh
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class HostState:
         self.running: Fresh[Mapping[str, Running]] = Fresh(
             lambda: self._listed(host.running), options.residency_ttl_s, clock
         )
-        self.load_s_per_gb = Average(weight=0.3)
+        self.pace = Pace(clock)
         self.seen_up = False
         self._down_since: float | None = None
         self._checked_at = float("-inf")
