@@ -46,6 +46,7 @@ class SimulatedClock:
         self.now_s = 0.0
 
     def __call__(self) -> float:
+        """Return the seconds now."""
         return self.now_s
 
 

@@ -13,7 +13,6 @@ from router_ml.hosts.host import Installed
 from router_ml.hosts.host_state import HostState
 from router_ml.hosts.pace import GB_PER_BILLION, active_share
 from router_ml.hosts.rates import LiveRates
-from router_ml.hosts.stay import Stay
 from router_ml.types import ModelState
 
 _EVERYTHING = frozenset({"tools", "thinking", "vision"})
@@ -28,7 +27,6 @@ class Backend:
     breaker: Breaker
     gate: Gate
     rates: LiveRates
-    stay: Stay
     parameters_b: float | None = None  # by the catalogue
     lacks: frozenset[str] = frozenset()  # capabilities it lacks, learned from refusals
     cold_timeouts: int = 0  # consecutive loads that did not finish in time
@@ -90,7 +88,7 @@ class Backend:
         """Note an answer that `rates` has learned from: it also tells the pace of the host, and how long models stay.
 
         `cold`: the model had to be loaded for it."""
-        self.stay.served(cold)
+        self.host.stays.served(self.model, cold)
         if (size_gb := self._size_gb) is not None:
             self.host.pace.answered(self.model, self.rates, size_gb)
 
@@ -126,7 +124,7 @@ class Backend:
             recent_calls=calls,
             reason=reason,
             service_s=self.rates.measured_service_s,
-            requests_per_load=self.stay.requests,
+            requests_per_load=self.host.requests_per_load(self.model),
         )
 
     def _reason(self) -> str:

@@ -23,7 +23,6 @@ from router_ml.hosts.names import ModelNames
 from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.rates import LiveRates
-from router_ml.hosts.stay import Stay, keep_alive_s
 from router_ml.moved import renamed
 from router_ml.settings import base_url, host_type, without_credentials
 from router_ml.types import MachineState, ModelState
@@ -166,7 +165,6 @@ class Fleet:
                 Breaker(self._options.breaker, self._clock),
                 Gate(self._options.parallel, self._options.max_waiting),
                 LiveRates(self._clock),
-                Stay(self._clock, keep_alive_s(self._options.keep_alive)),
                 entry.parameters_b if entry else None,
             )
         return backend

@@ -6,13 +6,9 @@ import math
 import re
 from collections.abc import Callable
 
-from router_ml.hosts.average import Average, Estimate, combined
-
 DEFAULT_KEEP_ALIVE_S = 300.0  # Ollama's own
 MOST_REQUESTS = 1000.0
-_STAY_HALF_LIFE_S = 3600.0
-_STAY_LOG_SD = 1.0  # of the requests between two loads of one model
-_FORECAST_LOG_SD = 2.0  # of the forecast from demand alone, which knows nothing of other models' need for memory
+SHORT_OF_MEMORY_S = 3600.0  # so long a model that had to leave early says that not all models fit
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
@@ -36,46 +32,44 @@ def keep_alive_s(keep_alive: float | str | None) -> float:
     return math.inf if keep_alive < 0 else float(keep_alive)
 
 
-class Stay:
-    """Requests per load of one model on one host.
+class Stays:
+    """How long the models of one host stay in memory, in requests.
 
-    Where they come at random with a rate r, the model leaves after the first gap longer than its keep-alive K, which
-    e^(rK) requests precede on average. How many it really served between two loads corrects that: it also leaves
-    where another model needs its memory."""
+    Where requests for a model come at random with a rate r, it leaves after the first gap longer than its keep-alive
+    K, which e^(rK) requests precede on average. Where not all models fit, it leaves once another one is wanted, before
+    which there are as many requests as it is wanted more often than the others."""
 
     def __init__(self, clock: Callable[[], float], keep_alive_s: float = DEFAULT_KEEP_ALIVE_S) -> None:
         self._clock = clock
         self._keep_alive_s = keep_alive_s
-        self._rate_times_stay = 0.0  # wanted requests, each forgotten over one keep-alive
-        self._wanted_at = clock()
-        self._served = 0
-        self._seen = Average(weight=0.3, clock=clock, half_life_s=_STAY_HALF_LIFE_S, log_sd=_STAY_LOG_SD)
+        self._memory_s = keep_alive_s if 0 < keep_alive_s < math.inf else DEFAULT_KEEP_ALIVE_S
+        self._wanted: dict[str, tuple[float, float]] = {}  # requests, each forgotten over one keep-alive; until when
+        self._served_at: dict[str, float] = {}
+        self._left_early_at = -math.inf
 
-    def wanted(self) -> None:
-        """Count a request that would go to the model if every model were in memory."""
-        self._rate_times_stay = self._recent() + 1.0
-        self._wanted_at = self._clock()
+    def wanted(self, model: str) -> None:
+        """Count a request that would go to a model if all were in memory."""
+        self._wanted[model] = (self._recent(model) + 1.0, self._clock())
 
-    def served(self, cold: bool) -> None:
-        """Count an answer; `cold`: the model had to be loaded for it."""
-        if cold:
-            self._seen.add(self._served)
-            self._served = 0
-        self._served += 1
+    def served(self, model: str, cold: bool) -> None:
+        """Note an answer of a model; `cold`: it had to be loaded for it, so that it had left."""
+        now_s = self._clock()
+        if cold and now_s - self._served_at.get(model, -math.inf) < 0.9 * self._keep_alive_s:
+            self._left_early_at = now_s
+        self._served_at[model] = now_s
 
-    @property
-    def requests(self) -> float:
-        """Return how many requests a load now is expected to serve, at least 1."""
+    def requests(self, model: str, in_memory: int = 1) -> float:
+        """Return how many requests a load now is expected to serve, at least 1. `in_memory`: models there now."""
         if self._keep_alive_s <= 0:
             return 1.0
-        forecast = MOST_REQUESTS if math.isinf(self._keep_alive_s) else math.exp(min(self._recent(), 100.0))
-        logs = Estimate(math.log(min(forecast, MOST_REQUESTS)), _FORECAST_LOG_SD**2)
-        expected = combined((logs, self._seen.estimate))
-        assert expected is not None
-        return max(1.0, expected.value)
+        recent = self._recent(model)
+        expected = MOST_REQUESTS if math.isinf(self._keep_alive_s) else math.exp(min(recent, 100.0))
+        if self._clock() - self._left_early_at < SHORT_OF_MEMORY_S:
+            others = sorted((self._recent(other) for other in list(self._wanted) if other != model), reverse=True)
+            crowding = sum(others[max(in_memory, 1) - 1 :])  # the most wanted stay beside it
+            expected = min(expected, recent / crowding if crowding > 0 else expected)
+        return min(max(expected, 1.0), MOST_REQUESTS)
 
-    def _recent(self) -> float:
-        idle_s = max(0.0, self._clock() - self._wanted_at)
-        if not 0 < self._keep_alive_s < math.inf:
-            return self._rate_times_stay
-        return self._rate_times_stay * math.exp(-idle_s / self._keep_alive_s)
+    def _recent(self, model: str) -> float:
+        requests, until_s = self._wanted.get(model, (0.0, 0.0))
+        return requests * math.exp(-max(0.0, self._clock() - until_s) / self._memory_s)

@@ -34,7 +34,7 @@ class Preloader:
         """Count a request for the model that would serve it if all were in memory: what is not loaded because it is
         not in memory would never be."""
         self._demand.chose(model)
-        self._fleet.backends(model)[0].stay.wanted()
+        self._fleet.backends(model)[0].host.stays.wanted(model)
 
     def consider(self) -> None:
         """Begin to load the likely next model, where that is enabled and nothing runs."""
