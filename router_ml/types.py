@@ -235,7 +235,7 @@ class ModelState:
     recent_success: float | None = None  # live success rate in the recent window
     recent_calls: int = 0  # calls that rate rests on
     reason: str = ""  # why it is not available
-    service_s: float | None = None  # seconds of one answer, once enough were measured
+    answer_s: float | None = None  # seconds of one answer, once enough were measured
     requests_per_load: float = 1.0  # that share one load: those expected before the model leaves memory again
 
 

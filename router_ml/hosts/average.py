@@ -64,21 +64,25 @@ class Average:
     @property
     def count(self) -> float:
         """Return how many values it rests on now, at most as many as its weights let count."""
-        if self._clock is None or not self._count:
-            return self._count
-        idle_s = max(0.0, self._clock() - self._added_at)
-        return self._count * math.exp2(-min(idle_s / self._half_life_s, 500.0))
+        return self._faded(self._half_life_s)
 
     @property
     def value(self) -> float | None:
         """Return the mean; None before the first value, and once it is forgotten."""
         return None if self._log is None or self.count < _FORGOTTEN else math.exp(self._log)
 
-    @property
-    def estimate(self) -> Estimate | None:
-        """Return the mean with its variance now; None before the first value, and once it is forgotten."""
-        count = self.count
+    def estimate(self, half_life_s: float | None = None) -> Estimate | None:
+        """Return the mean with its variance now; None before the first value, and once it is forgotten.
+
+        Another half-life says how long it counts for another purpose."""
+        count = self._faded(half_life_s or self._half_life_s)
         return None if self._log is None or count < _FORGOTTEN else Estimate(self._log, self._variance / count)
+
+    def _faded(self, half_life_s: float) -> float:
+        if self._clock is None or not self._count:
+            return self._count
+        idle_s = max(0.0, self._clock() - self._added_at)
+        return self._count * math.exp2(-min(idle_s / half_life_s, 500.0))
 
     def add(self, value: float) -> None:
         """Count a value above 0; others are ignored."""

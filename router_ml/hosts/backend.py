@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from router_ml.catalogue import Catalogue
-from router_ml.hosts.average import combined
+from router_ml.hosts.average import Estimate, combined
 from router_ml.hosts.breaker import Breaker
 from router_ml.hosts.failure import Failure
 from router_ml.hosts.gate import Gate
 from router_ml.hosts.host import Installed
 from router_ml.hosts.host_state import HostState
-from router_ml.hosts.pace import GB_PER_BILLION, active_share
-from router_ml.hosts.rates import LiveRates
+from router_ml.hosts.pace import GB_PER_BILLION, PACE_HALF_LIFE_S, active_share
+from router_ml.hosts.rates import RATES_HALF_LIFE_S, LiveRates
 from router_ml.types import ModelState
 
 _EVERYTHING = frozenset({"tools", "thinking", "vision"})
@@ -53,25 +54,35 @@ class Backend:
     def load_s(self) -> float | None:
         """Return the expected seconds of a load: as seen here, and by the model's size at this host's pace."""
         size_gb = self._size_gb
-        predicted = None if size_gb is None else self.host.pace.load_s(size_gb)
-        expected = combined((self.rates.load, predicted))
+        predicted = None if size_gb is None else self.host.pace.load_s(self.model, size_gb)
+        expected = combined((self.rates.load(), predicted))
         return expected and expected.value
 
     @property
     def decode_tokens_per_s(self) -> float | None:
         """Return the expected rate of generation: the model's own, and its host's pace at the size that it reads for a
         token. Its own fades while it does not answer. None before the first answer of any model of the host."""
-        read_gb = self._read_gb
-        predicted = None if read_gb is None else self.host.pace.decode_tokens_per_s(read_gb)
-        expected = combined((self.rates.decode, predicted))
-        return expected and expected.value
+        return self._expected(self.rates.decode, self.host.pace.decode_tokens_per_s)
 
     @property
     def prompt_tokens_per_s(self) -> float | None:
         """Return the same for the rate at which prompts are read."""
+        return self._expected(self.rates.prompt, self.host.pace.prompt_tokens_per_s)
+
+    def _expected(
+        self,
+        own: Callable[[float], Estimate | None],
+        of_host: Callable[[str, float], Estimate | None],
+    ) -> float | None:
         read_gb = self._read_gb
-        predicted = None if read_gb is None else self.host.pace.prompt_tokens_per_s(read_gb)
-        expected = combined((self.rates.prompt, predicted))
+        predicted = None if read_gb is None else of_host(self.model, read_gb)
+        seen = own(RATES_HALF_LIFE_S)
+        if predicted is not None:
+            # A model that was slow is to be asked again soon; one that was quicker than its host has to lose nothing.
+            lasting = own(PACE_HALF_LIFE_S)
+            if lasting is not None and lasting.log > predicted.log:
+                seen = lasting
+        expected = combined((seen, predicted))
         return expected and expected.value
 
     def capabilities(self, catalogue: Catalogue) -> frozenset[str] | None:
@@ -123,7 +134,7 @@ class Backend:
             recent_success=recent,
             recent_calls=calls,
             reason=reason,
-            service_s=self.rates.measured_service_s,
+            answer_s=self.rates.measured_service_s,
             requests_per_load=self.host.requests_per_load(self.model),
         )
 

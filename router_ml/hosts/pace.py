@@ -7,13 +7,16 @@ loading takes seconds per gigabyte of file.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from router_ml.hosts.average import Estimate, combined
 from router_ml.hosts.rates import LiveRates
 
+# A model speaks for its host longer than for itself: where it is slow, what others once showed still counts.
+PACE_HALF_LIFE_S = 7200.0
 PACE_LOG_SD = 0.35  # of one model around its host's pace: quantisation, cache and overheads differ
 _OUTLIER_LOG = 1.0  # so far from the median, in the log, a model says half as much of its host
 _CACHED_S = 1.0  # a pace is computed anew after so long, or after an answer
@@ -27,6 +30,7 @@ _ACTIVE_SHARES = {
 }  # fmt: skip
 
 
+@functools.lru_cache(1024)  # asked for each model of each request
 def active_share(model: str) -> float:
     """Return the share of a model's weights that takes part in one token; 1 where nothing else is known."""
     found = _ACTIVE.search(model)
@@ -36,64 +40,58 @@ def active_share(model: str) -> float:
 
 
 class Pace:
-    """The pace of one host, from the live rates of the models that answered there. Thread-safe."""
+    """The pace of one host, from the live rates of the models that answered there. Thread-safe.
+
+    What it says of a model rests on the others: a model's own rates are a second opinion, which fades sooner."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._answered: dict[str, tuple[LiveRates, float, float]] = {}  # rates, GB on disk, GB read for a token
-        self._decode = _Cached(clock)
-        self._prompt = _Cached(clock)
-        self._load = _Cached(clock)
+        self._cached: dict[tuple[str, str], tuple[Estimate | None, float]] = {}  # and until when
 
     def answered(self, model: str, rates: LiveRates, disk_gb: float) -> None:
         """Note that a model of a known size answered, so that its rates tell the pace."""
         self._answered[model] = (rates, disk_gb, disk_gb * active_share(model))
-        for cached in (self._decode, self._prompt, self._load):
-            cached.forget()
+        self._cached = {}
 
-    def decode_tokens_per_s(self, read_gb: float) -> Estimate | None:
+    def decode_tokens_per_s(self, model: str, read_gb: float) -> Estimate | None:
         """Return the decode rate to expect of a model that reads so many gigabytes for a token; None if unknown."""
-        gb_per_s = self._decode.get(lambda: self._rates(lambda rates: rates.decode))
-        return gb_per_s and gb_per_s.scaled(1.0 / read_gb, PACE_LOG_SD)
+        return self._of_others("decode", model, 1.0 / read_gb)
 
-    def prompt_tokens_per_s(self, read_gb: float) -> Estimate | None:
+    def prompt_tokens_per_s(self, model: str, read_gb: float) -> Estimate | None:
         """Return the same for the rate at which prompts are read."""
-        gb_per_s = self._prompt.get(lambda: self._rates(lambda rates: rates.prompt))
-        return gb_per_s and gb_per_s.scaled(1.0 / read_gb, PACE_LOG_SD)
+        return self._of_others("prompt", model, 1.0 / read_gb)
 
-    def load_s(self, disk_gb: float) -> Estimate | None:
+    def load_s(self, model: str, disk_gb: float) -> Estimate | None:
         """Return the seconds to expect of a load; None if unknown."""
-        s_per_gb = self._load.get(lambda: self._loads())
-        return s_per_gb and s_per_gb.scaled(disk_gb, PACE_LOG_SD)
+        return self._of_others("load", model, disk_gb)
 
-    def _rates(self, of: Callable[[LiveRates], Estimate | None]) -> Estimate | None:
-        return robust_mean(seen.scaled(read_gb) for rates, _, read_gb in self._all() if (seen := of(rates)) is not None)
-
-    def _loads(self) -> Estimate | None:
-        return robust_mean(
-            seen.scaled(1.0 / disk_gb) for rates, disk_gb, _ in self._all() if (seen := rates.load) is not None
-        )
-
-    def _all(self) -> Sequence[tuple[LiveRates, float, float]]:
-        return list(self._answered.values())
-
-
-class _Cached:
-    """One pace, computed at most once a second: three are asked for each model of each request."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._value: Estimate | None = None
-        self._until_s = -math.inf
-
-    def forget(self) -> None:
-        self._until_s = -math.inf
-
-    def get(self, compute: Callable[[], Estimate | None]) -> Estimate | None:
+    def _of_others(self, what: str, model: str, factor: float) -> Estimate | None:
+        pace, until_s = self._cached.get((what, model), (None, -math.inf))
         now_s = self._clock()
-        if now_s >= self._until_s:
-            self._value, self._until_s = compute(), now_s + _CACHED_S
-        return self._value
+        if now_s >= until_s:
+            others = [entry for name, entry in list(self._answered.items()) if name != model]
+            pace = robust_mean(vote for entry in others if (vote := _VOTES[what](*entry)) is not None)
+            self._cached[what, model] = (pace, now_s + _CACHED_S)
+        return pace and pace.scaled(factor, PACE_LOG_SD)
+
+
+def _decode_gb_per_s(rates: LiveRates, disk_gb: float, read_gb: float) -> Estimate | None:
+    seen = rates.decode(PACE_HALF_LIFE_S)
+    return seen and seen.scaled(read_gb)
+
+
+def _prompt_gb_per_s(rates: LiveRates, disk_gb: float, read_gb: float) -> Estimate | None:
+    seen = rates.prompt(PACE_HALF_LIFE_S)
+    return seen and seen.scaled(read_gb)
+
+
+def _load_s_per_gb(rates: LiveRates, disk_gb: float, read_gb: float) -> Estimate | None:
+    seen = rates.load()
+    return seen and seen.scaled(1.0 / disk_gb)
+
+
+_VOTES = {"decode": _decode_gb_per_s, "prompt": _prompt_gb_per_s, "load": _load_s_per_gb}
 
 
 def robust_mean(estimates: Iterable[Estimate]) -> Estimate | None:

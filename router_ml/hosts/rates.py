@@ -36,20 +36,17 @@ class LiveRates:
         self._recent: deque[tuple[float, bool]] = deque(maxlen=window)
         self._answers = 0
 
-    @property
-    def prompt(self) -> Estimate | None:
+    def prompt(self, half_life_s: float | None = None) -> Estimate | None:
         """Return the rate at which prompts are read, in tokens/s; None before the first."""
-        return self._prompt.estimate
+        return self._prompt.estimate(half_life_s)
 
-    @property
-    def decode(self) -> Estimate | None:
+    def decode(self, half_life_s: float | None = None) -> Estimate | None:
         """Return the rate at which tokens are generated, in tokens/s; None before the first."""
-        return self._decode.estimate
+        return self._decode.estimate(half_life_s)
 
-    @property
     def load(self) -> Estimate | None:
         """Return the seconds of a load; None before the first."""
-        return self._load.estimate
+        return self._load.estimate()
 
     @property
     def prompt_tokens_per_s(self) -> float | None:

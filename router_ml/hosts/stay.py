@@ -60,9 +60,8 @@ class Stays:
 
     def requests(self, model: str, in_memory: int = 1) -> float:
         """Return how many requests a load now is expected to serve, at least 1. `in_memory`: models there now."""
-        if self._keep_alive_s <= 0:
+        if self._keep_alive_s <= 0 or (recent := self._recent(model)) == 0.0:
             return 1.0
-        recent = self._recent(model)
         expected = MOST_REQUESTS if math.isinf(self._keep_alive_s) else math.exp(min(recent, 100.0))
         if self._clock() - self._left_early_at < SHORT_OF_MEMORY_S:
             others = sorted((self._recent(other) for other in list(self._wanted) if other != model), reverse=True)
@@ -71,5 +70,7 @@ class Stays:
         return min(max(expected, 1.0), MOST_REQUESTS)
 
     def _recent(self, model: str) -> float:
-        requests, until_s = self._wanted.get(model, (0.0, 0.0))
+        if model not in self._wanted:
+            return 0.0
+        requests, until_s = self._wanted[model]
         return requests * math.exp(-max(0.0, self._clock() - until_s) / self._memory_s)

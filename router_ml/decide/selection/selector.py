@@ -108,6 +108,7 @@ class Selector:
         checks = bounds(policy, context)
         allows = None if policy.models is None else policy.allows
         states = machine.models if machine is not None else None
+        prompt_tokens = context.prompt_tokens or 0
         out: list[Candidate] = []
         for model, pace, p, quantiles, tokens, cost in zip(
             self.models,
@@ -124,33 +125,19 @@ class Selector:
             if able_only and (why := unable(model, context, machine)) is not None:
                 excluded[model.name] = why
                 continue
-            predicted, known_tokens = Quantiles(*quantiles), tokens if tokens == tokens else None
-            if context.prompt_tokens is not None:
-                predicted = with_prompt(
-                    predicted, context.prompt_tokens, pace.usual_prompt_tokens, pace.decode_tokens_per_s
-                )
+            latency, known_tokens = Quantiles(*quantiles), tokens if tokens == tokens else None
+            if prompt_tokens > pace.usual_prompt_tokens:
+                latency = with_prompt(latency, prompt_tokens - pace.usual_prompt_tokens, pace.decode_tokens_per_s)
+            source, load_s, charged_s = pace.source, 0.0, 0.0
             reasons: tuple[str, ...] = ()
             state = states.get(model.name) if states is not None else None
-            if state is None:
-                latency, source, load_s = predicted, pace.source, 0.0
-                worth = utility(policy, p, latency.p50, cost)
-            else:
+            if state is not None:
                 p = live_p_success(p, state)
-                latency, source, load_s, charged_s = live_timing(
-                    predicted, pace.source, known_tokens, context.prompt_tokens, state
-                )
-                worth = utility(policy, p, latency.p50 - load_s + charged_s, cost)
+                latency, source, load_s, charged_s = live_timing(latency, source, known_tokens, prompt_tokens, state)
                 reasons = _state_reasons(state)
-            candidate = Candidate(
-                model.name,
-                p,
-                latency,
-                cost,
-                worth,
-                reasons,
-                known_tokens,
-                latency_source=source,
-                load_s=load_s,
+            worth = utility(policy, p, latency.p50 - load_s + charged_s, cost)
+            candidate = Candidate(  # by place: "heads and selection" takes 50 us at most
+                model.name, p, latency, cost, worth, reasons, known_tokens, True, None, "prior", source, None, load_s
             )
             for check, bound in checks:
                 if (broken := check(candidate, bound)) is not None:
@@ -229,7 +216,10 @@ def _if_warm(candidates: Sequence[Candidate], policy: Policy, machine: MachineSt
     """Return the candidate of highest utility if every model were in memory; None where that changes nothing.
 
     Only what a load costs is taken back: candidates that break another limit stay out."""
-    if not any(c.load_s for c in candidates):
+    for candidate in candidates:
+        if candidate.load_s:
+            break
+    else:
         return None
     checks = [(check, bound) for check, bound in bounds(policy, context) if check is not LOAD_WAIT.check]
     best: Candidate | None = None

@@ -13,8 +13,9 @@ from router_ml.types import LABELS, ModelState, Quantiles, Source
 LIVE_STRENGTH = 20.0  # calls after which the live success rate weighs as much as the prediction
 # Prompts are read in parallel, tokens generated one by one: 20 to 40 times as quick on a GPU, 5 to 10 times on a CPU.
 PROMPT_PER_DECODE_RATE = 20.0
-# Prompts up to here are part of what is predicted: of the priors, and of what was learned from outcomes.
-USUAL_PROMPT_TOKENS, LEARNED_PROMPT_TOKENS = 500, 4_000
+# Prompts up to here are part of what is predicted: of the priors (a query with its tools), and of what was learned.
+USUAL_PROMPT_TOKENS, LEARNED_PROMPT_TOKENS = 2_000, 4_000
+USUAL_OUTPUT_TOKENS = 100.0  # of a model whose priors do not say
 _USUAL = log_normal(1.0, 0.5)
 USUAL_SPREAD = (_USUAL.p90 / _USUAL.p50, _USUAL.p95 / _USUAL.p50)  # where the quantiles of a model are not known
 
@@ -49,27 +50,24 @@ class Timing(NamedTuple):
 
 
 def prior_rate(model: Model) -> float | None:
-    """Return the tokens/s that a model's priors imply: their output tokens over their seconds; None where unknown."""
-    tokens, seconds = model.prior.output_tokens, model.prior.latency_s
-    if tokens is None or not all(tokens[label] > 0 and seconds[label] > 0 for label in LABELS):
-        return None
-    return math.exp(sum(math.log(tokens[label] / seconds[label]) for label in LABELS) / len(LABELS))
+    """Return the tokens/s that a model's priors imply: output tokens over seconds, the geometric mean of the labels."""
+    seconds, tokens = model.prior.latency_s, model.prior.output_tokens or dict.fromkeys(LABELS, USUAL_OUTPUT_TOKENS)
+    rates = [tokens[label] / seconds[label] for label in LABELS if tokens[label] > 0 and seconds[label] > 0]
+    return math.exp(sum(map(math.log, rates)) / len(rates)) if rates else None
 
 
-def with_prompt(
-    predicted: Quantiles, prompt_tokens: int | None, usual_tokens: int, decode_tokens_per_s: float | None
-) -> Quantiles:
-    """Return predicted quantiles, shifted by the seconds that a prompt longer than usual takes to be read.
+def with_prompt(predicted: Quantiles, more_tokens: int, decode_tokens_per_s: float | None) -> Quantiles:
+    """Return predicted quantiles, shifted by the seconds that so many prompt tokens more than usual take to be read.
 
     Nothing is known of the prompt rate here: it is taken relative to the decode rate."""
-    if prompt_tokens is None or prompt_tokens <= usual_tokens or not decode_tokens_per_s:
+    if not decode_tokens_per_s:
         return predicted
-    more_s = (prompt_tokens - usual_tokens) / (PROMPT_PER_DECODE_RATE * decode_tokens_per_s)
+    more_s = more_tokens / (PROMPT_PER_DECODE_RATE * decode_tokens_per_s)
     return Quantiles(predicted.p50 + more_s, predicted.p90 + more_s, predicted.p95 + more_s)
 
 
 def live_timing(
-    predicted: Quantiles, source: Source, output_tokens: float | None, prompt_tokens: float | None, state: ModelState
+    predicted: Quantiles, source: Source, output_tokens: float | None, prompt_tokens: float, state: ModelState
 ) -> Timing:
     """Return the latency on this machine now: queue, load where the model is not resident, then the answer itself.
 
@@ -84,7 +82,7 @@ def live_timing(
             rate = state.prompt_tokens_per_s or PROMPT_PER_DECODE_RATE * state.decode_tokens_per_s
             p50 += prompt_tokens / rate
     elif source == "prior":
-        p50 = state.service_s
+        p50 = state.answer_s
     if p50 is not None:
         spread = (predicted.p90 / predicted.p50, predicted.p95 / predicted.p50) if predicted.p50 > 0 else USUAL_SPREAD
         service, source = Quantiles(p50, p50 * spread[0], p50 * spread[1]), "measured"
