@@ -22,6 +22,7 @@ from router_ml.decide.features.extractor import TABLE_NAMES, Features
 from router_ml.decide.predictors.heads import Floats
 from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.decide.router import Router
+from router_ml.decide.selection.policy import Policy
 from router_ml.hosts.host import HostRequest, Installed, Running
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.options import GatewayOptions
@@ -178,14 +179,19 @@ def run(gb_per_s: float, load_s_per_gb: float, first: Label, policy: str = "bala
 
 
 def simulated_gateway(
-    decider: Any, catalogue: Catalogue, host: SimulatedHost, clock: SimulatedClock, policy: str = "balanced"
+    decider: Any,
+    catalogue: Catalogue,
+    host: SimulatedHost,
+    clock: SimulatedClock,
+    policy: Policy | str = "balanced",
+    preload: bool = False,
 ) -> Gateway:
     """Return a real gateway in front of a simulated host."""
 
     def opened(url: str, names: ModelNames, connect_s: float) -> SimulatedHost:
         return host
 
-    options = GatewayOptions(deadline_s=1e4, residency_ttl_s=0.1, residency_wait_s=0.5)
+    options = GatewayOptions(deadline_s=1e4, residency_ttl_s=0.1, residency_wait_s=0.5, preload=preload)
     return Gateway(
         decider,
         catalogue,

@@ -192,6 +192,7 @@ class Decision:
             "think": self.think,
             "difficulty": self.difficulty,
             "rule": self.rule,
+            "if_warm": self.if_warm,
         }
 
 
