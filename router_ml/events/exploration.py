@@ -50,12 +50,17 @@ def exploration_cost(events: Iterable[Event]) -> ExplorationCost:
 
 
 def preferred(event: DecisionEvent) -> Candidate | None:
-    """Return the candidate that stands first without exploration; None where there is none.
-
-    An explored candidate is put before the order it was drawn from, below whose first it stands in utility; and none
-    is drawn with a higher probability than that one, so never with more than one half."""
+    """Return the candidate that stands first without exploration; None where there is none."""
     if len(event.candidates) < 2:
         return event.candidates[0] if event.candidates else None
     first, second = event.candidates[:2]
-    explored = event.propensity <= 0.5 and second.admissible and first.utility < second.utility
+    explored = second.admissible and was_explored(event.propensity, first.utility, second.utility)
     return second if explored else first
+
+
+def was_explored(propensity: float, first: float, second: float) -> bool:
+    """Return whether the first candidate was explored, given its propensity and the utilities of the first two.
+
+    An explored candidate is put before the order it was drawn from, below whose first it stands in utility; and none
+    is drawn with a higher probability than that one, so never with more than one half."""
+    return propensity <= 0.5 and first < second

@@ -43,7 +43,7 @@ class Policy(_WithHash):
     clarify_at: float = 0.5  # probability of "ambiguous" from which to ask a clarifying question
     default_margin: float = 0.05  # utility by which a query unlike the training data must favour leaving the default
     exploration: float = 0.0  # share of requests sent to another admissible model, so that outcomes teach us
-    exploration_gap: float | None = 0.02  # loss of utility that halves a model's part of it; None: equal parts
+    exploration_gap: float | None = 0.05  # loss of utility that halves a model's part of it; None: equal parts
     exploration_half_life_outcomes: float | None = None  # outcomes learned from that halve the share; None: constant
     exploration_floor: float = 0.02  # the share does not fall below this
     models: tuple[str, ...] | None = None  # only these, by name or alias; None: the whole catalogue
