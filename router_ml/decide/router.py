@@ -31,6 +31,7 @@ from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
+from router_ml.numbers import is_number
 from router_ml.settings import Settings, load_settings
 from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
 
@@ -63,13 +64,14 @@ class Router:
         new_id: Callable[[], str] | None = None,
         draw: Callable[[], float] = random.random,
         remember: int = 0,
+        learned_from: float = 0.0,
     ) -> None:
         self._remembered = RememberedFeatures(features, remember) if features is not None and remember else None
         self._features = self._remembered or features
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
-        self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model)
+        self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model, learned_from)
         self.new_id = new_id or _random_id
         self._draw = draw
         self.catalogue = catalogue
@@ -112,6 +114,7 @@ class Router:
                 catalogue=outcomes.catalogue,
                 name=bundle.name,
                 degraded=check,
+                learned_from=_learned_from(bundle),
                 **options,
             )
             router._try_out(bundle.path, embedder.dim)
@@ -357,6 +360,13 @@ def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
         raise BundleCorrupt(
             f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
         ) from error
+
+
+def _learned_from(bundle: Bundle) -> float:
+    """Return how many outcomes a bundle was learned from; 0 where its manifest does not say."""
+    given = bundle.manifest.get("given")
+    count: Any = given.get("outcomes") if isinstance(given, Mapping) else None
+    return float(count) if is_number(count) and 0 <= count < math.inf else 0.0
 
 
 def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from router_ml.catalogue import Model
+from router_ml.decide.selection.exploration import drawn, propensities, share_after
 from router_ml.decide.selection.limits import LATENCY, bounds, cut_to_widest, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.utility import live_latency, live_p_success, utility
@@ -38,9 +39,11 @@ class Selection(NamedTuple):
 class Selector:
     """Ranks the models of a catalogue. Stateless; thread-safe."""
 
-    def __init__(self, models: Sequence[Model], default_model: str | None = None) -> None:
+    def __init__(self, models: Sequence[Model], default_model: str | None = None, outcomes: float = 0.0) -> None:
+        """`outcomes` is how many the predictions were learned from: with them exploration falls."""
         self.models = tuple(models)
         self.default_model = default_model
+        self.outcomes = outcomes
 
     def select(
         self,
@@ -66,7 +69,9 @@ class Selector:
         else:
             chain = _least_bad(candidates, LATENCY.bound(policy, context))
             notes.append(chain[0].reasons[0] if chain[0].reasons else "no model is within the limits")
-        chain, propensity = _explore(chain, len(fit) or 1, policy, draw, notes)
+        propensity = 1.0
+        if policy.exploration and draw is not None and len(fit) > 1:
+            chain, propensity = self._explore(chain, fit, policy, draw, notes)
         return Selection(tuple(chain), excluded, _reason(chain, notes), propensity, not fit)
 
     def _candidates(
@@ -145,6 +150,25 @@ class Selector:
         notes.append("unlike the training queries, so the default model stays")
         return [default, *(c for c in fit if c is not default)]
 
+    def _explore(
+        self,
+        chain: list[Candidate],
+        fit: list[Candidate],
+        policy: Policy,
+        draw: Callable[[], float],
+        notes: list[str],
+    ) -> tuple[list[Candidate], float]:
+        """Put another admissible candidate first as drawn; return the chain and the propensity of its first."""
+        share = share_after(
+            policy.exploration, policy.exploration_floor, policy.exploration_half_life_outcomes, self.outcomes
+        )
+        chances = propensities(fit, share, policy.exploration_gap)
+        pick = drawn(chances, share, draw)
+        if not pick:
+            return chain, chances[0]
+        notes.append("explored")
+        return [chain[pick], *chain[:pick], *chain[pick + 1 :]], chances[pick]
+
 
 def _uncatalogued(names: Sequence[str], forecast: Forecast) -> list[Candidate]:
     """Return candidates for models that only the policy knows, as slow as the slowest model of the catalogue."""
@@ -169,22 +193,6 @@ def _least_bad(candidates: list[Candidate], budget_s: float | None) -> list[Cand
     in_time = [c for c in candidates if budget_s is None or not c.latency_s.p95 > budget_s]
     best = max(in_time, key=_P_SUCCESS) if in_time else min(candidates, key=lambda c: c.latency_s.p95)
     return [best, *(c for c in candidates if c is not best)]
-
-
-def _explore(
-    chain: list[Candidate], n_fit: int, policy: Policy, draw: Callable[[], float] | None, notes: list[str]
-) -> tuple[list[Candidate], float]:
-    """Put another admissible model first at the exploration rate; return the chain and the propensity of its first."""
-    if not policy.exploration or draw is None or n_fit < 2:
-        return chain, 1.0
-    share = policy.exploration / n_fit
-    if draw() >= policy.exploration:
-        return chain, 1.0 - policy.exploration + share
-    pick = min(int(draw() * n_fit), n_fit - 1)
-    if pick == 0:
-        return chain, 1.0 - policy.exploration + share
-    notes.append("explored")
-    return [chain[pick], *chain[:pick], *chain[pick + 1 :]], share
 
 
 def _reason(chain: list[Candidate], notes: list[str]) -> str:

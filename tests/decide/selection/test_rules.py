@@ -302,6 +302,8 @@ def test_an_unknown_policy_is_a_policy_error(router_that_says: Maker, wrong: Any
         {"min_p_success": 1.5},
         {"exploration": "often"},
         {"exploration": True},
+        {"exploration_gap": 0},
+        {"exploration_half_life_outcomes": "soon"},
         {"max_cost_usd": -0.1},
         {"latency_budget_s": math.nan},
         {"on_ambiguous": "shrug"},
