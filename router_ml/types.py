@@ -151,6 +151,7 @@ class Decision:
     degraded: bool = False  # True if a fallback (heuristics, priors) stood in for something learned
     difficulty: float | None = None  # log2 of the billions of parameters a typical model needs; None: not read
     rule: str | None = None  # the user's rule that spoke
+    features: Any = field(default=None, compare=False, repr=False)  # what was read, where ROUTER_ML_KEEP=features
 
     def __str__(self) -> str:
         return self.model

@@ -138,6 +138,13 @@ def export_queries(store: EventStore, path: Path) -> int:
     )
 
 
+def export_features(store: EventStore, path: Path) -> int:
+    """Write the features that were stored instead of text (see `features.pack`) as JSON Lines; return how many."""
+    return _export(
+        path, ({"id": one.decision_id, "encoder": one.encoder, "packed": one.packed} for one in store.features())
+    )
+
+
 def export_events(store: EventStore, path: Path, selection: EventFilter | None = None) -> int:
     """Write the events themselves as JSON Lines; return how many."""
     return _export(path, ({"seq": seq, **as_dict(event)} for seq, event in store.read(selection or EventFilter())))
