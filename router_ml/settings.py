@@ -81,7 +81,7 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         preload=_switch(env, "ROUTER_ML_PRELOAD"),
         answer_cache_size=_whole(env, "ROUTER_ML_ANSWER_CACHE", defaults.answer_cache_size, 0),
         events=env.get("ROUTER_ML_EVENTS") or None,
-        keep=_keep(env),
+        keep=_keep(env, "ROUTER_ML_KEEP"),
         alert_webhook=_webhook(env, "ROUTER_ML_ALERT_WEBHOOK"),
     )
 
@@ -181,14 +181,14 @@ def _temporary_state() -> Path:
     return folder
 
 
-def _keep(env: Mapping[str, str]) -> Keep:
+def _keep(env: Mapping[str, str], name: str) -> Keep:
     """Return ROUTER_ML_KEEP; ROUTER_ML_KEEP_TEXT=1, its earlier form, means text where the new one is not set."""
     keep_text = _switch(env, "ROUTER_ML_KEEP_TEXT")
-    value = env.get("ROUTER_ML_KEEP", "").strip().lower() or ("text" if keep_text else "none")
+    value = env.get(name, "").strip().lower() or ("text" if keep_text else "none")
     for known in get_args(Keep):
         if value == known:
             return known  # type: ignore[no-any-return]
-    raise SettingsError(f"ROUTER_ML_KEEP must be none, features or text, found {value!r:.60}")
+    raise SettingsError(f"{name} must be none, features or text, found {value!r:.60}")
 
 
 def _number(env: Mapping[str, str], name: str, low: float) -> float | None:

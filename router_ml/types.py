@@ -104,6 +104,8 @@ class Outcome:
     error: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     think: Think | None = None  # how it was asked; None: the model's own default, or no choice
+    weight: float = 1.0  # of the judgement behind `success`, see `router_ml.events.judgement`
+    judged_by: str | None = None  # kind of feedback behind `success`; None: measured
 
 
 class Quantiles(NamedTuple):

@@ -410,7 +410,9 @@ def decision_event(
     )
 
 
-def outcome_of(event: OutcomeEvent, success: float | None = None) -> Outcome:
+def outcome_of(
+    event: OutcomeEvent, success: float | None = None, weight: float = 1.0, judged_by: str | None = None
+) -> Outcome:
     """Return the training row of an outcome event; `success` (from feedback, say) replaces the event's own."""
     return Outcome(
         query_id=event.decision_id,
@@ -425,4 +427,6 @@ def outcome_of(event: OutcomeEvent, success: float | None = None) -> Outcome:
         cost_usd=event.cost_usd,
         resident=event.resident,
         error=event.error,
+        weight=weight,
+        judged_by=judged_by,
     )

@@ -118,7 +118,7 @@ class SqlStore(ABC):
         return old, every
 
     def prune(self, before_s: Mapping[str, float], *, share: float = 1.0) -> int:
-        """Delete events of each kind (and `"text"`, `"features"`) older than a Unix time, at most a share of each kind."""
+        """Delete events of each kind (and `"text"`, `"features"`) older than its Unix time, at most a share of each."""
         gone = 0
         for kind, at_s in before_s.items():
             most = max(_LEAST_PRUNED, int(share * self._count(kind)))

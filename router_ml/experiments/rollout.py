@@ -29,6 +29,7 @@ from router_ml.events.event import (
     Recorder,
     new_id,
 )
+from router_ml.events.judgement import counts
 from router_ml.events.privacy import Privacy, load_key
 from router_ml.events.store import EventFilter, EventStore
 from router_ml.experiments.assignment import Assignment, assign
@@ -276,6 +277,8 @@ class Rollout:
         try:
             event = _timely(event, self._clock())
             if isinstance(event, FeedbackEvent):
+                if not counts(event.kind):
+                    return  # its absence says nothing, so its share is no rate of wrong answers
                 trial.judge_request(
                     str(event.decision_id), 1.0 - _share(event.score), at_s=_number(event.at_s),
                     explicit=event.explicit, event_id=str(event.event_id),
