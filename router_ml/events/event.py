@@ -117,6 +117,7 @@ class OutcomeEvent:
     resident: bool | None = None
     error: str | None = None
     cache_hit: bool = False  # answered from the response cache; no model was called
+    invalid: str | None = None  # why the answer cannot be used: "tool_invalid" or "format_invalid"
     clarified: bool = False  # the user was asked a clarifying question; no model was called
     attempts: int = 1
     fallback: bool = False  # a fallback model answered, because an earlier one failed

@@ -18,7 +18,7 @@ from router_ml.events.event import (
     json_value,
     outcome_of,
 )
-from router_ml.events.judgement import Judged, Judgement, counts, judge_agreement, note_feedback, success_of
+from router_ml.events.judgement import Judged, Judgement, counts, judge_agreement, note_feedback, source_of, success_of
 from router_ml.events.store import EventFilter, EventStore
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.types import Outcome
@@ -58,7 +58,8 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
 def _judged_outcome(event: OutcomeEvent, judged: Judged) -> Outcome:
     judgement = judged.get(event.decision_id)
     if judgement is None or (event.success is not None and not judgement.explicit):
-        return outcome_of(event)
+        weight = 1.0 if event.invalid is None else source_of(event.invalid).weight
+        return outcome_of(event, event.success, weight, event.invalid)
     return outcome_of(event, judgement.score, judgement.weight, judgement.kind)
 
 

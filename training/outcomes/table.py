@@ -189,7 +189,9 @@ def not_learned(table: OutcomeTable) -> str:
 
 def query_keys(queries: Sequence[Query]) -> NDArray[np.uint64]:
     """Return a number for each query's text and context: the first 64 bits of their SHA-256."""
-    rows = (json.dumps([query.text, query.raw_context], sort_keys=True, default=str) for query in queries)
+    rows = (  # of queries without text, whose features alone were kept, the id
+        json.dumps([query.text or query.id, query.raw_context], sort_keys=True, default=str) for query in queries
+    )
     digests = (hashlib.sha256(row.encode()).digest()[:8] for row in rows)
     return np.array([int.from_bytes(digest) for digest in digests], dtype=np.uint64)
 
