@@ -104,6 +104,8 @@ class Outcome:
     error: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     think: Think | None = None  # how it was asked; None: the model's own default, or no choice
+    weight: float = 1.0  # of the judgement behind `success`, see `router_ml.events.judgement`
+    judged_by: str | None = None  # kind of feedback behind `success`; None: measured
 
 
 class Quantiles(NamedTuple):
@@ -151,6 +153,7 @@ class Decision:
     degraded: bool = False  # True if a fallback (heuristics, priors) stood in for something learned
     difficulty: float | None = None  # log2 of the billions of parameters a typical model needs; None: not read
     rule: str | None = None  # the user's rule that spoke
+    features: Any = field(default=None, compare=False, repr=False)  # what was read, where ROUTER_ML_KEEP=features
 
     def __str__(self) -> str:
         return self.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -31,6 +32,7 @@ from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
+from router_ml.events.features import KeptFeatures, encoder_key
 from router_ml.numbers import is_number
 from router_ml.settings import Settings, load_settings
 from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
@@ -43,7 +45,7 @@ MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
 TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
 FAR = 50.0
 SHOWN_EVIDENCE = 12
-_OPTIONS = frozenset({"new_id", "draw", "remember"})
+_OPTIONS = frozenset({"new_id", "draw", "remember", "keep_features"})
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # an empty query is ambiguous
 
 
@@ -65,6 +67,8 @@ class Router:
         draw: Callable[[], float] = random.random,
         remember: int = 0,
         learned_from: float = 0.0,
+        encoder: str = "",
+        keep_features: bool = False,
     ) -> None:
         self._remembered = RememberedFeatures(features, remember) if features is not None and remember else None
         self._features = self._remembered or features
@@ -74,6 +78,7 @@ class Router:
         self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model, learned_from)
         self.new_id = new_id or _random_id
         self._draw = draw
+        self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
         self.catalogue = catalogue
         self.name = name
         self.degraded = degraded  # why it is not all learned; "" if it is
@@ -94,6 +99,7 @@ class Router:
         if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
             raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
         settings = settings or load_settings()
+        options.setdefault("keep_features", settings.keep == "features")
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
@@ -115,6 +121,7 @@ class Router:
                 name=bundle.name,
                 degraded=check,
                 learned_from=_learned_from(bundle),
+                encoder=encoder_key(bundle.manifest, TABLE_NAMES),
                 **options,
             )
             router._try_out(bundle.path, embedder.dim)
@@ -255,15 +262,20 @@ class Router:
         texts, parsed = zip(*read, strict=True)
         features, probabilities, degraded = self._judge(texts, parsed)
         predict = self._predictor(features).predict_one
+        keeps = self._keeps if features.embedding.shape[1] else ""
         decisions = []
         for i, context in enumerate(parsed):  # not `zip`: iterators over arrays cost more than one row's indexing
             label = probabilities[i]
             expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context))
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
             request = sized(texts[i], context)
-            decisions.append(
-                self._decision(label.tolist(), forecast, request, chosen_policy, machine, novelty, degraded, variant)
+            decision = self._decision(
+                label.tolist(), forecast, request, chosen_policy, machine, novelty, degraded, variant
             )
+            if keeps:
+                kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
+                decision = dataclasses.replace(decision, features=kept)
+            decisions.append(decision)
         return decisions
 
     def _decision(

@@ -175,6 +175,7 @@ def policy_from(data: Mapping[str, Any], name: str) -> Policy:
 
     Raises `PolicyError` for an unknown key or value."""
     values = dict(data)
+    values.pop("learn", None)  # what `training.learn` may do, see docs/teach.md
     preset = values.pop("preset", "balanced")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise PolicyError(f"policy {name!r}: unknown preset {short_repr(preset)}; use {', '.join(PRESETS)}")
