@@ -134,6 +134,18 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Prior:
+    """What is expected of a model for each complexity label before it has outcomes."""
+
+    latency_s: Mapping[Label, float]  # mean seconds of one answer
+    success: Mapping[Label, float]  # share of right answers
+    output_tokens: Mapping[Label, float] | None = None
+    latency_log_sd: float = 0.5  # standard deviation of the log of latency
+    strength: float = 20.0  # weight of this prior, in outcomes
+    latency_source: Source = "prior"  # "measured" where `latency_s` follows from rates measured on this machine
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Which model serves a query, why, and what follows if it fails. `str()` is the model's name."""
 
