@@ -344,9 +344,7 @@ def labels_of(fit_: Mapping[str, Any]) -> dict[str, Any]:
         ]
         return min(errors)
 
-    steepness = min(
-        np.arange(0.3, 1.55, 0.05).tolist(), key=lambda s: sum(best(s, label)[0] for label in LABELS)
-    )
+    steepness = min(np.arange(0.3, 1.55, 0.05).tolist(), key=lambda s: sum(best(s, label)[0] for label in LABELS))
     difficulty = {label: round(best(steepness, label)[1], 2) for label in LABELS}
     return {"steepness": round(steepness, 2), "difficulty": difficulty}
 
@@ -364,7 +362,9 @@ def report(data: Data, errors: Errors) -> None:
     weights = errors.counts / errors.counts.sum()
     whole = (f"{float(column @ weights):.1f}" for column in (errors.rule, errors.size, errors.mean))
     rows.append(("all", str(errors.counts.sum()), *whole))
-    print(f"{len(data.models)} models, {len(data.figures)} figures. Mean absolute error of a figure, in points of success,")
+    print(
+        f"{len(data.models)} models, {len(data.figures)} figures. Mean absolute error of a figure, in points of success,"
+    )
     print("of a model that was left out with all its figures (target: 6 at most):\n")
     print_table(rows)
 

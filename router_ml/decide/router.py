@@ -75,7 +75,8 @@ class Router:
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
-        self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model, learned_from)
+        models = [catalogue[model] for model in outcomes.models]
+        self._selector = Selector(models, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
         self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
@@ -311,6 +312,7 @@ class Router:
             novelty,
             choice.excluded,
             bool(degraded),
+            if_warm=choice.if_warm,
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:

@@ -304,7 +304,7 @@ class FallbackRunner:
             [self._expected(state, other) for other in able],
             self._options,
             probe=untried.at_once or backend.breaker.state == "half_open",
-            decode_tokens_per_s=backend.rates.decode_tokens_per_s,
+            decode_tokens_per_s=backend.decode_tokens_per_s,
             service_s=backend.rates.service_s,
         )
 
@@ -329,8 +329,7 @@ class FallbackRunner:
             reply.eval_s,
             resident=warm,
         )
-        if cold and reply.load_s is not None:
-            backend.loaded_in(reply.load_s)
+        backend.answered(bool(cold))
         state.resident = None if cold is None else not cold
 
     def _attempt_of(

@@ -36,6 +36,7 @@ from router_ml.serve.background import BackgroundLoop
 from router_ml.serve.choose import Assigner, Decider, DecisionStep
 from router_ml.serve.clarify import asks_clarifying_question, clarifying_answer
 from router_ml.serve.fallback import FallbackRunner
+from router_ml.serve.order import wanted
 from router_ml.serve.preload import Preloader
 from router_ml.serve.record import EventRecorder
 from router_ml.serve.request import ChatArguments, Messages, OptionPins, build_request
@@ -259,7 +260,7 @@ class Gateway:
             if question is not None and asks_clarifying_question(state, question):
                 answer = clarifying_answer(state, question, self._clock())
             else:
-                self._preloader.chose(state.chosen.model)
+                self._preloader.wanted(wanted(state.chosen))
                 answer = await self._fallback.run(state, sink)
         try:
             self._answered(state, answer)

@@ -208,6 +208,11 @@ class OutcomePredictor:
         return self.models[: self._n_learned] if self._heads is not None else ()
 
     @property
+    def learned_latency(self) -> frozenset[str]:
+        """Return the models whose latency was learned from outcomes."""
+        return frozenset(self.models[model] for model, _ in self._latency) if self._heads is not None else frozenset()
+
+    @property
     def priors_only(self) -> OutcomePredictor:
         """Return the same models, in the same order, by their priors alone: for when there is no embedding."""
         if self._heads is None:
