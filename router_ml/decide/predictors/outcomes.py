@@ -19,7 +19,7 @@ from router_ml.catalogue import Catalogue, Model, model_from
 from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.heads import Floats
 from router_ml.decide.predictors.neighbours import Neighbours
-from router_ml.decide.quantiles import log_normal
+from router_ml.decide.predictors.priors import LabelPriors
 from router_ml.errors import BundleFormatError
 from router_ml.types import LABELS
 
@@ -216,12 +216,7 @@ class OutcomePredictor:
         return OutcomePredictor(ordered)
 
     def _set_priors(self, models: list[Model]) -> None:
-        self._prior_success = _per_label([m.prior.success for m in models])
-        self._prior_tokens = _per_label([m.prior.output_tokens or dict.fromkeys(LABELS, math.nan) for m in models])
-        self._prior_latency = [
-            [tuple(log_normal(mean, model.prior.latency_log_sd)) for mean, model in zip(means, models, strict=True)]
-            for means in _per_label([m.prior.latency_s for m in models])
-        ]
+        self._priors = LabelPriors(models)
         self._price_in = [m.price_input_usd_per_mtok * 1e-6 for m in models]
         self._price_out = [m.price_output_usd_per_mtok * 1e-6 for m in models]
         self._free = None if any(self._price_in) or any(self._price_out) else [0.0] * len(models)
@@ -235,11 +230,12 @@ class OutcomePredictor:
             places.append([(model, offset + column) for model, column in enumerate(has) if column >= 0])
             offset += len(places[-1])
         self._latency, self._tokens, self._cost = places  # (model, place among the quantities)
+        self._priors = LabelPriors(
+            [self.catalogue[name] for name in self.models], {model for model, _ in self._latency}
+        )
         self._residuals = np.exp(np.array(config["latency_residuals"]).reshape(-1, 3)).tolist()
         # success is shrunk towards the catalogue's prior, the more the fewer outcomes there are
-        share = [float(weight) for weight in config["prior_weight"]]
-        self._learned_weight = [1.0 - weight for weight in share]
-        self._weighted_prior = [[p * w for p, w in zip(row, share, strict=False)] for row in self._prior_success]
+        self._learned_weight = [1.0 - float(weight) for weight in config["prior_weight"]]
         self._default = list(config["models"]).index(config["default_model"])
         margin = config.get("margin") or {"near": 0.0, "far": 0.0}
         self._margin, self._more_margin = float(margin["near"]), float(margin["far"]) - float(margin["near"])
@@ -263,17 +259,15 @@ class OutcomePredictor:
         self, embedding: Floats, table: Floats, complexity: Floats, prompt_tokens: float = math.nan
     ) -> Prediction:
         """Return predictions for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
-        label = int(complexity.argmax())  # the priors are given by label: simple -> the fastest, and so on
-        success, latency, tokens = self._prior_success[label], self._prior_latency[label], self._prior_tokens[label]
+        success, latency, tokens = self._priors(complexity)
         if self._heads is None:
             return Prediction(success, latency, tokens, self._costs(prompt_tokens, tokens), 0.0)
         outputs, novelty, margin_share = self._heads(embedding, table, complexity)
         values = outputs.tolist()
-        success = self._success(values, label, margin_share) + success[self._n_learned :]
+        success = self._success(values, success, margin_share) + success[self._n_learned :]
         # a comparison costs less than a call of `min`, here and below
         known = [math.exp(log if log < _MAX_LOG else _MAX_LOG) for log in values[self._n_learned :]]
         if self._latency:
-            latency = latency.copy()
             for (model, place), (at_50, at_90, at_95) in zip(self._latency, self._residuals, strict=True):
                 typical = known[place]
                 latency[model] = (typical * at_50, typical * at_90, typical * at_95)
@@ -281,10 +275,10 @@ class OutcomePredictor:
         cost = _combined(self._costs(prompt_tokens, tokens), known, self._cost)
         return Prediction(success, latency, tokens, cost, novelty)
 
-    def _success(self, values: list[float], label: int, margin_share: float) -> list[float]:
+    def _success(self, values: list[float], expected: list[float], margin_share: float) -> list[float]:
         p = [
-            P_LOW if (x := value * own + prior) < P_LOW else P_HIGH if x > P_HIGH else x
-            for value, own, prior in zip(values, self._learned_weight, self._weighted_prior[label], strict=False)
+            P_LOW if (x := prior + own * (value - prior)) < P_LOW else P_HIGH if x > P_HIGH else x
+            for value, own, prior in zip(values, self._learned_weight, expected, strict=False)
         ]
         margin = self._margin + self._more_margin * margin_share
         return _with_margin(p, self._default, margin) if margin else p
@@ -312,8 +306,3 @@ def _combined(prior: list[float], known: list[float], places: list[tuple[int, in
 def _or_zero(tokens: float) -> float:
     """Return the number of tokens; unknown ones (NaN) cost nothing."""
     return tokens if tokens == tokens else 0.0
-
-
-def _per_label(priors: list[Mapping[Any, float]]) -> list[list[float]]:
-    """Return one prior of every model, label by label."""
-    return [[float(prior[label]) for prior in priors] for label in LABELS]
