@@ -38,7 +38,9 @@ class LabelPriors:
         means = np.array([_by_label(m.prior.latency_s) for m in models]).reshape(-1, len(LABELS))
         log = np.log(np.maximum(means, 1e-9)) - 0.5 * sd[:, None] ** 2  # of the median
         parts = (success, tokens, log, log**2 + sd[:, None] ** 2)
-        self._matrix = np.hstack([np.array(part, np.float64).reshape(-1, len(LABELS)).T for part in parts])
+        self._matrix = np.ascontiguousarray(
+            np.hstack([np.array(part, np.float32).reshape(-1, len(LABELS)).T for part in parts])
+        )
         self._n = len(models)
         self._least_variance = [(i, d * d) for i, d in enumerate(sd.tolist()) if i not in latency_known]
 
@@ -51,7 +53,7 @@ class LabelPriors:
             variance = values[3 * n + i] - log * log
             sd, p50 = math.sqrt(variance if variance > least else least), math.exp(log)
             latency[i] = (p50, p50 * math.exp(Z[1] * sd), p50 * math.exp(Z[2] * sd))
-        return Expected(values[:n], latency, values[n : 2 * n])
+        return tuple.__new__(Expected, (values[:n], latency, values[n : 2 * n]))
 
 
 def _by_label(prior: Mapping[Any, float]) -> list[float]:

@@ -10,9 +10,10 @@ from router_ml.catalogue import Model
 from router_ml.decide.selection.limits import LATENCY, bounds, cut_to_widest, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.utility import live_latency, live_p_success, utility
-from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles
+from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles, Source
 
 _UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
+_new = tuple.__new__  # of a named tuple, by place: half of the time, of which "heads and selection" has 50 us
 REPORTED_WAIT_S = 0.05  # shorter waits are not reported
 
 
@@ -23,6 +24,8 @@ class Forecast(NamedTuple):
     latency_s: Sequence[Sequence[float]]  # p50, p90, p95
     output_tokens: Sequence[float]  # NaN where unknown
     cost_usd: Sequence[float]
+    p_interval: Sequence[tuple[float, float] | None] = ()  # empty: unknown
+    source: Sequence[Source] = ()  # of `p_success`; empty: priors
 
 
 class Selection(NamedTuple):
@@ -40,6 +43,7 @@ class Selector:
 
     def __init__(self, models: Sequence[Model], default_model: str | None = None) -> None:
         self.models = tuple(models)
+        self._no_interval, self._all_priors = (None,) * len(self.models), ("prior",) * len(self.models)
         self.default_model = default_model
 
     def select(
@@ -82,9 +86,18 @@ class Selector:
         checks = bounds(policy, context)
         allows = None if policy.models is None else policy.allows
         states = machine.models if machine is not None else None
+        intervals, sources = forecast.p_interval or self._no_interval, forecast.source or self._all_priors
+        cautious = "learned" in sources  # then a model nobody measured must win by the lower end of its interval
         out: list[Candidate] = []
-        for model, p, quantiles, tokens, cost in zip(
-            self.models, forecast.p_success, forecast.latency_s, forecast.output_tokens, forecast.cost_usd, strict=True
+        for model, p, quantiles, tokens, cost, interval, source in zip(
+            self.models,
+            forecast.p_success,
+            forecast.latency_s,
+            forecast.output_tokens,
+            forecast.cost_usd,
+            intervals,
+            sources,
+            strict=True,
         ):
             if allows is not None and not allows(model):
                 excluded[model.name] = "not among the policy's models"
@@ -92,16 +105,17 @@ class Selector:
             if able_only and (why := unable(model, context, machine)) is not None:
                 excluded[model.name] = why
                 continue
-            latency, known_tokens = Quantiles(*quantiles), tokens if tokens == tokens else None
+            latency, known_tokens = _new(Quantiles, quantiles), tokens if tokens == tokens else None
             reasons: tuple[str, ...] = ()
             state = states.get(model.name) if states is not None else None
             if state is not None:
                 p = live_p_success(p, state)
                 latency = live_latency(latency, known_tokens, context.prompt_tokens, state)
                 reasons = _state_reasons(state)
-            candidate = Candidate(
-                model.name, p, latency, cost, utility(policy, p, latency.p50, cost), reasons, known_tokens
-            )
+            counted = interval[0] if cautious and source == "prior" and interval is not None and interval[0] < p else p
+            value = utility(policy, counted, latency.p50, cost)
+            every = model.name, p, latency, cost, value, reasons, known_tokens, True, None, source, "prior", interval
+            candidate = _new(Candidate, every)
             for check, bound in checks:
                 if (broken := check(candidate, bound)) is not None:
                     candidate = candidate._replace(reasons=(broken, *reasons), admissible=False)
