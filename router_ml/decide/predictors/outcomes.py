@@ -232,6 +232,7 @@ class OutcomePredictor:
         """Return the models whose latency was learned from outcomes."""
         return frozenset(self.models[model] for model, _ in self._latency) if self._heads is not None else frozenset()
 
+    @property
     def measured(self) -> frozenset[str]:
         """Return the models whose chance of success rests on own outcomes: learned by a fit, or counted since."""
         return frozenset(
