@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from router_ml.errors import SettingsError
 
 log = logging.getLogger(__name__)
+
+Keep: TypeAlias = Literal["none", "features", "text"]  # what is kept of a query beside its numbers
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGED_BUNDLES = Path(__file__).resolve().parent / "bundles"
@@ -49,8 +52,13 @@ class Settings:
     preload: bool = False  # ROUTER_ML_PRELOAD=1: load the likely next model while the host is idle
     answer_cache_size: int = 0  # ROUTER_ML_ANSWER_CACHE: answers cached; 0 turns it off
     events: str | None = field(default=None, repr=False)  # ROUTER_ML_EVENTS: postgresql:// URL or path of the store
-    keep_text: bool = False  # ROUTER_ML_KEEP_TEXT=1: store the queries' redacted text for 30 days
+    keep: Keep = "none"  # ROUTER_ML_KEEP: what is stored of queries for 30 days: features, or redacted text
     alert_webhook: str | None = field(default=None, repr=False)  # ROUTER_ML_ALERT_WEBHOOK: takes Alertmanager's form
+
+    @property
+    def keep_text(self) -> bool:
+        """Whether the redacted text of queries is stored."""
+        return self.keep == "text"
 
 
 def load_settings(env: Mapping[str, str] | None = None) -> Settings:
@@ -73,7 +81,7 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         preload=_switch(env, "ROUTER_ML_PRELOAD"),
         answer_cache_size=_whole(env, "ROUTER_ML_ANSWER_CACHE", defaults.answer_cache_size, 0),
         events=env.get("ROUTER_ML_EVENTS") or None,
-        keep_text=_switch(env, "ROUTER_ML_KEEP_TEXT"),
+        keep=_keep(env, "ROUTER_ML_KEEP"),
         alert_webhook=_webhook(env, "ROUTER_ML_ALERT_WEBHOOK"),
     )
 
@@ -171,6 +179,16 @@ def _temporary_state() -> Path:
         folder = Path(tempfile.gettempdir()) / "router_ml-unavailable"  # the store reports that it cannot be opened
     log.warning("no home folder is known; state goes to %s; set ROUTER_ML_STATE_DIR to a folder that lasts", folder)
     return folder
+
+
+def _keep(env: Mapping[str, str], name: str) -> Keep:
+    """Return ROUTER_ML_KEEP; ROUTER_ML_KEEP_TEXT=1, its earlier form, means text where the new one is not set."""
+    keep_text = _switch(env, "ROUTER_ML_KEEP_TEXT")
+    value = env.get(name, "").strip().lower() or ("text" if keep_text else "none")
+    for known in get_args(Keep):
+        if value == known:
+            return known  # type: ignore[no-any-return]
+    raise SettingsError(f"{name} must be none, features or text, found {value!r:.60}")
 
 
 def _number(env: Mapping[str, str], name: str, low: float) -> float | None:

@@ -104,6 +104,8 @@ class Outcome:
     error: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     think: Think | None = None  # how it was asked; None: the model's own default, or no choice
+    weight: float = 1.0  # of the judgement behind `success`, see `router_ml.events.judgement`
+    judged_by: str | None = None  # kind of feedback behind `success`; None: measured
 
 
 class Quantiles(NamedTuple):
@@ -138,6 +140,18 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Prior:
+    """What is expected of a model for each complexity label before it has outcomes."""
+
+    latency_s: Mapping[Label, float]  # mean seconds of one answer
+    success: Mapping[Label, float]  # share of right answers
+    output_tokens: Mapping[Label, float] | None = None
+    latency_log_sd: float = 0.5  # standard deviation of the log of latency
+    strength: float = 20.0  # weight of this prior, in outcomes
+    latency_source: Source = "prior"  # "measured" where `latency_s` follows from rates measured on this machine
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Which model serves a query, why, and what follows if it fails. `str()` is the model's name."""
 
@@ -157,6 +171,7 @@ class Decision:
     degraded: bool = False  # True if a fallback (heuristics, priors) stood in for something learned
     difficulty: float | None = None  # log2 of the billions of parameters a typical model needs; None: not read
     rule: str | None = None  # the user's rule that spoke
+    features: Any = field(default=None, compare=False, repr=False)  # what was read, where ROUTER_ML_KEEP=features
     if_warm: str | None = None  # the model that would be chosen if all were in memory; None: this one
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
     python -m training.fit                                  the shipped corpus, with tuning (minutes)
     python -m training.fit --no-tune                        the same in one short training run, without a search
     python -m training.fit --queries Q --outcomes O         your own queries and what your models did with them
+    python -m training.fit --features F --outcomes O        the same from features that were kept instead of text
 
 Queries with labels (simple, moderate, complex, ambiguous) teach the router to read complexity; outcomes teach it how
 often and how fast each model succeeds. Without labels, the encoder and the complexity head of the active bundle are
@@ -62,6 +63,7 @@ from training.complexity.complexity_fit import ComplexityPart, borrow_complexity
 from training.complexity.encoder_export import self_check_vectors
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
+from training.kept_features import read_features
 from training.outcomes.table import LEARNED_FROM, check_query_ids, not_learned, outcome_table, query_keys
 from training.tracking.tracker import FITS, DataFile, Tracker, tracked
 
@@ -96,6 +98,10 @@ class FitJob:
     corpus: tuple[Query, ...] = ()  # the shipped rows, added to few labels
     given: dict[str, Any] = field(default_factory=dict)  # for the manifest
     files: tuple[DataFile, ...] = ()
+    features: Features | None = None  # of the queries, row by row, where they are known without their text
+    base: Path | None = None  # bundle whose encoder and complexity head are taken over; None: the active one
+    register: bool = True  # as the challenger in MLflow
+    show: bool = True  # print decisions on a few sample queries
 
     @property
     def title(self) -> str:
@@ -142,15 +148,17 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         tracker.files(plots, "plots")
         target = _publish(folder, job)
     tracker.files(target, "bundle")
-    tracker.register(target, f"{title}. {headline}", metrics)
-    _show(router)
+    if job.register:
+        tracker.register(target, f"{title}. {headline}", metrics)
+    if job.show:
+        _show(router)
     return target, metrics
 
 
 def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> ComplexityPart:
     labelled = [query for query in (*job.corpus, *job.queries) if query.label is not None]
     if not labelled:
-        return borrow_complexity(load_bundle(active_bundle(load_settings())), folder)
+        return borrow_complexity(load_bundle(job.base or active_bundle(load_settings())), folder)
     return learn_complexity(
         labelled,
         folder,
@@ -178,8 +186,9 @@ def _outcomes(
     from training.outcomes.outcome_fit import fit_outcomes
 
     measured = {outcome.query_id for outcome in job.outcomes}
-    queries = [query for query in job.queries if query.id in measured]
-    features = _features(queries, folder, job.cache)
+    rows = np.array([i for i, query in enumerate(job.queries) if query.id in measured], dtype=np.intp)
+    queries = [job.queries[i] for i in rows]
+    features = job.features.rows(rows) if job.features else _features(queries, folder, job.cache)
     fitted = fit_outcomes(
         queries,
         list(job.outcomes),
@@ -272,11 +281,17 @@ def _show(router: Router) -> None:
 def prepare(options: argparse.Namespace) -> FitJob:
     """Read and check everything a fit needs. Raises `InputError` for anything that is wrong with it."""
     shipped = corpus_path()
-    queries_path: Path = options.queries or shipped
-    queries = read_queries(queries_path)
+    queries_path: Path = options.queries or options.features or shipped
+    features = None
+    if options.features is None:
+        queries = read_queries(queries_path)
+    elif options.queries or not options.outcomes:
+        raise InputError("--features stand for --queries, which cannot be given beside them, and need --outcomes")
+    else:
+        queries, features = read_features(options.features, load_bundle(active_bundle(load_settings())))
     outcomes = read_outcomes(options.outcomes) if options.outcomes else []
     n_labels = sum(query.label is not None for query in queries)
-    for path, rows in ((options.queries, queries), (options.outcomes, outcomes)):
+    for path, rows in ((options.queries or options.features, queries), (options.outcomes, outcomes)):
         if path is not None and not rows:
             raise InputError(f"{path} holds no rows, so there is nothing to learn; give a file with rows")
     if not n_labels and not outcomes:
@@ -311,6 +326,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
         corpus=tuple(corpus),
         given={**given, "seed": options.seed, "tune": not options.no_tune, **quick},
         files=_data_files([(queries_path, queries), (options.outcomes, outcomes), (shipped, corpus)]),
+        features=features,
     )
 
 
@@ -343,6 +359,9 @@ def parser() -> argparse.ArgumentParser:
     cli = command_parser("training.fit", __doc__)
     data = cli.add_argument_group("what to learn from")
     data.add_argument("--queries", type=Path, metavar="F", help="queries, JSON Lines (default: the shipped corpus)")
+    data.add_argument(
+        "--features", type=Path, metavar="F", help="instead of queries: 'router-ml events export --what features'"
+    )
     data.add_argument("--outcomes", type=Path, metavar="F", help="measured outcomes on those queries, JSON Lines")
     data.add_argument("--catalogue", type=Path, metavar="F", help="models and priors, TOML (the packaged ones)")
     data.add_argument("--alone", action="store_true", help="do not add the shipped corpus to few labels")

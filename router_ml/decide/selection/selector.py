@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from router_ml.catalogue import Model
+from router_ml.decide.selection.exploration import drawn, propensities, share_after
 from router_ml.decide.selection.limits import LATENCY, LOAD_WAIT, bounds, cut_to_widest, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.utility import (
@@ -21,6 +22,7 @@ from router_ml.decide.selection.utility import (
 from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles, Source
 
 _UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
+_new = tuple.__new__  # of a named tuple, by place: half of the time, of which "heads and selection" has 50 us
 REPORTED_WAIT_S = 0.05  # shorter waits are not reported
 
 
@@ -31,6 +33,8 @@ class Forecast(NamedTuple):
     latency_s: Sequence[Sequence[float]]  # p50, p90, p95
     output_tokens: Sequence[float]  # NaN where unknown
     cost_usd: Sequence[float]
+    p_interval: Sequence[tuple[float, float] | None] = ()  # empty: unknown
+    source: Sequence[Source] = ()  # of `p_success`; empty: priors
 
 
 class Selection(NamedTuple):
@@ -56,10 +60,17 @@ class Selector:
     """Ranks the models of a catalogue. Stateless; thread-safe."""
 
     def __init__(
-        self, models: Sequence[Model], default_model: str | None = None, learned_latency: Container[str] = ()
+        self,
+        models: Sequence[Model],
+        default_model: str | None = None,
+        outcomes: float = 0.0,
+        learned_latency: Container[str] = (),
     ) -> None:
+        """`outcomes` is how many the predictions were learned from: with them exploration falls."""
         self.models = tuple(models)
+        self._no_interval, self._all_priors = (None,) * len(self.models), ("prior",) * len(self.models)
         self.default_model = default_model
+        self.outcomes = outcomes
         self._paces = [
             _Pace("learned", LEARNED_PROMPT_TOKENS, prior_rate(model))
             if model.name in learned_latency
@@ -92,7 +103,9 @@ class Selector:
             chain = _least_bad(candidates, LATENCY.bound(policy, context), LOAD_WAIT.bound(policy, context))
             notes.append(chain[0].reasons[0] if chain[0].reasons else "no model is within the limits")
         if_warm = None if machine is None else _if_warm(candidates, policy, machine, context)
-        chain, propensity = _explore(chain, len(fit) or 1, policy, draw, notes)
+        propensity = 1.0
+        if policy.exploration and draw is not None and len(fit) > 1:
+            chain, propensity = self._explore(chain, fit, policy, draw, notes)
         return Selection(tuple(chain), excluded, _reason(chain, notes), propensity, not fit, if_warm)
 
     def _candidates(
@@ -109,14 +122,18 @@ class Selector:
         allows = None if policy.models is None else policy.allows
         states = machine.models if machine is not None else None
         prompt_tokens = context.prompt_tokens or 0
+        intervals, sources = forecast.p_interval or self._no_interval, forecast.source or self._all_priors
+        cautious = "learned" in sources  # then a model nobody measured must win by the lower end of its interval
         out: list[Candidate] = []
-        for model, pace, p, quantiles, tokens, cost in zip(
+        for model, pace, p, quantiles, tokens, cost, interval, source in zip(
             self.models,
             self._paces,
             forecast.p_success,
             forecast.latency_s,
             forecast.output_tokens,
             forecast.cost_usd,
+            intervals,
+            sources,
             strict=True,
         ):
             if allows is not None and not allows(model):
@@ -125,20 +142,24 @@ class Selector:
             if able_only and (why := unable(model, context, machine)) is not None:
                 excluded[model.name] = why
                 continue
-            latency, known_tokens = Quantiles(*quantiles), tokens if tokens == tokens else None
+            latency, known_tokens = _new(Quantiles, quantiles), tokens if tokens == tokens else None
             if prompt_tokens > pace.usual_prompt_tokens:
                 latency = with_prompt(latency, prompt_tokens - pace.usual_prompt_tokens, pace.decode_tokens_per_s)
-            source, load_s, charged_s = pace.source, 0.0, 0.0
+            latency_source, load_s, charged_s = pace.source, 0.0, 0.0
             reasons: tuple[str, ...] = ()
             state = states.get(model.name) if states is not None else None
             if state is not None:
                 p = live_p_success(p, state)
-                latency, source, load_s, charged_s = live_timing(latency, source, known_tokens, prompt_tokens, state)
+                latency, latency_source, load_s, charged_s = live_timing(
+                    latency, latency_source, known_tokens, prompt_tokens, state
+                )
                 reasons = _state_reasons(state)
-            worth = utility(policy, p, latency.p50 - load_s + charged_s, cost)
-            candidate = Candidate(  # by place: "heads and selection" takes 50 us at most
-                model.name, p, latency, cost, worth, reasons, known_tokens, True, None, "prior", source, None, load_s
-            )
+            counted = interval[0] if cautious and source == "prior" and interval is not None and interval[0] < p else p
+            worth = utility(policy, counted, latency.p50 - load_s + charged_s, cost)
+            candidate = _new(Candidate, (  # by place: "heads and selection" takes 50 us at most
+                model.name, p, latency, cost, worth, reasons, known_tokens, True, None, source, latency_source, interval,
+                load_s,
+            ))  # fmt: skip
             for check, bound in checks:
                 if (broken := check(candidate, bound)) is not None:
                     candidate = candidate._replace(reasons=(broken, *reasons), admissible=False)
@@ -181,6 +202,25 @@ class Selector:
             return fit
         notes.append("unlike the training queries, so the default model stays")
         return [default, *(c for c in fit if c is not default)]
+
+    def _explore(
+        self,
+        chain: list[Candidate],
+        fit: list[Candidate],
+        policy: Policy,
+        draw: Callable[[], float],
+        notes: list[str],
+    ) -> tuple[list[Candidate], float]:
+        """Put another admissible candidate first as drawn; return the chain and the propensity of its first."""
+        share = share_after(
+            policy.exploration, policy.exploration_floor, policy.exploration_half_life_outcomes, self.outcomes
+        )
+        chances = propensities(fit, share, policy.exploration_gap)
+        pick = drawn(chances, share, draw)
+        if not pick:
+            return chain, chances[0]
+        notes.append("explored")
+        return [chain[pick], *chain[:pick], *chain[pick + 1 :]], chances[pick]
 
 
 def _uncatalogued(names: Sequence[str], forecast: Forecast) -> list[Candidate]:
@@ -232,22 +272,6 @@ def _if_warm(candidates: Sequence[Candidate], policy: Policy, machine: MachineSt
         if best is None or worth > best_worth:
             best, best_worth = c, worth
     return best.model if best is not None else None
-
-
-def _explore(
-    chain: list[Candidate], n_fit: int, policy: Policy, draw: Callable[[], float] | None, notes: list[str]
-) -> tuple[list[Candidate], float]:
-    """Put another admissible model first at the exploration rate; return the chain and the propensity of its first."""
-    if not policy.exploration or draw is None or n_fit < 2:
-        return chain, 1.0
-    share = policy.exploration / n_fit
-    if draw() >= policy.exploration:
-        return chain, 1.0 - policy.exploration + share
-    pick = min(int(draw() * n_fit), n_fit - 1)
-    if pick == 0:
-        return chain, 1.0 - policy.exploration + share
-    notes.append("explored")
-    return [chain[pick], *chain[:pick], *chain[pick + 1 :]], share
 
 
 def _reason(chain: list[Candidate], notes: list[str]) -> str:
