@@ -58,7 +58,8 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; NaN and infinity are null."""
-        found: dict[str, Any] = _plain({**dataclasses.asdict(self), "verdict": self.word, "passes": self.passes})
+        values = dataclasses.asdict(self)
+        found: dict[str, Any] = _plain({"verdict": values.pop("word"), "passes": self.passes, **values})
         return found
 
     def __str__(self) -> str:
