@@ -15,15 +15,16 @@ import pytest
 
 from benchmarks.offpolicy_worlds import World, logged
 from router_ml.catalogue import model_from
+from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy, policy_parameters
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import InputError, RowError
 from router_ml.events.connect import open_store
 from router_ml.events.event import FeedbackEvent, OutcomeEvent, decision_event
-from router_ml.events.export import export_bandit
+from router_ml.events.export import bandit_rows, export_bandit
 from router_ml.types import Context, Decision
 from training.offpolicy.__main__ import main
-from training.offpolicy.challengers import Predicted, always, by_policy, with_arms
+from training.offpolicy.challengers import Predicted, always, by_policy, judge_bundle, with_arms
 from training.offpolicy.estimate import clustered_mean, difference, values
 from training.offpolicy.gate import judge, judged_needed
 from training.offpolicy.log import Log
@@ -309,6 +310,16 @@ def test_a_bundle_needs_the_texts(
 ) -> None:
     assert main(["--events", str(tmp_path / "events.db"), "--challenger", str(tiny_bundle)]) == 2
     assert "ROUTER_ML_KEEP_TEXT=1" in capsys.readouterr().err
+
+
+def test_a_bundle_is_judged_on_features_alone(store: Any, tiny_bundle: Path) -> None:
+    router = Router.load(tiny_bundle)
+    rows = list(bandit_rows(store))
+    features = router._features.extract(["check email"] * len(rows), [Context()] * len(rows))
+    verdict = judge_bundle(tiny_bundle, rows, features)
+    assert verdict.decisions == 1080
+    assert verdict.numbers["judged"] == 1080
+    assert set(verdict.unsupported) <= {model.name for model in router.models}
 
 
 def test_no_decisions_are_an_input_error(tmp_path: Path) -> None:

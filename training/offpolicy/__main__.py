@@ -98,14 +98,10 @@ def _judged(options: Namespace, log: Log, stored: Stored) -> Verdict:
                 "a bundle can only be judged on decisions whose text was stored: set ROUTER_ML_KEEP_TEXT=1 "
                 "while it is recorded, or give --queries beside exported decisions"
             )
-        log = with_arms(log, (model.name for model in router.models if not _known(log, model.name)))
+        log = with_arms(log, (model.name for model in router.models))
         policy = None if options.policy is None else resolve_policy(options.policy)
         challenger = by_policy(policy, predictions(log, router, stored))
     return judge(log, challenger(log), margin=options.margin)
-
-
-def _known(log: Log, model: str) -> bool:
-    return any(arm.split("+", 1)[0] == model for arm in log.arms)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from router_ml.context import parse_context
+from router_ml.decide.features.extractor import Features
+from router_ml.decide.predictors.outcomes import Predictions
 from router_ml.decide.router import Router
 from router_ml.decide.selection.limits import bounds
 from router_ml.decide.selection.policy import Policy
@@ -16,8 +19,9 @@ from router_ml.decide.selection.utility import utility
 from router_ml.errors import InputError
 from router_ml.types import EMPTY_CONTEXT, Candidate, Quantiles
 from training.arrays import Index, Matrix
+from training.offpolicy.gate import MARGIN, Verdict, judge
 from training.offpolicy.log import Challenger, Log
-from training.offpolicy.reading import arm_name
+from training.offpolicy.reading import arm_name, log_of
 
 _BATCH = 256
 
@@ -60,7 +64,8 @@ def by_policy(policy: Policy | None = None, predicted: Predicted | None = None) 
 
 def with_arms(log: Log, names: Iterable[str]) -> Log:
     """Return the log with further arms, which were never admissible."""
-    new = tuple(name for name in names if name not in log.arms)
+    known = {arm.split("+", 1)[0] for arm in log.arms} | set(log.arms)
+    new = tuple(name for name in names if name not in known)
     shape = (len(log), len(new))
     return replace(
         log,
@@ -124,25 +129,43 @@ def _logged_policy(row: Mapping[str, Any]) -> Policy:
 
 
 def predictions(log: Log, router: Router, stored: Mapping[str, tuple[str, Mapping[str, Any] | None]]) -> Predicted:
-    """Return what a bundle's router predicts of the log's arms.
+    """Return what a bundle's router predicts of the log's arms, from the stored text and context by decision id.
 
-    `stored` gives text and context by decision id. Raises `InputError` where a text is missing."""
+    Raises `InputError` where a text is missing."""
     try:
         pairs = [stored[row["decision_id"]] for row in log.rows]
     except KeyError as error:
         raise InputError(f"the text of decision {error} was not stored; judge the decisions that have one") from error
+    parts = [
+        router.predict_many([text for text, _ in part], [None if c is None else parse_context(c) for _, c in part])[1]
+        for part in (pairs[begin : begin + _BATCH] for begin in range(0, len(pairs), _BATCH))
+    ]
+    return _by_arm(log, parts)
+
+
+def judge_bundle(
+    bundle: Path, rows: Sequence[Mapping[str, Any]], features: Features, *, margin: float = MARGIN, seed: int = 0
+) -> Verdict:
+    """Return the verdict on a bundle, given the rows of `bandit_rows` and the features of the same decisions, made by
+    the bundle's own encoder: no text is needed. Raises as `Router.load` does."""
+    router = Router.load(bundle)
+    chosen = [i for i, row in enumerate(rows) if row.get("candidates")]
+    rows, features = [rows[i] for i in chosen], features.rows(np.array(chosen, np.intp))
+    log = with_arms(log_of((row, i) for i, row in enumerate(rows, 1)), (model.name for model in router.models))
+    tokens = np.array([row.get("prompt_tokens") or np.nan for row in rows], np.float32)
+    predicted = _by_arm(log, [router.predict_features(features, tokens)])
+    return judge(log, by_policy(None, predicted), margin=margin, seed=seed)
+
+
+def _by_arm(log: Log, parts: Sequence[Predictions]) -> Predicted:
     shape = (len(log), len(log.arms))
     found = Predicted(np.full(shape, np.nan), np.full((*shape, 3), np.nan), np.full(shape, np.nan))
-    for begin in range(0, len(pairs), _BATCH):
-        part = pairs[begin : begin + _BATCH]
-        contexts = [None if context is None else parse_context(context) for _, context in part]
-        _, predicted = router.predict_many([text for text, _ in part], contexts)
-        rows = slice(begin, begin + len(part))
-        for column, arm in enumerate(log.arms):
-            name = arm if arm in predicted.models else arm.split("+", 1)[0]
-            if name in predicted.models:
-                own = predicted.models.index(name)
-                found.success[rows, column] = predicted.p_success[:, own]
-                found.latency_s[rows, column] = predicted.latency_s[:, own]
-                found.cost_usd[rows, column] = predicted.cost_usd[:, own]
+    for column, arm in enumerate(log.arms):
+        models = parts[0].models
+        name = arm if arm in models else arm.split("+", 1)[0]
+        if name in models:
+            own = models.index(name)
+            found.success[:, column] = np.concatenate([part.p_success[:, own] for part in parts])
+            found.latency_s[:, column] = np.concatenate([part.latency_s[:, own] for part in parts])
+            found.cost_usd[:, column] = np.concatenate([part.cost_usd[:, own] for part in parts])
     return found
