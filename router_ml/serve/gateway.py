@@ -55,11 +55,11 @@ _MAX_DEADLINE_S = 1e7  # 115 days: what a deadline without end means to the cloc
 class Gateway:
     """Sends requests to models. Thread-safe; plain and async callers share one background loop and its connections.
 
-    `decider` chooses (a `Router`); `catalogue` says which models and hosts there are; `recorder` gets the events;
+    `decider` chooses (a `Router`); `catalogue` says which models and hosts there are; `recorder` gets the events and
     `judge` a share of the answers; `assigner` says which variant of a running experiment a unit (session or request)
-    gets, and `decider_of` which decider serves a variant's bundle. `cache` and `semantic_cache` are off unless given; answers are cached per user
-    (`context["user_id"]`) or session, and across all users only with `cache_unscoped`. `host_types` makes hosts
-    by the prefix of their address. `closers` are called when the gateway is closed.
+    gets, and `decider_of` which decider serves a variant's bundle. `cache` and `semantic_cache` are off unless given;
+    answers are cached per user (`context["user_id"]`) or session, and across all users only with `cache_unscoped`.
+    `host_types` makes hosts by the prefix of their address. `closers` are called when the gateway is closed.
 
     A gateway that is no longer referenced closes itself, and so does one that is open when the interpreter ends. In a
     process forked from the one it was made in it starts anew, without what it had learned of the hosts."""
