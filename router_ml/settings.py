@@ -54,6 +54,8 @@ class Settings:
     answer_cache_size: int = 0  # ROUTER_ML_ANSWER_CACHE: answers cached; 0 turns it off
     events: str | None = field(default=None, repr=False)  # ROUTER_ML_EVENTS: postgresql:// URL or path of the store
     keep: Keep = "none"  # ROUTER_ML_KEEP: what is stored of queries for 30 days: features, or redacted text
+    judge: str | None = None  # ROUTER_ML_JUDGE: a local model that judges a sample of answers; none: nobody does
+    judge_share: float = 0.02  # ROUTER_ML_JUDGE_SHARE: of the answers
     alert_webhook: str | None = field(default=None, repr=False)  # ROUTER_ML_ALERT_WEBHOOK: takes Alertmanager's form
 
     @property
@@ -84,6 +86,8 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         events=env.get("ROUTER_ML_EVENTS") or None,
         reload_s=defaults.reload_s if (reload_s := _number(env, "ROUTER_ML_RELOAD_S", low=0.0)) is None else reload_s,
         keep=_keep(env, "ROUTER_ML_KEEP"),
+        judge=_optional_name(env, "ROUTER_ML_JUDGE", None),
+        judge_share=_share(env, "ROUTER_ML_JUDGE_SHARE", defaults.judge_share),
         alert_webhook=_webhook(env, "ROUTER_ML_ALERT_WEBHOOK"),
     )
 
@@ -204,6 +208,13 @@ def _number(env: Mapping[str, str], name: str, low: float) -> float | None:
     if not low <= number < math.inf:
         raise SettingsError(f"{name} must be a number, {low:g} or more, found {value!r:.60}")
     return number
+
+
+def _share(env: Mapping[str, str], name: str, default: float) -> float:
+    value = _number(env, name, low=0.0)
+    if value is not None and value > 1:
+        raise SettingsError(f"{name} must be a number between 0 and 1, found {env[name]!r:.60}")
+    return default if value is None else value
 
 
 def _optional_name(env: Mapping[str, str], name: str, default: str | None) -> str | None:

@@ -25,6 +25,7 @@ from router_ml.serve.answer import Answer
 from router_ml.serve.answer_cache.exact import ExactCache
 from router_ml.serve.answer_cache.semantic import SemanticCache
 from router_ml.serve.choose import Assigner
+from router_ml.serve.judge import settings_judge
 from router_ml.serve.node import CoordinatorNode, IntentClassifier
 from router_ml.settings import Settings, load_settings
 from router_ml.types import MachineState
@@ -80,7 +81,7 @@ def build_gateway(
         cache=cache,
         semantic_cache=semantic_cache,
         closers=closers,
-        **{"decider_of": bundle_routers(settings), **more},
+        **{"decider_of": bundle_routers(settings), "judge": settings_judge(settings, recorder), **more},
     )
     if isinstance(decider, LiveRouter):
         decider.on_change = functools.partial(_use_catalogue, weakref.ref(gateway))

@@ -36,9 +36,10 @@ from router_ml.serve.background import BackgroundLoop
 from router_ml.serve.choose import Assigner, Decider, DecisionStep
 from router_ml.serve.clarify import asks_clarifying_question, clarifying_answer
 from router_ml.serve.fallback import FallbackRunner
+from router_ml.serve.judge import BlindJudge
 from router_ml.serve.order import wanted
 from router_ml.serve.preload import Preloader
-from router_ml.serve.record import EventRecorder
+from router_ml.serve.record import CANCELLED, EventRecorder
 from router_ml.serve.request import ChatArguments, Messages, OptionPins, build_request
 from router_ml.serve.request_state import RequestState, context_of
 from router_ml.serve.stream import AnswerStream, AsyncAnswerStream, Item, Opened, Sink
@@ -55,11 +56,11 @@ _MAX_DEADLINE_S = 1e7  # 115 days: what a deadline without end means to the cloc
 class Gateway:
     """Sends requests to models. Thread-safe; plain and async callers share one background loop and its connections.
 
-    `decider` chooses (a `Router`); `catalogue` says which models and hosts there are; `recorder` gets the events;
-    `assigner` says which variant of a running experiment a unit (session or request) gets, and `decider_of` which
-    decider serves a variant's bundle. `cache` and `semantic_cache` are off unless given; answers are cached per user
-    (`context["user_id"]`) or session, and across all users only with `cache_unscoped`. `host_types` makes hosts
-    by the prefix of their address. `closers` are called when the gateway is closed.
+    `decider` chooses (a `Router`); `catalogue` says which models and hosts there are; `recorder` gets the events and
+    `judge` a share of the answers; `assigner` says which variant of a running experiment a unit (session or request)
+    gets, and `decider_of` which decider serves a variant's bundle. `cache` and `semantic_cache` are off unless given;
+    answers are cached per user (`context["user_id"]`) or session, and across all users only with `cache_unscoped`.
+    `host_types` makes hosts by the prefix of their address. `closers` are called when the gateway is closed.
 
     A gateway that is no longer referenced closes itself, and so does one that is open when the interpreter ends. In a
     process forked from the one it was made in it starts anew, without what it had learned of the hosts."""
@@ -73,6 +74,7 @@ class Gateway:
         policy: Policy | str = "balanced",
         options: GatewayOptions | None = None,
         recorder: Recorder | None = None,
+        judge: BlindJudge | None = None,
         assigner: Assigner | None = None,
         decider_of: Callable[[str], Decider] | None = None,
         cache: ExactCache[Answer] | None = None,
@@ -88,7 +90,7 @@ class Gateway:
         self._clock = clock
         self._closed = False
         self._start_lock = threading.Lock()
-        self._recorder = EventRecorder(recorder or NullRecorder(), catalogue, clock)
+        self._recorder = EventRecorder(recorder or NullRecorder(), catalogue, clock, judge)
         self._parts = functools.partial(
             _Parts, decider, default_host, self.options, assigner, decider_of, cache, semantic_cache,
             cache_unscoped, clock, host_types,
@@ -330,7 +332,7 @@ class Gateway:
         try:
             yield
         except asyncio.CancelledError:
-            self._recorder.failed(state, "cancelled")
+            self._recorder.failed(state, CANCELLED)
             self._decision.interrupted(state)
             raise
         except InputError:  # a mistake of the caller is not an outcome of a model
