@@ -6,17 +6,18 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
+from router_ml.arm import EFFORTS, arm_key, is_think, split_key
 from router_ml.errors import CatalogueError, SettingsError, shown
 from router_ml.files import read_regular, reason
 from router_ml.settings import base_url
 from router_ml.suggestions import warn_of_typos
-from router_ml.types import LABELS, ROLES, Label, Role
+from router_ml.types import LABELS, ROLES, Label, Role, Think
 
 FORMAT = 1
 CAPABILITIES = ("tools", "thinking", "vision")
@@ -27,8 +28,9 @@ MAX_BYTES, MAX_MODELS, MAX_NAME_CHARS = 16_000_000, 2000, 256
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MODEL_KEYS = frozenset({
     "name", "family", "parameters_b", "role", "context_window_tokens", "capabilities", "price_input_usd_per_mtok",
-    "price_output_usd_per_mtok", "aliases", "hosts", "prior",
+    "price_output_usd_per_mtok", "aliases", "hosts", "prior", "arm",
 })  # fmt: skip
+_ARM_KEYS = frozenset({"think", "prior"})
 _PRIOR_KEYS = frozenset({"latency_s", "success", "output_tokens", "latency_log_sd", "strength"})
 
 
@@ -44,8 +46,16 @@ class Prior:
 
 
 @dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to ask a model."""
+
+    think: Think | None  # None: nothing is said, so the model's own default counts
+    prior: Prior
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """One model of the catalogue."""
+    """One model of the catalogue; or, among `Catalogue.arms`, one arm of it, which has a `think` and no `arms`."""
 
     name: str
     prior: Prior
@@ -58,6 +68,30 @@ class Model:
     price_output_usd_per_mtok: float = 0.0
     aliases: tuple[str, ...] = ()
     hosts: tuple[str, ...] = field(default=(), repr=False)  # base URLs that serve it; empty: the default host
+    arms: tuple[Arm, ...] = ()  # the ways it is offered; empty: one, with `prior`
+    think: Think | None = None  # how this arm is asked
+
+    @property
+    def key(self) -> str:
+        """Return the name of this arm in tables: the model's name where it has no choice."""
+        return arm_key(self.name, self.think)
+
+    @property
+    def each_arm(self) -> tuple[Model, ...]:
+        """Return the model once for each of its arms; itself where it has none."""
+        ways = (replace(self, prior=arm.prior, think=arm.think, arms=()) for arm in self.arms)
+        return tuple(ways) or (self,)
+
+    @property
+    def default_arm(self) -> Model:
+        """Return the arm a host uses where nothing is said: models that can think do, with medium effort."""
+        arms = {arm.think: arm for arm in reversed(self.each_arm)}
+        return next((arms[think] for think in (None, True, "medium") if think in arms), self.each_arm[0])
+
+    def with_arms(self, arms: Iterable[Arm]) -> Model:
+        """Return the model with further arms; those it has stay as they are."""
+        own = {arm.think for arm in self.arms}
+        return replace(self, arms=(*self.arms, *(arm for arm in arms if arm.think not in own)))
 
     def can(self, capability: str) -> bool:
         """Return whether the model has a capability; an unknown set counts as able."""
@@ -66,10 +100,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """An ordered set of models, found by name or alias."""
+    """An ordered set of models, found by name or alias. `arms` holds one entry for each way a model is offered."""
 
     models: tuple[Model, ...]
     source: str = "memory"
+    arms: tuple[Model, ...] = field(init=False, repr=False, compare=False)
     _by_name: dict[str, Model] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +114,7 @@ class Catalogue:
                 if index.setdefault(name, model) is not model:
                     raise CatalogueError(f"{self.source}: the name {name!r} is used by two models; make it unique")
         object.__setattr__(self, "_by_name", index)
+        object.__setattr__(self, "arms", tuple(arm for model in self.models for arm in model.each_arm))
 
     def __iter__(self) -> Any:
         return iter(self.models)
@@ -99,6 +135,14 @@ class Catalogue:
         bare = name.removesuffix(":latest")
         return next((self._by_name[n] for n in (name, bare, f"{name}:latest") if n in self._by_name), None)
 
+    def arm(self, key: str) -> Model | None:
+        """Return the arm of a key, else None; a name without a way to ask is the model's default arm."""
+        if (model := self.find(key)) is not None:
+            return model.default_arm
+        name, think = split_key(key)
+        model = self.find(name) if think is not None else None
+        return next((arm for arm in model.each_arm if arm.key == arm_key(model.name, think)), None) if model else None
+
     def __getitem__(self, name: str) -> Model:
         model = self.find(name)
         if model is None:
@@ -110,9 +154,13 @@ class Catalogue:
         return next((model for model in self.models if model.role == role), None)
 
     def extended(self, models: Iterable[Model]) -> Catalogue:
-        """Return a catalogue with further models; those of a known name are left out."""
-        new = tuple(model for model in models if model.name not in self)
-        return Catalogue((*self.models, *new), source=self.source) if new else self
+        """Return a catalogue with further models, and with further arms of the models it has."""
+        every = {model.name: model for model in self.models}
+        for model in models:
+            own = self.find(model.name)
+            every[own.name if own else model.name] = every[own.name].with_arms(model.arms) if own else model
+        extended = tuple(every.values())
+        return Catalogue(extended, source=self.source) if extended != self.models else self
 
 
 def load_catalogue(path: Path | str | None = None) -> Catalogue:
@@ -178,9 +226,20 @@ def model_from(entry: Mapping[str, Any], where: str) -> Model:
         raise CatalogueError(
             f"{where}: field 'capabilities' may list {', '.join(CAPABILITIES)}, found {shown(sorted(unknown))}"
         )
+    arms = _arms(entry, where)
+    if (
+        capabilities is not None
+        and "thinking" not in capabilities
+        and (arm := next((a for a in arms if a.think), None))
+    ):
+        raise CatalogueError(
+            f"{where}: field 'arm' asks for think = {_toml(arm.think)}, but 'capabilities' lacks 'thinking'; "
+            "add it, or leave the arm out"
+        )
+    own = "prior" in entry or not arms
     return Model(
         name=name,
-        prior=_prior(entry.get("prior", {}), where),
+        prior=_prior(entry.get("prior", {}), where) if own else Model(name, arms[0].prior, arms=arms).default_arm.prior,
         family=str(entry.get("family", "")),
         parameters_b=_number(entry, "parameters_b", where),
         role=role,
@@ -190,7 +249,36 @@ def model_from(entry: Mapping[str, Any], where: str) -> Model:
         price_output_usd_per_mtok=_number(entry, "price_output_usd_per_mtok", where) or 0.0,
         aliases=_names(entry, "aliases", where),
         hosts=_hosts(entry, where),
+        arms=arms,
     )
+
+
+def _arms(entry: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
+    """Return the arms of a model's table; what the prior of an arm leaves out is the model's."""
+    tables = entry.get("arm", ())
+    if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) for table in tables):
+        raise CatalogueError(f"{where}: field 'arm' must be a list of tables ([[model.arm]]), found {shown(tables)}")
+    arms = tuple(_arm(table, entry.get("prior", {}), f"{where}: arm {i}") for i, table in enumerate(tables, 1))
+    repeated = next((arm for i, arm in enumerate(arms) if arm.think in [a.think for a in arms[:i]]), None)
+    if repeated is not None:
+        raise CatalogueError(f"{where}: two arms have the same 'think' ({_toml(repeated.think)}); remove one of them")
+    return arms
+
+
+def _arm(table: Mapping[str, Any], prior: Any, where: str) -> Arm:
+    warn_of_typos(table, _ARM_KEYS, where)
+    think = table.get("think")
+    if think is not None and not is_think(think):
+        ways = ", ".join(f'"{effort}"' for effort in EFFORTS)
+        raise CatalogueError(f"{where}: field 'think' must be true, false or one of {ways}, found {shown(think)}")
+    own = table.get("prior", {})
+    return Arm(
+        think, _prior({**prior, **own} if isinstance(prior, Mapping) and isinstance(own, Mapping) else own, where)
+    )
+
+
+def _toml(think: Think | None) -> str:
+    return "none" if think is None else f'"{think}"' if isinstance(think, str) else str(think).lower()
 
 
 def _is_name(value: object) -> TypeGuard[str]:
@@ -272,12 +360,21 @@ def model_entry(model: Model) -> dict[str, Any]:
         "price_input_usd_per_mtok": model.price_input_usd_per_mtok,
         "price_output_usd_per_mtok": model.price_output_usd_per_mtok,
         "aliases": list(model.aliases),
-        "prior": {
-            "latency_s": dict(model.prior.latency_s),
-            "success": dict(model.prior.success),
-            "output_tokens": None if model.prior.output_tokens is None else dict(model.prior.output_tokens),
-            "latency_log_sd": model.prior.latency_log_sd,
-            "strength": model.prior.strength,
-        },
+        "prior": _prior_entry(model.prior),
+        "arm": [_arm_entry(arm) for arm in model.arms] or None,
     }
     return {key: value for key, value in entry.items() if value is not None}
+
+
+def _arm_entry(arm: Arm) -> dict[str, Any]:
+    return ({} if arm.think is None else {"think": arm.think}) | {"prior": _prior_entry(arm.prior)}
+
+
+def _prior_entry(prior: Prior) -> dict[str, Any]:
+    return {
+        "latency_s": dict(prior.latency_s),
+        "success": dict(prior.success),
+        "output_tokens": None if prior.output_tokens is None else dict(prior.output_tokens),
+        "latency_log_sd": prior.latency_log_sd,
+        "strength": prior.strength,
+    }
