@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 from router_ml.types import Think
 
-EFFORTS = ("low", "medium", "high")
+EFFORTS: tuple[Think, ...] = ("low", "medium", "high")
 _WAYS: dict[str, Think] = {"nothink": False, "think": True, "low": "low", "medium": "medium", "high": "high"}
 _PHRASES = {"nothink": "without thinking", "think": "with thinking"}
 
@@ -35,9 +35,9 @@ def arm_phrase(model: str, think: Think | None) -> str:
     return f"{model} {_PHRASES.get(way := _way(think), f'with {way} thinking')}"
 
 
-def think_text(think: Think) -> str:
-    """Return how an arm is asked as headers, labels and parameters have it: false, true, low, medium or high."""
-    return str(think).lower()
+def think_text(think: Think | None) -> str:
+    """Return how an arm is asked as headers, labels and parameters have it: false, true, low, medium or high; ""."""
+    return "" if think is None else str(think).lower()
 
 
 def _way(think: Think) -> str:

@@ -227,13 +227,10 @@ def model_from(entry: Mapping[str, Any], where: str) -> Model:
             f"{where}: field 'capabilities' may list {', '.join(CAPABILITIES)}, found {shown(sorted(unknown))}"
         )
     arms = _arms(entry, where)
-    if (
-        capabilities is not None
-        and "thinking" not in capabilities
-        and (arm := next((a for a in arms if a.think), None))
-    ):
+    thinking = next((arm.think for arm in arms if arm.think), None)
+    if thinking is not None and capabilities is not None and "thinking" not in capabilities:
         raise CatalogueError(
-            f"{where}: field 'arm' asks for think = {_toml(arm.think)}, but 'capabilities' lacks 'thinking'; "
+            f"{where}: field 'arm' asks for think = {_toml(thinking)}, but 'capabilities' lacks 'thinking'; "
             "add it, or leave the arm out"
         )
     own = "prior" in entry or not arms
@@ -269,12 +266,11 @@ def _arm(table: Mapping[str, Any], prior: Any, where: str) -> Arm:
     warn_of_typos(table, _ARM_KEYS, where)
     think = table.get("think")
     if think is not None and not is_think(think):
-        ways = ", ".join(f'"{effort}"' for effort in EFFORTS)
+        ways = ", ".join(map(_toml, EFFORTS))
         raise CatalogueError(f"{where}: field 'think' must be true, false or one of {ways}, found {shown(think)}")
     own = table.get("prior", {})
-    return Arm(
-        think, _prior({**prior, **own} if isinstance(prior, Mapping) and isinstance(own, Mapping) else own, where)
-    )
+    whole = {**prior, **own} if isinstance(prior, Mapping) and isinstance(own, Mapping) else own
+    return Arm(think, _prior(whole, where))
 
 
 def _toml(think: Think | None) -> str:

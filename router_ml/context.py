@@ -155,7 +155,8 @@ def _sequence(raw: Mapping[str, Any], key: str) -> Sequence[Any]:
 def _think(raw: Mapping[str, Any]) -> Think | None:
     value = raw.get("think")
     if value is not None and not is_think(value):
-        raise ContextError(f"think must be true, false, {', '.join(EFFORTS)} or None, found {value!r:.60}", "think")
+        ways = ", ".join(map(str, EFFORTS))
+        raise ContextError(f"think must be true, false, {ways} or None, found {value!r:.60}", "think")
     return value
 
 

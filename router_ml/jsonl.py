@@ -170,7 +170,7 @@ def _outcome(row: _Row) -> Outcome:
         raise row.fail("resident", f"must be true, false or null, found {_kind(resident)}")
     think = row.data.get("think")
     if think is not None and not is_think(think):
-        raise row.fail("think", f"must be true, false, {', '.join(EFFORTS)} or null, found {_kind(think)}")
+        raise row.fail("think", f"must be true, false, {', '.join(map(str, EFFORTS))} or null, found {_kind(think)}")
     return Outcome(
         query_id=row.text("query_id"),
         model=row.text("model"),

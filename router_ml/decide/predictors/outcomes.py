@@ -173,7 +173,8 @@ def _forest(arrays: Mapping[str, NDArray[Any]], places: NDArray[np.intp]) -> For
 class OutcomePredictor:
     """Predictions for every arm of a catalogue, and for learned ones that the catalogue lacks. Thread-safe.
 
-    `models` are the keys of the `arms`; `default_model` is the best single model of the training data, used unless the predictions favour another."""
+    `models` are the keys of the `arms`; `default_model` is that of the best single arm of the training data, used
+    unless the predictions favour another."""
 
     def __init__(
         self, catalogue: Catalogue, config: Mapping[str, Any] | None = None, heads: LearnedHeads | None = None

@@ -108,17 +108,8 @@ class Selector:
                 p = live_p_success(p, state)
                 latency = live_latency(latency, known_tokens, context.prompt_tokens, state)
                 reasons = _state_reasons(state)
-            candidate = Candidate(
-                model.name,
-                p,
-                latency,
-                cost,
-                utility(policy, p, latency.p50, cost),
-                reasons,
-                known_tokens,
-                True,
-                model.think,
-            )
+            value = utility(policy, p, latency.p50, cost)
+            candidate = Candidate(model.name, p, latency, cost, value, reasons, known_tokens, True, model.think)
             for check, bound in checks:
                 if (broken := check(candidate, bound)) is not None:
                     candidate = candidate._replace(reasons=(broken, *reasons), admissible=False)
