@@ -69,7 +69,7 @@ class Router:
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
-        self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model)
+        self._selector = Selector(outcomes.arms, outcomes.default_model)
         self.new_id = new_id or _random_id
         self._draw = draw
         self.catalogue = catalogue
@@ -163,6 +163,11 @@ class Router:
     @property
     def models(self) -> tuple[Model, ...]:
         """Return the models it chooses among, in the order of the predictions."""
+        return tuple(self.catalogue[name] for name in dict.fromkeys(arm.name for arm in self.arms))
+
+    @property
+    def arms(self) -> tuple[Model, ...]:
+        """Return the arms it chooses among, in the order of the predictions."""
         return self._selector.models
 
     def decide(
@@ -205,7 +210,7 @@ class Router:
 
     @property
     def learned(self) -> frozenset[str]:
-        """Return the models whose predictions were learned from outcomes; the others have their priors."""
+        """Return the keys of the arms whose predictions were learned from outcomes; the others have their priors."""
         return frozenset(self._outcomes.learned)
 
     def decide_many(

@@ -87,8 +87,7 @@ def _fitted(entry: Entry | None, think: Think | None) -> Found | None:
 
 
 def _by_rule(
-    found: Library,
-    name: str, entry: Entry | None, parameters_b: float | None, family: str | None, think: Think | None
+    found: Library, name: str, entry: Entry | None, parameters_b: float | None, family: str | None, think: Think | None
 ) -> Found:
     profile, sized = _profile(found, name, entry, parameters_b, family, think)
     smaller = found.fit["weights"][_SMALL]

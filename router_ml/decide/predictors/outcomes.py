@@ -1,4 +1,4 @@
-"""Predict for each model the success, latency, tokens and cost of a query.
+"""Predict for each arm (a model with the way it is asked) the success, latency, tokens and cost of a query.
 
 Learned from outcomes where there are any; a model without outcomes has its priors for the predicted label, at once
 and without a fit. A query unlike the training queries is judged by the transfer head: a heavily regularised map
@@ -8,14 +8,17 @@ beat the default model's chance of success by a margin, which grows with the nov
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.catalogue import Catalogue, Model, model_from
+from router_ml.arm import split_key
+from router_ml.catalogue import Arm, Catalogue, Model, model_from
 from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.heads import Floats
 from router_ml.decide.predictors.neighbours import Neighbours
@@ -35,9 +38,9 @@ _ONE = np.ones(1, np.float32)
 
 
 class Predictions(NamedTuple):
-    """Predictions for n queries and M models."""
+    """Predictions for n queries and M arms."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # keys of the arms
     p_success: Floats  # (n, M)
     latency_s: Floats  # (n, M, 3): p50, p90, p95
     output_tokens: Floats  # (n, M), expected; NaN unknown
@@ -168,22 +171,24 @@ def _forest(arrays: Mapping[str, NDArray[Any]], places: NDArray[np.intp]) -> For
 
 
 class OutcomePredictor:
-    """Predictions for every model of a catalogue, and for learned models that the catalogue lacks. Thread-safe.
+    """Predictions for every arm of a catalogue, and for learned ones that the catalogue lacks. Thread-safe.
 
-    `default_model` is the best single model of the training data, used unless the predictions favour another."""
+    `models` are the keys of the `arms`; `default_model` is that of the best single arm of the training data, used
+    unless the predictions favour another."""
 
     def __init__(
         self, catalogue: Catalogue, config: Mapping[str, Any] | None = None, heads: LearnedHeads | None = None
     ) -> None:
         config = config or {}
         self.catalogue = catalogue
-        learned = [catalogue[name].name for name in config.get("models", ())]
-        self.models = (*learned, *(name for name in catalogue.names if name not in set(learned)))
+        learned = [_arm(catalogue, key) for key in config.get("models", ())]
+        self.arms = (*learned, *(arm for arm in catalogue.arms if arm not in learned))
+        self.models = tuple(arm.key for arm in self.arms)
         self.default_model: str | None = (
-            catalogue[config["default_model"]].name if config.get("default_model") else None
+            _arm(catalogue, config["default_model"]).key if config.get("default_model") else None
         )
         self._heads = heads
-        self._set_priors([catalogue[name] for name in self.models])
+        self._set_priors(self.arms)
         if heads is not None:
             self._set_learned(config, len(learned))
 
@@ -200,22 +205,23 @@ class OutcomePredictor:
             )
         profiles = [model_from(entry, "bundle profile") for entry in config.get("profiles", ())]
         heads = LearnedHeads(config, arrays) if config.get("models") else None
-        return cls(catalogue.extended(profiles), config, heads)
+        return cls(_with_learned_arms(catalogue.extended(profiles), config.get("models", ())), config, heads)
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Return the models whose predictions were learned from outcomes."""
+        """Return the keys of the arms whose predictions were learned from outcomes."""
         return self.models[: self._n_learned] if self._heads is not None else ()
 
     @property
     def priors_only(self) -> OutcomePredictor:
-        """Return the same models, in the same order, by their priors alone: for when there is no embedding."""
+        """Return the same arms, in the same order, by their priors alone: for when there is no embedding."""
         if self._heads is None:
             return self
-        ordered = Catalogue(tuple(self.catalogue[name] for name in self.models), self.catalogue.source)
-        return OutcomePredictor(ordered)
+        priors = copy.copy(self)
+        priors._heads = None
+        return priors
 
-    def _set_priors(self, models: list[Model]) -> None:
+    def _set_priors(self, models: Sequence[Model]) -> None:
         self._prior_success = _per_label([m.prior.success for m in models])
         self._prior_tokens = _per_label([m.prior.output_tokens or dict.fromkeys(LABELS, math.nan) for m in models])
         self._prior_latency = [
@@ -297,6 +303,17 @@ class OutcomePredictor:
             prompt * price_in + _or_zero(output) * price_out
             for output, price_in, price_out in zip(tokens, self._price_in, self._price_out, strict=True)
         ]
+
+
+def _arm(catalogue: Catalogue, key: str) -> Model:
+    return catalogue.arm(key) or catalogue[key]
+
+
+def _with_learned_arms(catalogue: Catalogue, keys: Sequence[str]) -> Catalogue:
+    """Return the catalogue with an arm for each way of asking that was learned and that it lacks."""
+    lacking = [split_key(key) for key in keys if catalogue.arm(key) is None]
+    known = [(model, think) for name, think in lacking if (model := catalogue.find(name)) is not None]
+    return catalogue.extended(replace(model, arms=(Arm(think, model.prior),)) for model, think in known)
 
 
 def _combined(prior: list[float], known: list[float], places: list[tuple[int, int]]) -> list[float]:

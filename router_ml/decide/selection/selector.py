@@ -1,4 +1,7 @@
-"""Choose a model: predictions, limits and the state of the machine in; a ranked chain and a reason out."""
+"""Choose an arm: predictions, limits and the state of the machine in; a ranked chain and a reason out.
+
+The selector sees a flat list of arms, each with its model's name. What a policy allows and what the machine is like
+goes by model; what is predicted goes by arm."""
 
 from __future__ import annotations
 
@@ -6,18 +9,19 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
+from router_ml.arm import EFFORTS, arm_key, arm_phrase, think_text
 from router_ml.catalogue import Model
 from router_ml.decide.selection.limits import LATENCY, bounds, cut_to_widest, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.utility import live_latency, live_p_success, utility
-from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles
+from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles, Think
 
 _UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
 REPORTED_WAIT_S = 0.05  # shorter waits are not reported
 
 
 class Forecast(NamedTuple):
-    """Predictions for one query, one entry per model of the selector, in its order."""
+    """Predictions for one query, one entry per arm of the selector, in its order."""
 
     p_success: Sequence[float]
     latency_s: Sequence[Sequence[float]]  # p50, p90, p95
@@ -36,11 +40,12 @@ class Selection(NamedTuple):
 
 
 class Selector:
-    """Ranks the models of a catalogue. Stateless; thread-safe."""
+    """Ranks the arms of a catalogue (`Catalogue.arms`). Stateless; thread-safe. `default_model` is the key of one."""
 
     def __init__(self, models: Sequence[Model], default_model: str | None = None) -> None:
         self.models = tuple(models)
         self.default_model = default_model
+        self._other_ways = {think: _asked_otherwise(self.models, think) for think in (False, True, *EFFORTS)}
 
     def select(
         self,
@@ -82,12 +87,16 @@ class Selector:
         checks = bounds(policy, context)
         allows = None if policy.models is None else policy.allows
         states = machine.models if machine is not None else None
+        other_ways = self._other_ways.get(context.think, ()) if context.think is not None else ()
         out: list[Candidate] = []
         for model, p, quantiles, tokens, cost in zip(
             self.models, forecast.p_success, forecast.latency_s, forecast.output_tokens, forecast.cost_usd, strict=True
         ):
             if allows is not None and not allows(model):
                 excluded[model.name] = "not among the policy's models"
+                continue
+            if other_ways and model.key in other_ways:
+                excluded[model.key] = f"the request asks for think = {think_text(context.think)}"
                 continue
             if able_only and (why := unable(model, context, machine)) is not None:
                 excluded[model.name] = why
@@ -99,9 +108,8 @@ class Selector:
                 p = live_p_success(p, state)
                 latency = live_latency(latency, known_tokens, context.prompt_tokens, state)
                 reasons = _state_reasons(state)
-            candidate = Candidate(
-                model.name, p, latency, cost, utility(policy, p, latency.p50, cost), reasons, known_tokens
-            )
+            value = utility(policy, p, latency.p50, cost)
+            candidate = Candidate(model.name, p, latency, cost, value, reasons, known_tokens, True, model.think)
             for check, bound in checks:
                 if (broken := check(candidate, bound)) is not None:
                     candidate = candidate._replace(reasons=(broken, *reasons), admissible=False)
@@ -132,18 +140,33 @@ class Selector:
         )
         candidates = self._candidates(forecast, short, policy, machine, {})
         for candidate in candidates:
-            del excluded[candidate.model]
+            excluded.pop(candidate.model, None)
         return candidates
 
     def _keep_default(self, fit: list[Candidate], policy: Policy, novelty: float, notes: list[str]) -> list[Candidate]:
         """Keep the default model first for a query far from the training queries, unless another is clearly better."""
-        if not novelty or self.default_model is None or fit[0].model == self.default_model:
+        if not novelty or self.default_model is None or _is(fit[0], self.default_model):
             return fit
-        default = next((c for c in fit if c.model == self.default_model), None)
+        default = next((c for c in fit if _is(c, self.default_model)), None)
         if default is None or fit[0].utility - default.utility > policy.default_margin * novelty:
             return fit
         notes.append("unlike the training queries, so the default model stays")
         return [default, *(c for c in fit if c is not default)]
+
+
+def _is(candidate: Candidate, key: str) -> bool:
+    return arm_key(candidate.model, candidate.think) == key
+
+
+def _asked_otherwise(arms: Sequence[Model], think: Think) -> frozenset[str]:
+    """Return the keys of the arms left out where a request asks for `think`: those asked another way, of the models
+    that have one asked this way, or failing that one that thinks, or does not, as this way does."""
+    left_out: set[str] = set()
+    for name in {arm.name for arm in arms}:
+        own = [arm for arm in arms if arm.name == name and arm.think is not None]
+        exact = [arm for arm in own if arm.think == think] or [arm for arm in own if bool(arm.think) == bool(think)]
+        left_out |= {arm.key for arm in own if arm not in exact} if exact else set()
+    return frozenset(left_out)
 
 
 def _uncatalogued(names: Sequence[str], forecast: Forecast) -> list[Candidate]:
@@ -199,7 +222,7 @@ def _reason(chain: list[Candidate], notes: list[str]) -> str:
         extra = better.latency_s.p50 - p50
         price = f" for {extra:.1f} s more" if extra > 0 else ""
         barred = "" if better.admissible or not chosen.admissible else f", but {better.reasons[0]}"
-        head += f"; {better.model} would add {_decimal(gain)}{price}{barred}"
+        head += f"; {arm_phrase(better.model, better.think)} would add {_decimal(gain)}{price}{barred}"
     if not chosen.reasons and not notes:
         return head
     state = [word for word in chosen.reasons if word not in notes]
