@@ -29,7 +29,8 @@ MAX_BYTES, MAX_MODELS, MAX_NAME_CHARS = 16_000_000, 2000, 256
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MODEL_KEYS = frozenset({
     "name", "family", "parameters_b", "role", "context_window_tokens", "capabilities", "price_input_usd_per_mtok",
-    "price_output_usd_per_mtok", "aliases", "hosts", "prior", "arm", "quantisation", "size_gb", "measured", "absent",
+    "price_output_usd_per_mtok", "aliases", "hosts", "prior", "arm", "max_context_tokens", "quantisation", "size_gb",
+    "measured", "absent",
 })  # fmt: skip
 _ARM_KEYS = frozenset({"think", "prior"})
 _PRIOR_KEYS = frozenset({"latency_s", "success", "output_tokens", "latency_log_sd", "strength", "latency_source"})
@@ -66,7 +67,8 @@ class Model:
     family: str = ""
     parameters_b: float | None = None
     role: Role | None = None
-    context_window_tokens: int | None = None
+    context_window_tokens: int | None = None  # what its host gives a request that does not ask for more
+    max_context_tokens: int | None = None  # up to which the gateway may ask for more (num_ctx); None: as above
     capabilities: frozenset[str] | None = None  # None: unknown, taken to be able
     price_input_usd_per_mtok: float = 0.0
     price_output_usd_per_mtok: float = 0.0
@@ -264,7 +266,8 @@ def model_from(entry: Mapping[str, Any], where: str) -> Model:
         family=expected.family,
         parameters_b=expected.parameters_b,
         role=role,
-        context_window_tokens=_window(entry, where),
+        context_window_tokens=_tokens(entry, "context_window_tokens", where),
+        max_context_tokens=_tokens(entry, "max_context_tokens", where),
         capabilities=None if capabilities is None else frozenset(capabilities),
         price_input_usd_per_mtok=_number(entry, "price_input_usd_per_mtok", where) or 0.0,
         price_output_usd_per_mtok=_number(entry, "price_output_usd_per_mtok", where) or 0.0,
@@ -372,8 +375,8 @@ def _names(entry: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _window(entry: Mapping[str, Any], where: str) -> int | None:
-    value = _number(entry, "context_window_tokens", where)
+def _tokens(entry: Mapping[str, Any], key: str, where: str) -> int | None:
+    value = _number(entry, key, where)
     return None if value is None else int(value)
 
 
@@ -448,6 +451,7 @@ def model_entry(model: Model) -> dict[str, Any]:
         "parameters_b": model.parameters_b,
         "role": model.role,
         "context_window_tokens": model.context_window_tokens,
+        "max_context_tokens": model.max_context_tokens,
         "capabilities": None if model.capabilities is None else sorted(model.capabilities),
         "price_input_usd_per_mtok": model.price_input_usd_per_mtok,
         "price_output_usd_per_mtok": model.price_output_usd_per_mtok,

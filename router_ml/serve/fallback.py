@@ -124,11 +124,17 @@ class FallbackRunner:
 
     def _ordered(self, state: RequestState) -> list[Route]:
         """Return the chain, with the models that cannot see the images or use the tools at its end."""
-        arms = list(arm_chain(state.chosen, self._options.last_resort, self._fleet.names, state.allowed))
+        arms = list(arm_chain(state.chosen, self._last_resort, self._fleet.names, state.allowed))
         needs = ["tools"] * bool(state.request.tools) + ["vision"] * state.request.has_images
         if needs:
             arms.sort(key=lambda arm: self._lacks(self._fleet.backends(arm[0])[0], needs))
         return [Route(backend, think) for model, think in arms for backend in self._fleet.backends(model)]
+
+    @property
+    def _last_resort(self) -> str | None:
+        """Return the model tried after every ranked one: one the catalogue lacks only where the host has it."""
+        model = self._options.last_resort
+        return model if model is not None and self._fleet.knows(model) else None
 
     def _lacks(self, backend: Backend, needs: Sequence[str]) -> int:
         return sum(not self._can(backend, capability) for capability in needs)
