@@ -61,7 +61,7 @@ def cut(encoder: Any, layers: Sequence[int], common: int, texts: Iterable[str]) 
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < 4]  # the four marks
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
     table = body.embeddings.word_embeddings.weight.detach()[torch.tensor(kept)].clone()
-    body.embeddings.word_embeddings = torch.nn.Embedding.from_pretrained(table, freeze=False)
+    body.embeddings.word_embeddings = torch.nn.Embedding(len(kept), table.shape[1], _weight=table)
     body.encoder.layer = torch.nn.ModuleList([body.encoder.layer[index] for index in layers])
     body.config.vocab_size, body.config.num_hidden_layers = len(kept), len(layers)
     log.info("kept %d of %d layers and %d of %d word pieces", len(layers), 12, len(kept), len(pieces))

