@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,8 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         complexity = _complexity(job, folder, plots, tracker)
         config: dict[str, Any] = {"table": list(TABLE_NAMES), "complexity": complexity.config}
         arrays = {"complexity/weights": complexity.head.weights, "complexity/bias": complexity.head.bias}
-        metrics, models = dict(complexity.metrics), list(job.catalogue)
+        metrics = dict(complexity.metrics)
+        models = _as_written(job.catalogue, _models_of(job.outcomes))
         if job.outcomes:
             metrics |= _outcomes(job, folder, complexity, config, arrays, models, tracker)
         _write_heads(folder, config, arrays, models)
@@ -278,6 +279,10 @@ def _show(router: Router) -> None:
     print(savings(decisions, learned=router.learned))
 
 
+def _models_of(outcomes: Sequence[Outcome]) -> list[str]:
+    return sorted({outcome.model for outcome in outcomes})
+
+
 def prepare(options: argparse.Namespace) -> FitJob:
     """Read and check everything a fit needs. Raises `InputError` for anything that is wrong with it."""
     shipped = corpus_path()
@@ -345,13 +350,41 @@ def _data_files(read: Sequence[tuple[Path | None, Sequence[object]]]) -> tuple[D
 
 
 def _catalogue(path: Path | None, outcomes: Sequence[Outcome]) -> Catalogue:
-    """Return the given catalogue, else the packaged one.
+    """Return the given catalogue, else the one that serving uses: that of the settings, else the packaged one.
 
     Where no outcome is of a packaged model, return none of them: profiles are then derived from the outcomes."""
+    path = path or load_settings().catalogue
     catalogue = load_catalogue(path)
     if path is None and outcomes and not any(outcome.model in catalogue for outcome in outcomes):
         return Catalogue((), source="outcomes")
     return catalogue
+
+
+def _as_written(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
+    """Return the models of a catalogue, those that outcomes call by another name under that name."""
+    written = {entry.name: name for name in names if (entry := catalogue.find(name)) is not None}
+    return [_renamed(model, written.get(model.name, model.name)) for model in catalogue]
+
+
+def _renamed(model: Model, name: str) -> Model:
+    if name == model.name:
+        return model
+    aliases = (model.name, *(alias for alias in model.aliases if alias != name))
+    return replace(model, name=name, aliases=aliases)
+
+
+def _name_notes(catalogue: Catalogue, names: Sequence[str]) -> list[str]:
+    """Return what to say about the names of outcomes: which entry each was taken for, and what nobody measured."""
+    entries = {name: catalogue.find(name) for name in names}
+    taken = [f"{name} for {entry.name}" for name, entry in entries.items() if entry is not None and entry.name != name]
+    measured = {entry.name for entry in entries.values() if entry is not None}
+    rest = [model.name for model in catalogue if model.name not in measured]
+    notes = [f"outcomes were taken for models of the {catalogue.source}: {', '.join(taken)}"] if taken else []
+    if rest and names:
+        notes.append(
+            f"no outcomes of {', '.join(rest)}: beside measured models they count by the lower end of their interval"
+        )
+    return notes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -363,7 +396,9 @@ def parser() -> argparse.ArgumentParser:
         "--features", type=Path, metavar="F", help="instead of queries: 'router-ml events export --what features'"
     )
     data.add_argument("--outcomes", type=Path, metavar="F", help="measured outcomes on those queries, JSON Lines")
-    data.add_argument("--catalogue", type=Path, metavar="F", help="models and priors, TOML (the packaged ones)")
+    data.add_argument(
+        "--catalogue", type=Path, metavar="F", help="models and priors, TOML (default: those that are served)"
+    )
     data.add_argument("--alone", action="store_true", help="do not add the shipped corpus to few labels")
     how = cli.add_argument_group("how to learn")
     how.add_argument("--encoder", default=DEFAULT_ENCODER, help="hub name or folder of the encoder (%(default)s)")
@@ -393,6 +428,8 @@ def _run(options: argparse.Namespace) -> None:
     job = prepare(options)
     if job.outcomes and (why := not_learned(outcome_table(job.queries, job.outcomes))):
         _note(why)
+    for line in _name_notes(job.catalogue, _models_of(job.outcomes)) if job.outcomes else ():
+        _note(line)
     if job.quick:
         _note("--quick trains on a tenth of the examples: try this bundle, but do not promote it")
     with tracked(job.experiment, job.title, f"{job.title}: not finished") as tracker:

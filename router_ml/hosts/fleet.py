@@ -73,6 +73,14 @@ class Fleet:
         for model in catalogue.models:
             self.backends(model.name)
 
+    def use(self, catalogue: Catalogue) -> None:
+        """Serve another catalogue from now on; what was learned of hosts and of models it keeps stays."""
+        self.catalogue = catalogue
+        self.names.use(catalogue)
+        for model in catalogue.models:
+            self.backends(model.name)
+        self.expire()
+
     @property
     def hosts(self) -> tuple[HostState, ...]:
         """Return every host."""

@@ -57,7 +57,7 @@ def test_a_bundle_is_listed_promoted_and_rolled_back(tiny_bundle: Path, tmp_path
     registry = tmp_path / "state" / "models"
     assert main(["promote", str(elsewhere)]) == 0
     assert capsys.readouterr().out == (
-        f"active: mine in {registry} (before: default); processes that run load it when they start again\n"
+        f"active: mine in {registry} (before: default); processes that run take it within two seconds\n"
     )
     shutil.rmtree(elsewhere)
     assert active_bundle(load_settings()) == registry / "mine"
