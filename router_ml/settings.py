@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from router_ml.errors import SettingsError
 
 log = logging.getLogger(__name__)
+
+Keep: TypeAlias = Literal["none", "features", "text"]  # what is kept of a query beside its numbers
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGED_BUNDLES = Path(__file__).resolve().parent / "bundles"
@@ -46,11 +49,19 @@ class Settings:
     last_resort: str | None = "qwen3:8b"  # ROUTER_ML_LAST_RESORT: tried after every ranked model; "none": nothing is
     parallel: int = 4  # ROUTER_ML_PARALLEL: calls at once per model and host
     stick_margin: float | None = None  # ROUTER_ML_STICK_MARGIN: utility a session's change of model must gain
+    reload_s: float = 1.0  # ROUTER_ML_RELOAD_S: between two checks for a promoted bundle or a new catalogue; 0: none
     preload: bool = False  # ROUTER_ML_PRELOAD=1: load the likely next model while the host is idle
     answer_cache_size: int = 0  # ROUTER_ML_ANSWER_CACHE: answers cached; 0 turns it off
     events: str | None = field(default=None, repr=False)  # ROUTER_ML_EVENTS: postgresql:// URL or path of the store
-    keep_text: bool = False  # ROUTER_ML_KEEP_TEXT=1: store the queries' redacted text for 30 days
+    keep: Keep = "none"  # ROUTER_ML_KEEP: what is stored of queries for 30 days: features, or redacted text
+    judge: str | None = None  # ROUTER_ML_JUDGE: a local model that judges a sample of answers; none: nobody does
+    judge_share: float = 0.02  # ROUTER_ML_JUDGE_SHARE: of the answers
     alert_webhook: str | None = field(default=None, repr=False)  # ROUTER_ML_ALERT_WEBHOOK: takes Alertmanager's form
+
+    @property
+    def keep_text(self) -> bool:
+        """Whether the redacted text of queries is stored."""
+        return self.keep == "text"
 
 
 def load_settings(env: Mapping[str, str] | None = None) -> Settings:
@@ -73,7 +84,10 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         preload=_switch(env, "ROUTER_ML_PRELOAD"),
         answer_cache_size=_whole(env, "ROUTER_ML_ANSWER_CACHE", defaults.answer_cache_size, 0),
         events=env.get("ROUTER_ML_EVENTS") or None,
-        keep_text=_switch(env, "ROUTER_ML_KEEP_TEXT"),
+        reload_s=defaults.reload_s if (reload_s := _number(env, "ROUTER_ML_RELOAD_S", low=0.0)) is None else reload_s,
+        keep=_keep(env, "ROUTER_ML_KEEP"),
+        judge=_optional_name(env, "ROUTER_ML_JUDGE", None),
+        judge_share=_share(env, "ROUTER_ML_JUDGE_SHARE", defaults.judge_share),
         alert_webhook=_webhook(env, "ROUTER_ML_ALERT_WEBHOOK"),
     )
 
@@ -173,6 +187,16 @@ def _temporary_state() -> Path:
     return folder
 
 
+def _keep(env: Mapping[str, str], name: str) -> Keep:
+    """Return ROUTER_ML_KEEP; ROUTER_ML_KEEP_TEXT=1, its earlier form, means text where the new one is not set."""
+    keep_text = _switch(env, "ROUTER_ML_KEEP_TEXT")
+    value = env.get(name, "").strip().lower() or ("text" if keep_text else "none")
+    for known in get_args(Keep):
+        if value == known:
+            return known  # type: ignore[no-any-return]
+    raise SettingsError(f"{name} must be none, features or text, found {value!r:.60}")
+
+
 def _number(env: Mapping[str, str], name: str, low: float) -> float | None:
     value = env.get(name)
     if not value:
@@ -184,6 +208,13 @@ def _number(env: Mapping[str, str], name: str, low: float) -> float | None:
     if not low <= number < math.inf:
         raise SettingsError(f"{name} must be a number, {low:g} or more, found {value!r:.60}")
     return number
+
+
+def _share(env: Mapping[str, str], name: str, default: float) -> float:
+    value = _number(env, name, low=0.0)
+    if value is not None and value > 1:
+        raise SettingsError(f"{name} must be a number between 0 and 1, found {env[name]!r:.60}")
+    return default if value is None else value
 
 
 def _optional_name(env: Mapping[str, str], name: str, default: str | None) -> str | None:

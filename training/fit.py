@@ -3,6 +3,7 @@
     python -m training.fit                                  the shipped corpus, with tuning (minutes)
     python -m training.fit --no-tune                        the same in one short training run, without a search
     python -m training.fit --queries Q --outcomes O         your own queries and what your models did with them
+    python -m training.fit --features F --outcomes O        the same from features that were kept instead of text
 
 Queries with labels (simple, moderate, complex, ambiguous) teach the router to read complexity; outcomes teach it how
 often and how fast each model succeeds. Without labels, the encoder and the complexity head of the active bundle are
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ from training.complexity.complexity_fit import ComplexityPart, borrow_complexity
 from training.complexity.encoder_export import self_check_vectors
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
+from training.kept_features import read_features
 from training.outcomes.table import LEARNED_FROM, check_query_ids, not_learned, outcome_table, query_keys
 from training.tracking.tracker import FITS, DataFile, Tracker, tracked
 
@@ -96,6 +98,10 @@ class FitJob:
     corpus: tuple[Query, ...] = ()  # the shipped rows, added to few labels
     given: dict[str, Any] = field(default_factory=dict)  # for the manifest
     files: tuple[DataFile, ...] = ()
+    features: Features | None = None  # of the queries, row by row, where they are known without their text
+    base: Path | None = None  # bundle whose encoder and complexity head are taken over; None: the active one
+    register: bool = True  # as the challenger in MLflow
+    show: bool = True  # print decisions on a few sample queries
 
     @property
     def title(self) -> str:
@@ -125,7 +131,8 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         complexity = _complexity(job, folder, plots, tracker)
         config: dict[str, Any] = {"table": list(TABLE_NAMES), "complexity": complexity.config}
         arrays = {"complexity/weights": complexity.head.weights, "complexity/bias": complexity.head.bias}
-        metrics, models = dict(complexity.metrics), list(job.catalogue)
+        metrics = dict(complexity.metrics)
+        models = _as_written(job.catalogue, _models_of(job.outcomes))
         if job.outcomes:
             metrics |= _outcomes(job, folder, complexity, config, arrays, models, tracker)
         _write_heads(folder, config, arrays, models)
@@ -142,15 +149,17 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         tracker.files(plots, "plots")
         target = _publish(folder, job)
     tracker.files(target, "bundle")
-    tracker.register(target, f"{title}. {headline}", metrics)
-    _show(router)
+    if job.register:
+        tracker.register(target, f"{title}. {headline}", metrics)
+    if job.show:
+        _show(router)
     return target, metrics
 
 
 def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> ComplexityPart:
     labelled = [query for query in (*job.corpus, *job.queries) if query.label is not None]
     if not labelled:
-        return borrow_complexity(load_bundle(active_bundle(load_settings())), folder)
+        return borrow_complexity(load_bundle(job.base or active_bundle(load_settings())), folder)
     return learn_complexity(
         labelled,
         folder,
@@ -178,8 +187,9 @@ def _outcomes(
     from training.outcomes.outcome_fit import fit_outcomes
 
     measured = {outcome.query_id for outcome in job.outcomes}
-    queries = [query for query in job.queries if query.id in measured]
-    features = _features(queries, folder, job.cache)
+    rows = np.array([i for i, query in enumerate(job.queries) if query.id in measured], dtype=np.intp)
+    queries = [job.queries[i] for i in rows]
+    features = job.features.rows(rows) if job.features else _features(queries, folder, job.cache)
     fitted = fit_outcomes(
         queries,
         list(job.outcomes),
@@ -269,14 +279,24 @@ def _show(router: Router) -> None:
     print(savings(decisions, learned=router.learned))
 
 
+def _models_of(outcomes: Sequence[Outcome]) -> list[str]:
+    return sorted({outcome.model for outcome in outcomes})
+
+
 def prepare(options: argparse.Namespace) -> FitJob:
     """Read and check everything a fit needs. Raises `InputError` for anything that is wrong with it."""
     shipped = corpus_path()
-    queries_path: Path = options.queries or shipped
-    queries = read_queries(queries_path)
+    queries_path: Path = options.queries or options.features or shipped
+    features = None
+    if options.features is None:
+        queries = read_queries(queries_path)
+    elif options.queries or not options.outcomes:
+        raise InputError("--features stand for --queries, which cannot be given beside them, and need --outcomes")
+    else:
+        queries, features = read_features(options.features, load_bundle(active_bundle(load_settings())))
     outcomes = read_outcomes(options.outcomes) if options.outcomes else []
     n_labels = sum(query.label is not None for query in queries)
-    for path, rows in ((options.queries, queries), (options.outcomes, outcomes)):
+    for path, rows in ((options.queries or options.features, queries), (options.outcomes, outcomes)):
         if path is not None and not rows:
             raise InputError(f"{path} holds no rows, so there is nothing to learn; give a file with rows")
     if not n_labels and not outcomes:
@@ -311,6 +331,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
         corpus=tuple(corpus),
         given={**given, "seed": options.seed, "tune": not options.no_tune, **quick},
         files=_data_files([(queries_path, queries), (options.outcomes, outcomes), (shipped, corpus)]),
+        features=features,
     )
 
 
@@ -329,13 +350,41 @@ def _data_files(read: Sequence[tuple[Path | None, Sequence[object]]]) -> tuple[D
 
 
 def _catalogue(path: Path | None, outcomes: Sequence[Outcome]) -> Catalogue:
-    """Return the given catalogue, else the packaged one.
+    """Return the given catalogue, else the one that serving uses: that of the settings, else the packaged one.
 
     Where no outcome is of a packaged model, return none of them: profiles are then derived from the outcomes."""
+    path = path or load_settings().catalogue
     catalogue = load_catalogue(path)
     if path is None and outcomes and not any(outcome.model in catalogue for outcome in outcomes):
         return Catalogue((), source="outcomes")
     return catalogue
+
+
+def _as_written(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
+    """Return the models of a catalogue, those that outcomes call by another name under that name."""
+    written = {entry.name: name for name in names if (entry := catalogue.find(name)) is not None}
+    return [_renamed(model, written.get(model.name, model.name)) for model in catalogue]
+
+
+def _renamed(model: Model, name: str) -> Model:
+    if name == model.name:
+        return model
+    aliases = (model.name, *(alias for alias in model.aliases if alias != name))
+    return replace(model, name=name, aliases=aliases)
+
+
+def _name_notes(catalogue: Catalogue, names: Sequence[str]) -> list[str]:
+    """Return what to say about the names of outcomes: which entry each was taken for, and what nobody measured."""
+    entries = {name: catalogue.find(name) for name in names}
+    taken = [f"{name} for {entry.name}" for name, entry in entries.items() if entry is not None and entry.name != name]
+    measured = {entry.name for entry in entries.values() if entry is not None}
+    rest = [model.name for model in catalogue if model.name not in measured]
+    notes = [f"outcomes were taken for models of the {catalogue.source}: {', '.join(taken)}"] if taken else []
+    if rest and names:
+        notes.append(
+            f"no outcomes of {', '.join(rest)}: beside measured models they count by the lower end of their interval"
+        )
+    return notes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -343,8 +392,13 @@ def parser() -> argparse.ArgumentParser:
     cli = command_parser("training.fit", __doc__)
     data = cli.add_argument_group("what to learn from")
     data.add_argument("--queries", type=Path, metavar="F", help="queries, JSON Lines (default: the shipped corpus)")
+    data.add_argument(
+        "--features", type=Path, metavar="F", help="instead of queries: 'router-ml events export --what features'"
+    )
     data.add_argument("--outcomes", type=Path, metavar="F", help="measured outcomes on those queries, JSON Lines")
-    data.add_argument("--catalogue", type=Path, metavar="F", help="models and priors, TOML (the packaged ones)")
+    data.add_argument(
+        "--catalogue", type=Path, metavar="F", help="models and priors, TOML (default: those that are served)"
+    )
     data.add_argument("--alone", action="store_true", help="do not add the shipped corpus to few labels")
     how = cli.add_argument_group("how to learn")
     how.add_argument("--encoder", default=DEFAULT_ENCODER, help="hub name or folder of the encoder (%(default)s)")
@@ -374,6 +428,8 @@ def _run(options: argparse.Namespace) -> None:
     job = prepare(options)
     if job.outcomes and (why := not_learned(outcome_table(job.queries, job.outcomes))):
         _note(why)
+    for line in _name_notes(job.catalogue, _models_of(job.outcomes)) if job.outcomes else ():
+        _note(line)
     if job.quick:
         _note("--quick trains on a tenth of the examples: try this bundle, but do not promote it")
     with tracked(job.experiment, job.title, f"{job.title}: not finished") as tracker:

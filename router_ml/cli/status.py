@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from router_ml.bundles.format import load_bundle, manifest_metrics
-from router_ml.bundles.registry import active_bundle, registry_folder
+from router_ml.bundles.registry import active_bundle, read_active, registry_folder
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.cli.events import event_store
 from router_ml.decide.router import Router
@@ -50,6 +50,7 @@ def _status(options: argparse.Namespace) -> int:
     facts = {
         **bundle,
         "registry": str(registry_folder(settings)),
+        "previous": _previous(settings),
         "state_dir": str(settings.state_dir),
         "policy": settings.policy,
         **_host_facts(settings, catalogue),
@@ -61,6 +62,15 @@ def _status(options: argparse.Namespace) -> int:
         for name, value in _lines(facts):
             print(f"{name:<26}{value}")
     return 1 if len(facts["unserved"]) == len(catalogue) else 0
+
+
+def _previous(settings: Settings) -> str | None:
+    """Return the bundle that a rollback returns to, or None."""
+    try:
+        active = read_active(registry_folder(settings))
+    except BundleError:
+        return None
+    return None if active is None else active.previous
 
 
 def _bundle_facts(settings: Settings) -> tuple[dict[str, Any], Catalogue]:
@@ -175,6 +185,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "models", ", ".join(f"{model['name']} ({model['known_by']})" for model in facts["models"])
         yield from facts["metrics"].items()
     yield "bundle registry", facts["registry"]
+    if facts["previous"]:
+        yield "served before", f"{facts['previous']}; 'router-ml rollback' returns to it"
     yield "state folder", facts["state_dir"]
     yield "policy", facts["policy"]
     if (explored := facts["exploration"]) is not None:

@@ -28,6 +28,15 @@ def chain(
     return tuple(name for name in unique if allowed is None or name in allowed)
 
 
+def wanted(decision: Decision) -> str:
+    """Return the model that a decision would have chosen if all were in memory.
+
+    A model that was put in front for another reason, by its caller or for its session, is wanted itself."""
+    best = max((c for c in decision.ranked if c.admissible), key=lambda c: c.utility, default=None)
+    held = best is not None and best.model != decision.model
+    return decision.model if held or decision.if_warm is None else decision.if_warm
+
+
 def outage_wait_s(down_s: float, seen_up: bool, total_s: float, left_s: float) -> float:
     """Return how many seconds a request may wait for a host that takes no connections.
 

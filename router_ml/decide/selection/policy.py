@@ -36,7 +36,7 @@ class Policy(_WithHash):
     success_weight: float = 1.0
     latency_weight_per_s: float = 0.02  # value of one second, in units of success
     cost_weight_per_usd: float = 10.0  # value of one dollar, in units of success
-    latency_budget_s: float | None = 5.0  # limit on p95; a shorter budget in the context wins
+    latency_budget_s: float | None = 5.0  # limit on p95 once the model is in memory; a shorter one of the context wins
     min_p_success: float = 0.0
     max_cost_usd: float | None = None  # per answer
     on_ambiguous: OnAmbiguous = "answer"  # "clarify": ask a clarifying question instead of guessing
@@ -48,6 +48,7 @@ class Policy(_WithHash):
     exploration_floor: float = 0.02  # the share does not fall below this
     models: tuple[str, ...] | None = None  # only these, by name or alias; None: the whole catalogue
     limits: Mapping[str, Any] = field(default_factory=dict, hash=False)  # registered limits that are not fields
+    load_wait_s: float | None = 60.0  # limit on the wait of this request until the model is in memory; likewise
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -120,7 +121,9 @@ def _refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> No
 PRESETS: Mapping[str, Policy] = {
     "fast": Policy("fast", latency_weight_per_s=0.1, latency_budget_s=5.0),
     "balanced": Policy("balanced"),
-    "accurate": Policy("accurate", latency_weight_per_s=0.001, cost_weight_per_usd=1.0, latency_budget_s=None),
+    "accurate": Policy(
+        "accurate", latency_weight_per_s=0.001, cost_weight_per_usd=1.0, latency_budget_s=None, load_wait_s=None
+    ),
 }
 
 
@@ -175,6 +178,7 @@ def policy_from(data: Mapping[str, Any], name: str) -> Policy:
 
     Raises `PolicyError` for an unknown key or value."""
     values = dict(data)
+    values.pop("learn", None)  # what `training.learn` may do, see docs/teach.md
     preset = values.pop("preset", "balanced")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise PolicyError(f"policy {name!r}: unknown preset {short_repr(preset)}; use {', '.join(PRESETS)}")

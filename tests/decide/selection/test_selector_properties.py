@@ -115,7 +115,9 @@ def test_the_chain_falls_in_utility_and_the_limits_hold(
         assert not selection.relaxed
     budgets = [b for b in (policy.latency_budget_s, context.latency_budget_s) if b is not None]
     for candidate in inside:
-        assert not any(candidate.latency_s.p95 > budget for budget in budgets)
+        assert not any(candidate.warm_p95_s > budget for budget in budgets)
+        waits = [w for w in (policy.load_wait_s, context.latency_budget_s) if w is not None]
+        assert not any(candidate.load_s > wait for wait in waits)
         assert candidate.p_success >= policy.min_p_success
         assert policy.max_cost_usd is None or candidate.cost_usd <= policy.max_cost_usd
     for candidate in outside:
