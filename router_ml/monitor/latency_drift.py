@@ -54,7 +54,7 @@ class LatencyDrift:
 
     name = "latency_drift"
     advice = (
-        "The same work takes longer: check for other load on the host, a model that moved from GPU to CPU "
+        "A fit does not help. The same work takes longer: check for other load on the host, a model that moved from GPU to CPU "
         "('ollama ps', column PROCESSOR), or a driver update. Routing uses the measured rates meanwhile."
     )
 
