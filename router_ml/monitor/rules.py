@@ -139,8 +139,8 @@ class CalibrationDrift:
 class ComplexityShift:
     """The mix of complexities has changed: the last 400 queries against the 2,000 before them.
 
-    Compared by the population stability index, sum of (p - q) log(p / q) over the four labels; .25 and more is the usual
-    mark of a major change (Siddiqi, Credit Risk Scorecards, 2006)."""
+    Compared by the population stability index, sum of (p - q) log(p / q) over the four labels; .25 and more is the
+    usual mark of a major change (Siddiqi, Credit Risk Scorecards, 2006)."""
 
     name = "complexity_shift"
     advice = (
@@ -192,8 +192,8 @@ class Novelty:
 
     name = "novelty"
     advice = (
-        "A fit helps once some of the new queries have outcomes or labels ('python -m training.learn' says how many are "
-        "missing). Until then their predictions rely on priors."
+        "A fit helps once some of the new queries have outcomes or labels ('python -m training.learn' says how many "
+        "are missing). Until then their predictions rely on priors."
     )
 
     def __init__(self, *, novel: float = 0.9, share: float = 0.3) -> None:
