@@ -10,6 +10,7 @@ import pytest
 
 from router_ml.catalogue import load_catalogue
 from router_ml.cli import main
+from router_ml.decide.router import Router
 from router_ml.settings import load_settings
 from tests.ollama_double import DoubleModel, OllamaDouble
 
@@ -45,6 +46,9 @@ def test_a_host_with_three_models_becomes_a_catalogue_that_serving_finds(double:
     for arm in catalogue.arms:
         assert arm.prior.latency_source == "measured"
         assert arm.context_window_tokens == 4096
+    decision = Router.heuristic(catalogue).decide("check email")
+    assert {candidate.latency_source for candidate in decision.ranked} == {"measured"}
+    assert {candidate.source for candidate in decision.ranked} == {"prior"}
     out = capsys.readouterr().out
     assert 'What the policy "balanced" would do now' in out
     assert "book a flight" in out

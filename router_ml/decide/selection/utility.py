@@ -50,7 +50,10 @@ class Timing(NamedTuple):
 
 
 def prior_rate(model: Model) -> float | None:
-    """Return the tokens/s that a model's priors imply: output tokens over seconds, the geometric mean of the labels."""
+    """Return the tokens/s that `router-ml init` measured, else those that a model's priors imply: output tokens over
+    seconds, the geometric mean of the labels."""
+    if model.measured is not None:
+        return model.measured.decode_tokens_per_s
     seconds, tokens = model.prior.latency_s, model.prior.output_tokens or dict.fromkeys(LABELS, USUAL_OUTPUT_TOKENS)
     rates = [tokens[label] / seconds[label] for label in LABELS if tokens[label] > 0 and seconds[label] > 0]
     return math.exp(sum(map(math.log, rates)) / len(rates)) if rates else None
@@ -81,7 +84,7 @@ def live_timing(
         if prompt_tokens:
             rate = state.prompt_tokens_per_s or PROMPT_PER_DECODE_RATE * state.decode_tokens_per_s
             p50 += prompt_tokens / rate
-    elif source == "prior":
+    elif source != "learned":
         p50 = state.answer_s
     if p50 is not None:
         spread = (predicted.p90 / predicted.p50, predicted.p95 / predicted.p50) if predicted.p50 > 0 else USUAL_SPREAD
