@@ -17,6 +17,7 @@ from router_ml.types import Role
 log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW_TOKENS = 4_096  # of an Ollama server on a machine with less than 23 GiB of video memory
+FOUND = "the models on the hosts"  # source of a catalogue that was listed
 START_TIMEOUT_S = 2.0  # of the listing when a server starts
 _SUCCESS_PER_S = 0.02  # what the policy "balanced" gives for a second
 Table = dict[str, Any]
@@ -27,16 +28,13 @@ def catalogue_of_hosts(urls: Sequence[str], timeout_s: float = START_TIMEOUT_S) 
     listings = list_hosts(urls, timeout_s)
     for listing in listings:
         if listing.problem:
-            log.warning("%s", listing.problem)
+            log.debug("%s", listing.problem)
     try:
         tables = tables_of(listings, urls[0] if len(urls) == 1 else None)
-        found = catalogue_from(tables, "the models on the hosts") if tables else None
+        return catalogue_from(tables, FOUND) if tables else None
     except CatalogueError as error:  # a host may say anything
         log.warning("the models on the hosts cannot be listed: %s", error)
         return None
-    if found is not None:
-        log.info("no catalogue; the hosts have %s (write one: router-ml init)", ", ".join(found.names))
-    return found
 
 
 def tables_of(listings: Iterable[HostListing], default_host: str | None = None) -> list[Table]:
@@ -111,7 +109,7 @@ def thinking_arms(listed: Listed) -> tuple[bool | str, ...]:
 def with_roles(tables: Sequence[Table]) -> list[Table]:
     """Return the tables with roles: accurate is the likeliest to be right, fast the quickest of the others, balanced
     what the policy of that name likes best of the rest. A role that a table has stays."""
-    models = {model.name: model for model in catalogue_from(tables, "the models on the hosts").models}
+    models = {model.name: model for model in catalogue_from(tables, FOUND).models}
     taken = {table["role"] for table in tables if "role" in table}
     free = [models[table["name"]] for table in tables if "role" not in table]
     roles: dict[str, Role] = {}
