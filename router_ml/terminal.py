@@ -164,7 +164,7 @@ def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learne
 
 def source_of(candidate: Candidate, learned: Collection[str]) -> str:
     """Return where the predictions for a model come from: "learned" from outcomes, else its "prior"."""
-    return str(getattr(candidate, "source", "") or ("learned" if _arm(candidate) in learned else "prior"))
+    return "learned" if candidate.source == "prior" and _arm(candidate) in learned else candidate.source
 
 
 def savings(decisions: Sequence[Decision], reference: str | None = None, learned: Collection[str] = ()) -> str:
