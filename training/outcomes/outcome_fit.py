@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.arm import arm_key
 from router_ml.catalogue import Catalogue, Model, model_entry
 from router_ml.decide.features.extractor import Features
 from router_ml.decide.predictors.outcomes import FORMAT
@@ -81,7 +82,7 @@ def fit_outcomes(
     """Learn outcomes of all models; `features` and `complexity` (n, 4) are rows of the same queries.
 
     `log(name, metrics)` is called for each blend tried. Raises `InputError` for outcomes that cannot be used."""
-    table = outcome_table(queries, outcomes)
+    table = outcome_table(queries, said(outcomes, catalogue))
     place = {query.id: i for i, query in enumerate(queries)}
     index = np.array([place[query.id] for query in table.queries], dtype=np.intp)
     features, probabilities = features.rows(index), np.asarray(complexity, np.float64)[index]
@@ -93,6 +94,21 @@ def fit_outcomes(
     held_out = cross_fit(rows, table.groups)
     chosen, report = _choose(table, rows, held_out, log)
     return _final(table, rows, held_out, chosen, report, profiles, catalogue)
+
+
+def said(outcomes: Sequence[Outcome], catalogue: Catalogue) -> list[Outcome]:
+    """Return the outcomes; those that do not say how the model was asked count for its default arm where that arm has
+    rows of its own, and are left out for a query that has both."""
+    keys = {(o.query_id, arm_key(o.model, o.think)) for o in outcomes}
+    measured = {key for _, key in keys}
+    found = []
+    for o in outcomes:
+        arm = catalogue.arm(o.model) if o.think is None else None
+        if arm is None or arm_key(o.model, arm.think) not in measured or arm.think is None:
+            found.append(o)
+        elif (o.query_id, arm_key(o.model, arm.think)) not in keys:
+            found.append(replace(o, think=arm.think))
+    return found
 
 
 def _learnable(table: OutcomeTable, features: Features, complexity: Matrix) -> tuple[OutcomeTable, Features, Matrix]:
@@ -218,7 +234,7 @@ def _with_transfer(predicted: Matrix, held_out: HeldOut, bounds: tuple[float, fl
 
 def _prior_weights(table: OutcomeTable, catalogue: Catalogue) -> list[float]:
     """Return the weight of each model's prior: its strength, in rows, beside the rows that were measured."""
-    strength = np.array([m.prior.strength if (m := catalogue.find(name)) else 0.0 for name in table.models])
+    strength = np.array([m.prior.strength if (m := catalogue.arm(key)) else 0.0 for key in table.models])
     rows = (~np.isnan(table.success)).sum(axis=0)
     weights: list[float] = (strength / (rows + strength)).tolist()
     return weights
