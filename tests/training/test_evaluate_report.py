@@ -113,7 +113,7 @@ def test_replay_of_priors_weighs_the_mix() -> None:
     assert "priors of the catalogue" in replay_summary(found)
     prior = catalogue["qwen3:8b"].prior
     expected = sum(share * prior.latency_s[label] for label, share in DEFAULT_MIX.items())
-    row = found["rows"]["always qwen3:8b"]
+    row = found["rows"]["always qwen3:8b+think"]
     assert row["mean_latency_s"] == pytest.approx(expected)
     assert row["share_over_5_s"] == pytest.approx(1.0)
     assert row["speed_up"] == pytest.approx(1.0)
