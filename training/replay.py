@@ -80,15 +80,16 @@ def replay(
 
     `machine` is what the router knows of the rates; `hit_rate` that of an answer cache, which the reference of the
     speed-ups does not have; `predictions` are the router's of these queries, where they are known."""
-    means = (np.average(one, axis=0, weights=traffic.weight) for one in (traffic.latency_s, traffic.success))
+    means = [np.average(one, axis=0, weights=traffic.weight) for one in (traffic.latency_s, traffic.success)]
     role = roles(*means)
     choices: dict[str, Index] = {
         f"always {model}": np.full(len(traffic.queries), j) for j, model in enumerate(traffic.models)
     }
-    choices["hand-written rules"] = _hand_written_rules(traffic, role)
     texts, contexts = [q.text for q in traffic.queries], [q.context for q in traffic.queries]
     arms = [_own_arm(router, model) for model in traffic.models]
     index = {arm.key: j for j, arm in enumerate(arms)}
+    usual = [j for j, arm in enumerate(arms) if router.catalogue[arm.name].default_arm.key == arm.key]
+    choices["hand-written rules"] = _hand_written_rules(traffic, roles(means[0][usual], means[1][usual]), usual)
     for policy in POLICIES:
         state = machine.state() if machine else None
         decisions = [router.decide(text, context, policy, state) for text, context in zip(texts, contexts, strict=True)]
@@ -168,9 +169,10 @@ def _own_arm(router: Router, key: str) -> Model:
     return arm
 
 
-def _hand_written_rules(traffic: Traffic, role: Roles) -> Index:
+def _hand_written_rules(traffic: Traffic, role: Roles, usual: list[int]) -> Index:
+    """Return what rules choose that know nothing of arms: among the `usual` ones, which `role` counts."""
     rows = [surface_features(query.text, query.context) + [0.0] * len(TOOL_NAMES) for query in traffic.queries]
-    return heuristic_choice(role, np.array(rows, dtype=np.float32))
+    return np.array(usual)[heuristic_choice(role, np.array(rows, dtype=np.float32))]
 
 
 def _on_machine(predictions: Predictions, arms: Sequence[Model], machine: Machine | None) -> tuple[Matrix, Matrix]:
