@@ -2,9 +2,9 @@
 
     python -m benchmarks.study --bench DIR [--bundle DIR] [--only bfcl-a mmlu ...] [--repeats N] [--json OUT]
 
-DIR holds bfcl/, routellm-mmlu/, routellm-gsm8k/ and llmrouter9/, each with queries.jsonl and outcomes*.jsonl in this
-project's formats (`python -m training.datasets` makes them). Absent data sets are skipped with a message. One recipe
-serves all of them: nothing is set per data set. The encoder and the complexity head come from the bundle.
+DIR holds bfcl/, routellm-mmlu/, routellm-gsm8k/, llmrouter9/ and local5/, each with queries.jsonl and outcomes*.jsonl
+in this project's formats (`python -m training.datasets` makes them). Absent data sets are skipped with a message. One
+recipe serves all of them: nothing is set per data set. The encoder and the complexity head come from the bundle.
 
 Figures are printed beside the static mix of single models and two simple learners that are judged alike. Intervals:
 95 %, bootstrap over groups of queries; for repeated fits, the spread over the repeats.
@@ -81,6 +81,7 @@ SETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mmlu": ("routellm-mmlu", "outcomes", ("apgr", "cpt_50")),
     "gsm8k": ("routellm-gsm8k", "outcomes", ("apgr",)),
     "llmrouter9": ("llmrouter9", "outcomes", ("accuracy", "aiq")),
+    "local5": ("local5", "outcomes", ("aiq_normalised", "accuracy_over_best_single")),
 }  # folder, outcomes and figures
 
 
@@ -110,7 +111,13 @@ class Reader:
             self._features[folder] = queries, features
         queries, features = self._features[folder]
         probabilities = self._complexity(features.embedding, features.table)
-        return Data(name, queries, read_outcomes(outcomes_path), features, probabilities)
+        return Data(name, queries, _comparable(read_outcomes(outcomes_path)), features, probabilities)
+
+
+def _comparable(outcomes: list[Outcome]) -> list[Outcome]:
+    """Leave out models whose latency is unknown where that of others was measured: they would cost nothing."""
+    timed = {outcome.model for outcome in outcomes if outcome.latency_s is not None}
+    return [outcome for outcome in outcomes if outcome.model in timed] if timed else outcomes
 
 
 def fit_and_judge(
@@ -143,23 +150,27 @@ def cross_validated(data: Data, seed: int) -> tuple[JudgedOutcomes, list[str]]:
     parts = [
         (test, *fit_and_judge(data, train, test, seed)) for train, test in permuted_folds(data.groups, FOLDS, seed)
     ]
-    order = np.argsort(np.concatenate([test for test, _, _ in parts]))
+    return joined(data, [(test, judged) for test, judged, _ in parts]), [learner for _, _, learner in parts]
 
-    def joined(name: str) -> NDArray[np.float64]:
-        whole: NDArray[np.float64] = np.concatenate([getattr(judged, name) for _, judged, _ in parts])[order]
-        return whole
 
-    judged = JudgedOutcomes(
+def joined(data: Data, parts: Sequence[tuple[Index, JudgedOutcomes]]) -> JudgedOutcomes:
+    """Return the judged parts of a data set as one, in its order; each row is in one part."""
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+
+    def whole(name: str) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = np.concatenate([getattr(judged, name) for _, judged in parts])[order]
+        return values
+
+    return JudgedOutcomes(
         table=outcome_table(data.queries, data.outcomes),
-        p_success=joined("p_success"),
-        latency_s=joined("latency_s"),
-        cost_usd=joined("cost_usd"),
-        novelty=joined("novelty"),
+        p_success=whole("p_success"),
+        latency_s=whole("latency_s"),
+        cost_usd=whole("cost_usd"),
+        novelty=whole("novelty"),
         policy_choices={},
         features=data.features,
         bundle=data.name,
     )
-    return judged, [learner for _, _, learner in parts]
 
 
 def transfer(data: Data, other: Data) -> float:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _QUERY_KEYS = {"id", "text", "context", "label", "group", "slice"}
 _OUTCOME_KEYS = {
     "query_id", "model", "success", "latency_s", "prompt_tokens", "output_tokens", "load_s",
-    "prompt_eval_s", "eval_s", "cost_usd", "resident", "error", "think",
+    "prompt_eval_s", "eval_s", "cost_usd", "resident", "error", "weight", "judged_by", "think",
 }  # fmt: skip
 MAX_NUMBER = 1e15
 STANDARD_OUTPUT = "-"
@@ -184,9 +184,17 @@ def _outcome(row: _Row) -> Outcome:
         cost_usd=row.number("cost_usd"),
         resident=resident,
         error=row.optional_text("error"),
+        weight=1.0 if (weight := row.number("weight", 0.0, 1.0)) is None else weight,
+        judged_by=row.optional_text("judged_by"),
         extra=row.extra(_OUTCOME_KEYS),
         think=think,
     )
+
+
+def read_objects(path: Path | str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the objects of a JSON Lines file of any kind, each with the number of its line. Raises `RowError`."""
+    for row in _rows(path):
+        yield row.line, row.data
 
 
 def _unique(
@@ -228,6 +236,8 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
     """Return the file form of an outcome; absent optional values are left out."""
     required = {"query_id", "model", "success", "latency_s"}
     values = {k: getattr(outcome, k) for k in sorted(_OUTCOME_KEYS, key=_ORDER.__getitem__)}
+    if outcome.weight == 1.0:
+        del values["weight"]
     return {k: v for k, v in values.items() if v is not None or k in required} | dict(outcome.extra)
 
 

@@ -1,4 +1,4 @@
-"""Shared parts of the commands: exit statuses and tables."""
+"""Shared parts of the commands: exit statuses, progress and tables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from router_ml.arm import arm_key
 from router_ml.errors import InputError, RouterError
 from router_ml.files import reason
 from router_ml.types import Candidate, Decision
+
+T = TypeVar("T")
 
 INTERRUPTED = 130  # as a shell reports a program that was ended by Ctrl-C
 QUERY_WIDTH = 44
@@ -86,6 +88,19 @@ def _discard(stream: TextIO | None) -> None:
     """Discard buffered output, about which the interpreter would complain at exit."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+
+
+def track(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yield the items with a progress bar on standard error, where that is a terminal."""
+    bar_width, shown = 20, sys.stderr is not None and sys.stderr.isatty()
+    for done, item in enumerate(items):
+        if shown:
+            filled = bar_width * done // len(items)
+            line = f"{what} [{'#' * filled}{'.' * (bar_width - filled)}] {done + 1}/{len(items)} {item}"
+            print(f"\r\x1b[K{cut(line, shutil.get_terminal_size().columns - 1)}", end="", file=sys.stderr, flush=True)
+        yield item
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def print_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> None:
@@ -163,8 +178,8 @@ def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learne
 
 
 def source_of(candidate: Candidate, learned: Collection[str]) -> str:
-    """Return where the predictions for a model come from: "learned" from outcomes, else its "prior"."""
-    return "learned" if candidate.source == "prior" and _arm(candidate) in learned else candidate.source
+    """Return where the predictions for an arm come from: "learned" from outcomes, else its own source."""
+    return "learned" if _arm(candidate) in learned else candidate.source
 
 
 def savings(decisions: Sequence[Decision], reference: str | None = None, learned: Collection[str] = ()) -> str:

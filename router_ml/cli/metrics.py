@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from router_ml.cli.events import age_s, event_store
+from router_ml.events.event import Event, FeedbackEvent
+from router_ml.events.judgement import judge_agreement, source_of
 from router_ml.events.store import EventFilter
 from router_ml.monitor.summary import Summary, summarise
 from router_ml.settings import load_settings
@@ -63,10 +66,27 @@ def _metrics(options: argparse.Namespace) -> int:
             "saved: seconds spent against those predicted for the most accurate model. Predictions are priors until "
             "outcomes are learned; 'router-ml models' shows which."
         )
+    _judging(events)
     if snapshot.by_variant:
         print()
         _table("variant", snapshot.by_variant, None)
     return 0
+
+
+def _judging(events: Sequence[Event]) -> None:
+    """Print what the judgements come from, and how far the judge agrees with people."""
+    feedback = [event for event in events if isinstance(event, FeedbackEvent)]
+    kinds = Counter(event.kind for event in feedback)
+    if kinds:
+        print("judged by:")
+        for kind, n in kinds.most_common():
+            print(f"  {kind:<15}{n:>8,}  weight {source_of(kind).weight:g}: {source_of(kind).meaning}")
+    found = judge_agreement(feedback)
+    if found.compared:
+        print(
+            f"the judge agrees with people on {found.same} of {found.compared} answers both judged (kappa "
+            f"{found.kappa:.2f}), so its judgements weigh {found.weight:.2f}"
+        )
 
 
 def _table(title: str, groups: Mapping[str, Summary], total: Summary | None) -> None:

@@ -107,4 +107,5 @@ def renewed(decision: Decision, decision_id: str) -> Decision:
         decision.novelty,
         dict(decision.excluded),
         decision.degraded,
+        features=decision.features,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ from router_ml.decide.features.remembered import FeatureSource, RememberedFeatur
 from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
 from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredictor, LearnedComplexity
+from router_ml.decide.predictors.difficulty import Difficulty, DifficultyHead
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
@@ -31,6 +33,8 @@ from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
+from router_ml.events.features import KeptFeatures, encoder_key
+from router_ml.numbers import is_number
 from router_ml.settings import Settings, load_settings
 from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
 
@@ -42,7 +46,7 @@ MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
 TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
 FAR = 50.0
 SHOWN_EVIDENCE = 12
-_OPTIONS = frozenset({"new_id", "draw", "remember"})
+_OPTIONS = frozenset({"new_id", "draw", "remember", "keep_features"})
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # an empty query is ambiguous
 
 
@@ -63,15 +67,19 @@ class Router:
         new_id: Callable[[], str] | None = None,
         draw: Callable[[], float] = random.random,
         remember: int = 0,
+        learned_from: float = 0.0,
+        encoder: str = "",
+        keep_features: bool = False,
     ) -> None:
         self._remembered = RememberedFeatures(features, remember) if features is not None and remember else None
         self._features = self._remembered or features
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
-        self._selector = Selector(outcomes.arms, outcomes.default_model)
+        self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
+        self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
         self.catalogue = catalogue
         self.name = name
         self.degraded = degraded  # why it is not all learned; "" if it is
@@ -92,6 +100,7 @@ class Router:
         if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
             raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
         settings = settings or load_settings()
+        options.setdefault("keep_features", settings.keep == "features")
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
@@ -112,6 +121,8 @@ class Router:
                 catalogue=outcomes.catalogue,
                 name=bundle.name,
                 degraded=check,
+                learned_from=_learned_from(bundle),
+                encoder=encoder_key(bundle.manifest, TABLE_NAMES),
                 **options,
             )
             router._try_out(bundle.path, embedder.dim)
@@ -210,8 +221,8 @@ class Router:
 
     @property
     def learned(self) -> frozenset[str]:
-        """Return the keys of the arms whose predictions were learned from outcomes; the others have their priors."""
-        return frozenset(self._outcomes.learned)
+        """Return the keys of the arms whose chance of success rests on own outcomes; the others have their priors."""
+        return self._outcomes.measured
 
     def decide_many(
         self,
@@ -242,6 +253,12 @@ class Router:
         predict = self._predictor(features)
         return probabilities, predict(features.embedding, features.table, probabilities, prompt_tokens)
 
+    def predict_features(self, features: Features, prompt_tokens: Floats) -> Predictions:
+        """Return predictions per model for features (n) that the bundle's encoder has made, and their prompts' lengths
+        (n,), NaN where unknown."""
+        probabilities = self._complexity(features.embedding, features.table)
+        return self._predictor(features)(features.embedding, features.table, probabilities, prompt_tokens)
+
     def _decide(
         self,
         queries: Sequence[Any],
@@ -256,29 +273,35 @@ class Router:
             return []
         texts, parsed = zip(*read, strict=True)
         features, probabilities, degraded = self._judge(texts, parsed)
-        predict = self._predictor(features).predict_one
+        predictor = self._predictor(features)
+        predict, reads, difficulty = predictor.predict_one, predictor.reads_difficulty, None
+        keeps = self._keeps if features.embedding.shape[1] else ""
         decisions = []
         for i, context in enumerate(parsed):  # not `zip`: iterators over arrays cost more than one row's indexing
             label = probabilities[i]
-            expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context))
+            if reads:
+                difficulty = predictor.difficulty(features.embedding[i], features.table[i])
+            expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context), difficulty)
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
-            request = sized(texts[i], context)
-            decisions.append(
-                self._decision(label.tolist(), forecast, request, chosen_policy, machine, novelty, degraded, variant)
-            )
+            request, judged = sized(texts[i], context), (label.tolist(), difficulty, novelty)
+            decision = self._decision(judged, forecast, request, chosen_policy, machine, degraded, variant)
+            if keeps:
+                kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
+                decision = dataclasses.replace(decision, features=kept)
+            decisions.append(decision)
         return decisions
 
     def _decision(
         self,
-        probabilities: list[float],
+        judged: tuple[list[float], Difficulty | None, float],
         forecast: Forecast,
         context: Context,
         policy: Policy,
         machine: MachineState | None,
-        novelty: float,
         degraded: str,
         variant: str | None,
     ) -> Decision:
+        probabilities, difficulty, novelty = judged
         choice = self._selector.select(
             forecast, context, policy, machine=machine, novelty=novelty, draw=self._draw if policy.exploration else None
         )
@@ -301,6 +324,8 @@ class Router:
             novelty,
             choice.excluded,
             bool(degraded),
+            None if difficulty is None else difficulty.mean,
+            if_warm=choice.if_warm,
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:
@@ -355,13 +380,26 @@ def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
 
 def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
     try:
-        return OutcomePredictor.from_arrays(bundle.config.get("outcomes") or {}, bundle.section("outcomes"), catalogue)
+        config, arrays = bundle.config.get("outcomes") or {}, bundle.section("outcomes")
+        return OutcomePredictor.from_arrays(config, arrays, catalogue, _difficulty(bundle))
     except BundleError:
         raise
     except Exception as error:  # any field may be missing, or of another kind
         raise BundleCorrupt(
             f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
         ) from error
+
+
+def _learned_from(bundle: Bundle) -> float:
+    """Return how many outcomes a bundle was learned from; 0 where its manifest does not say."""
+    given = bundle.manifest.get("given")
+    count: Any = given.get("outcomes") if isinstance(given, Mapping) else None
+    return float(count) if is_number(count) and 0 <= count < math.inf else 0.0
+
+
+def _difficulty(bundle: Bundle) -> DifficultyHead | None:
+    config = bundle.config.get("difficulty")
+    return DifficultyHead(config, bundle.section("difficulty")) if config else None
 
 
 def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, TypeAlias, Union, get_args, get_origi
 from router_ml.arm import is_think
 from router_ml.context import context_row, parse_context
 from router_ml.errors import InputError
+from router_ml.events.features import KeptFeatures
 from router_ml.numbers import short_repr
 from router_ml.types import Candidate, Context, Decision, Label, Outcome, Quantiles, Think
 
@@ -71,6 +72,7 @@ class DecisionEvent:
     prompt_tokens: int | None = None
     text: str | None = None  # the query; written only where that is enabled, then redacted
     context: Context | None = None  # its context; written with the text, and redacted like it
+    features: KeptFeatures | None = field(default=None, compare=False)  # written apart, and only where that is enabled
     query_key: str | None = None  # keyed hash of the query, filled in when the event is written
     complexity_probabilities: Mapping[Label, float] = field(default_factory=_empty)  # by label
     policy_parameters: Mapping[str, Any] = field(default_factory=_empty)  # weights and limits behind the policy's name
@@ -117,6 +119,7 @@ class OutcomeEvent:
     resident: bool | None = None
     error: str | None = None
     cache_hit: bool = False  # answered from the response cache; no model was called
+    invalid: str | None = None  # why the answer cannot be used: "tool_invalid" or "format_invalid"
     clarified: bool = False  # the user was asked a clarifying question; no model was called
     attempts: int = 1
     fallback: bool = False  # a fallback model answered, because an earlier one failed
@@ -194,7 +197,7 @@ KINDS: Mapping[str, type[Event]] = MappingProxyType(
 )
 _KIND_OF: Mapping[type[Event], str] = MappingProxyType({cls: kind for kind, cls in KINDS.items()})
 _FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {kind: tuple(f.name for f in fields(cls)) for kind, cls in KINDS.items()}
+    {kind: tuple(f.name for f in fields(cls) if f.name != "features") for kind, cls in KINDS.items()}
 )
 
 
@@ -252,8 +255,8 @@ def _shown(value: object) -> str:
 
 def without_text(event: Event) -> Event:
     """Return the event without the query and what came with it, which may be a long conversation."""
-    if isinstance(event, DecisionEvent) and (event.text is not None or event.context is not None):
-        return replace(event, text=None, context=None)
+    if isinstance(event, DecisionEvent) and (event.text, event.context, event.features) != (None,) * 3:
+        return replace(event, text=None, context=None, features=None)
     return event
 
 
@@ -410,11 +413,14 @@ def decision_event(
         prompt_tokens=prompt_tokens,
         text=text,
         context=context,
+        features=decision.features,
         at_s=time.time() if at_s is None else at_s,
     )
 
 
-def outcome_of(event: OutcomeEvent, success: float | None = None) -> Outcome:
+def outcome_of(
+    event: OutcomeEvent, success: float | None = None, weight: float = 1.0, judged_by: str | None = None
+) -> Outcome:
     """Return the training row of an outcome event; `success` (from feedback, say) replaces the event's own."""
     return Outcome(
         query_id=event.decision_id,
@@ -429,5 +435,7 @@ def outcome_of(event: OutcomeEvent, success: float | None = None) -> Outcome:
         cost_usd=event.cost_usd,
         resident=event.resident,
         error=event.error,
+        weight=weight,
+        judged_by=judged_by,
         think=event.think,
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from router_ml.arm import is_think
-from router_ml.catalogue import Catalogue
 from router_ml.errors import (
     AttemptsFailed,
     DeadlineExceeded,
@@ -83,12 +82,11 @@ class FallbackRunner:
     def __init__(
         self,
         fleet: Fleet,
-        catalogue: Catalogue,
         pins: OptionPins,
         options: GatewayOptions,
         clock: Callable[[], float],
     ) -> None:
-        self._fleet, self._catalogue, self._pins = fleet, catalogue, pins
+        self._fleet, self._pins = fleet, pins
         self._options = options
         self._clock = clock
 
@@ -124,17 +122,23 @@ class FallbackRunner:
 
     def _ordered(self, state: RequestState) -> list[Route]:
         """Return the chain, with the models that cannot see the images or use the tools at its end."""
-        arms = list(arm_chain(state.chosen, self._options.last_resort, self._fleet.names, state.allowed))
+        arms = list(arm_chain(state.chosen, self._last_resort, self._fleet.names, state.allowed))
         needs = ["tools"] * bool(state.request.tools) + ["vision"] * state.request.has_images
         if needs:
             arms.sort(key=lambda arm: self._lacks(self._fleet.backends(arm[0])[0], needs))
         return [Route(backend, think) for model, think in arms for backend in self._fleet.backends(model)]
 
+    @property
+    def _last_resort(self) -> str | None:
+        """Return the model tried after every ranked one: one the catalogue lacks only where the host has it."""
+        model = self._options.last_resort
+        return model if model is not None and self._fleet.knows(model) else None
+
     def _lacks(self, backend: Backend, needs: Sequence[str]) -> int:
         return sum(not self._can(backend, capability) for capability in needs)
 
     def _can(self, backend: Backend, capability: str) -> bool:
-        return can(self._catalogue.find(backend.model), backend.capabilities(self._catalogue), capability)
+        return can(self._fleet.catalogue.find(backend.model), backend.capabilities(self._fleet.catalogue), capability)
 
     async def _next(self, state: RequestState, untried: _Untried) -> Route | None:
         """Return the next route to take, or None; note why others are skipped.
@@ -272,8 +276,8 @@ class FallbackRunner:
     def _fitted(self, state: RequestState, route: Route) -> tuple[HostRequest, tuple[str, ...]]:
         """Return the request as this backend gets it, and what was changed for it."""
         backend = route.backend
-        capabilities = backend.capabilities(self._catalogue)
-        model = self._catalogue.find(backend.model)
+        capabilities = backend.capabilities(self._fleet.catalogue)
+        model = self._fleet.catalogue.find(backend.model)
         keep_alive = self._options.keep_alive
         name, think = backend.model, route.think
         arguments, adapted = adapt(state.request, model, capabilities, self._pins, name, keep_alive, think)
@@ -341,7 +345,7 @@ class FallbackRunner:
             [self._expected(state, other) for other in able],
             self._options,
             probe=untried.at_once or backend.breaker.state == "half_open",
-            decode_tokens_per_s=backend.rates.decode_tokens_per_s,
+            decode_tokens_per_s=backend.decode_tokens_per_s,
             service_s=self._service_s(state, route),
         )
 
@@ -377,8 +381,7 @@ class FallbackRunner:
             reply.eval_s,
             resident=warm,
         )
-        if cold and reply.load_s is not None:
-            backend.loaded_in(reply.load_s)
+        backend.answered(bool(cold))
         state.resident = None if cold is None else not cold
 
     def _attempt_of(
