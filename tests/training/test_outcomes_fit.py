@@ -155,7 +155,7 @@ def test_few_rows_move_the_priors_and_nothing_else() -> None:
     learned = predict(fit, features, complexity, catalogue)
     assert fit.report["learner"] == "prior"
     assert (learned.p_success < 0.4).all()
-    assert np.ptp(learned.p_success, axis=0) == pytest.approx(np.zeros(3), abs=1e-6)  # the labels are equally likely
+    assert np.ptp(learned.p_success, axis=0) == pytest.approx(np.zeros(4), abs=1e-6)  # the labels are equally likely
 
 
 def test_a_model_added_to_the_catalogue_rides_along(fitted: FittedOutcomes) -> None:
