@@ -224,7 +224,7 @@ def _outcomes(
     arrays[LEARNED_FROM] = np.sort(query_keys(queries))
     config["outcomes"] = fitted.config
     arrays |= {f"outcomes/{name}": value for name, value in fitted.arrays.items()}
-    models += [model for model in fitted.profiles if model.name not in job.catalogue]
+    models[:] = job.catalogue.extended(fitted.profiles)
     (folder / "outcomes_report.json").write_text(json.dumps(fitted.report, indent=2, default=str), encoding="utf-8")
     numbers = {f"outcomes/{key}": value for key, value in fitted.report.items() if isinstance(value, int | float)}
     chosen = fitted.report.get("cross_validated", {}).get(fitted.report["learner"], {})

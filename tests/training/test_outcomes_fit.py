@@ -12,7 +12,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 
-from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.catalogue import Catalogue, catalogue_from, load_catalogue
 from router_ml.decide.features.extractor import TABLE_NAMES, Features
 from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.neighbours import SHRINKAGE
@@ -155,14 +155,14 @@ def test_few_rows_move_the_priors_and_nothing_else() -> None:
     learned = predict(fit, features, complexity, catalogue)
     assert fit.report["learner"] == "prior"
     assert (learned.p_success < 0.4).all()
-    assert np.ptp(learned.p_success, axis=0) == pytest.approx(np.zeros(3), abs=1e-6)  # the labels are equally likely
+    assert np.ptp(learned.p_success, axis=0) == pytest.approx(np.zeros(4), abs=1e-6)  # the labels are equally likely
 
 
 def test_a_model_added_to_the_catalogue_rides_along(fitted: FittedOutcomes) -> None:
     _, features, complexity, _ = world(n=5, seed=4)
     found = predict(fitted, features, complexity, load_catalogue())
-    assert found.models == ("a", "b", *load_catalogue().names)
-    column = found.models.index("qwen3:8b")
+    assert found.models == ("a", "b", *(arm.key for arm in load_catalogue().arms))
+    column = found.models.index("qwen3:8b+think")
     prior = np.mean(list(load_catalogue()["qwen3:8b"].prior.success.values()))
     assert 0.5 < found.p_success[0, column] <= prior  # queries turned out harder than thought, for all models
 
@@ -274,3 +274,40 @@ def test_exported_forest_answers_as_scikit_learn(targets: int) -> None:
     expected = model.predict(unseen).reshape(500, -1)
     assert served(unseen) == pytest.approx(expected, abs=1e-5)
     assert served(unseen[:1]) == pytest.approx(expected[:1], abs=1e-5)
+
+
+def test_each_arm_is_learned_from_its_own_outcomes() -> None:
+    """Thinking is right where not thinking is wrong, and takes four times as long."""
+    queries, features, complexity, kind = world()
+    rows = [replace(o, model="m", think=o.model == "b") for o in specialists(queries, kind)]
+    fitted = fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=False)
+    assert fitted.config["models"] == ["m+nothink", "m+think"]
+    assert [(m.name, [arm.think for arm in m.arms]) for m in fitted.profiles] == [("m", [False, True])]
+    found = predict(fitted, features, complexity)
+    quick, slow = (found.models.index(key) for key in ("m+nothink", "m+think"))
+    right = found.p_success[:, slow] > found.p_success[:, quick]
+    assert np.mean(right == (kind == 1)) > 0.9
+    assert np.median(found.latency_s[:, slow, 0] / found.latency_s[:, quick, 0]) == pytest.approx(4.0, rel=0.2)
+    router_catalogue = OutcomePredictor.from_arrays(fitted.config, fitted.arrays, EMPTY).catalogue
+    assert [arm.key for arm in router_catalogue.arms] == ["m+nothink", "m+think"]
+
+
+def test_rows_that_do_not_say_count_for_the_default_arm_where_that_has_rows_too() -> None:
+    catalogue = load_catalogue()
+    rows = [Outcome("a", "qwen3:8b", 1.0, 9.0), Outcome("b", "qwen3:8b", 1.0, 9.0, think=True)]
+    rows += [Outcome("b", "qwen3:8b", 0.0, 5.0)]
+    assert [(o.query_id, o.think, o.success) for o in outcome_fit.said(rows, catalogue)] == [
+        ("a", True, 1.0), ("b", True, 1.0),
+    ]  # fmt: skip
+    assert outcome_fit.said(rows[:1], catalogue) == rows[:1]
+
+
+def test_a_learned_arm_that_the_catalogue_lacks_is_added_to_its_model() -> None:
+    queries, features, complexity, kind = world()
+    rows = [replace(o, model="m", think=o.model == "b") for o in specialists(queries, kind)]
+    fitted = fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=False)
+    config = {**fitted.config, "profiles": []}
+    own = catalogue_from([{"name": "m", "prior": {"latency_s": 5.0, "success": 0.5}}], "own")
+    predictor = OutcomePredictor.from_arrays(config, fitted.arrays, own)
+    assert predictor.models == ("m+nothink", "m+think")
+    assert predictor.learned == predictor.models

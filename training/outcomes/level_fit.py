@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router_ml.catalogue import Catalogue, Model, Prior
+from router_ml.catalogue import Arm, Catalogue, Model, Prior
 from router_ml.decide.predictors.ability import Abilities, logit, sigmoid, widened
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor
@@ -45,18 +45,20 @@ class LevelFit:
     """Learns the levels of some models."""
 
     def __init__(self, models: Sequence[str], catalogue: Catalogue, reading: DifficultyHead | None = None) -> None:
-        """Take models as the outcomes name them.
+        """Take models as the outcomes name them, by the keys of their arms.
 
-        Raises `InputError` if two of the names are those of one model in the catalogue."""
-        self.entries = {name: catalogue.find(name) for name in models}
+        Raises `InputError` if two of the keys are those of one arm in the catalogue."""
+        self.entries = {key: catalogue.arm(key) for key in models}
         taken: dict[str, str] = {}
-        for name, entry in self.entries.items():
-            if entry is not None and taken.setdefault(entry.name, name) != name:
+        for key, entry in self.entries.items():
+            if entry is not None and taken.setdefault(entry.key, key) != key:
                 raise InputError(
-                    f"outcomes of {taken[entry.name]!r} and {name!r} are of one model of the catalogue, "
-                    f"{entry.name!r}; use one name for it"
+                    f"outcomes of {taken[entry.key]!r} and {key!r} are of one model of the catalogue, "
+                    f"{entry.key!r}; use one name for it"
                 )
-        expected = [replace(entry or _unknown(name), name=name, aliases=()) for name, entry in self.entries.items()]
+        expected = [
+            replace(entry or _unknown(key), name=key, aliases=(), think=None) for key, entry in self.entries.items()
+        ]
         self._predictor = OutcomePredictor(Catalogue(tuple(expected)), reading=reading)
         self._models = list(models)
 
@@ -87,20 +89,27 @@ class LevelFit:
         abilities into the profiles: their success is then what is known now."""
         settled = []
         for profile in profiles:
-            prior_sd = self._predictor.prior_sd(profile.name)
-            shift = abilities.shift(profile.name, ANY_FAMILY, prior_sd)
-            mean = logit(UNKNOWN_SUCCESS) * widened(prior_sd**2) + shift.mean
-            logits = {label: logit(p) for label, p in profile.prior.success.items()}
-            centre = sum(logits.values()) / len(logits)
-            success = {
-                label: sigmoid((mean + value - centre) / widened(shift.sd**2)) for label, value in logits.items()
-            }
-            p = sum(success.values()) / len(success)
-            strength = 1.0 / max(shift.sd**2 * p * (1 - p), 1e-6)
-            settled.append(replace(profile, prior=replace(profile.prior, success=success, strength=strength)))
-            if profile.name in abilities.models:
-                abilities = abilities.moved(profile.name, -shift.mean)
+            priors: dict[str, Prior] = {}
+            for arm in profile.each_arm:
+                unknown = arm.key in self.entries and self.entries[arm.key] is None
+                priors[arm.key] = self._settled(abilities, arm.key, arm.prior) if unknown else arm.prior
+                if unknown and arm.key in abilities.models:
+                    shift = abilities.shift(arm.key, ANY_FAMILY, self._predictor.prior_sd(arm.key))
+                    abilities = abilities.moved(arm.key, -shift.mean)
+            arms = tuple(Arm(arm.think, priors[arm.key]) for arm in profile.each_arm) if profile.arms else ()
+            prior = priors.get(profile.default_arm.key, profile.prior)
+            settled.append(replace(profile, prior=prior, arms=arms))
         return abilities, tuple(settled)
+
+    def _settled(self, abilities: Abilities, key: str, prior: Prior) -> Prior:
+        prior_sd = self._predictor.prior_sd(key)
+        shift = abilities.shift(key, ANY_FAMILY, prior_sd)
+        mean = logit(UNKNOWN_SUCCESS) * widened(prior_sd**2) + shift.mean
+        logits = {label: logit(p) for label, p in prior.success.items()}
+        centre = sum(logits.values()) / len(logits)
+        success = {label: sigmoid((mean + value - centre) / widened(shift.sd**2)) for label, value in logits.items()}
+        p = sum(success.values()) / len(success)
+        return replace(prior, success=success, strength=1.0 / max(shift.sd**2 * p * (1 - p), 1e-6))
 
 
 def _unknown(name: str) -> Model:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.arm import arm_key
 from router_ml.catalogue import Catalogue, Model, model_entry
 from router_ml.decide.features.extractor import Features
 from router_ml.decide.predictors.ability import Abilities
@@ -88,7 +89,7 @@ def fit_outcomes(
     difficulty head that will serve with them.
 
     `log(name, metrics)` is called for each blend tried. Raises `InputError` for outcomes that cannot be used."""
-    table = outcome_table(queries, outcomes)
+    table = outcome_table(queries, said(outcomes, catalogue))
     place = {query.id: i for i, query in enumerate(queries)}
     index = np.array([place[query.id] for query in table.queries], dtype=np.intp)
     features, probabilities = features.rows(index), np.asarray(complexity, np.float64)[index]
@@ -108,6 +109,21 @@ def fit_outcomes(
     fitted = _final(table, rows, held_out, chosen, report, profiles)
     fitted.config["abilities"] = abilities.as_config()
     return fitted
+
+
+def said(outcomes: Sequence[Outcome], catalogue: Catalogue) -> list[Outcome]:
+    """Return the outcomes; those that do not say how the model was asked count for its default arm where that arm has
+    rows of its own, and are left out for a query that has both."""
+    keys = {(o.query_id, arm_key(o.model, o.think)) for o in outcomes}
+    measured = {key for _, key in keys}
+    found = []
+    for o in outcomes:
+        arm = catalogue.arm(o.model) if o.think is None else None
+        if arm is None or arm_key(o.model, arm.think) not in measured or arm.think is None:
+            found.append(o)
+        elif (o.query_id, arm_key(o.model, arm.think)) not in keys:
+            found.append(replace(o, think=arm.think))
+    return found
 
 
 def _difficulties(features: Features, reading: DifficultyHead | None) -> list[Difficulty] | None:
