@@ -2,9 +2,9 @@
 
     python -m benchmarks.study --bench DIR [--bundle DIR] [--only bfcl-a mmlu ...] [--repeats N] [--json OUT]
 
-DIR holds bfcl/, routellm-mmlu/, routellm-gsm8k/ and llmrouter9/, each with queries.jsonl and outcomes*.jsonl in this
-project's formats (`python -m training.datasets` makes them). Absent data sets are skipped with a message. One recipe
-serves all of them: nothing is set per data set. The encoder and the complexity head come from the bundle.
+DIR holds bfcl/, routellm-mmlu/, routellm-gsm8k/, llmrouter9/ and local5/, each with queries.jsonl and outcomes*.jsonl
+in this project's formats (`python -m training.datasets` makes them). Absent data sets are skipped with a message. One
+recipe serves all of them: nothing is set per data set. The encoder and the complexity head come from the bundle.
 
 Figures are printed beside the static mix of single models and two simple learners that are judged alike. Intervals:
 95 %, bootstrap over groups of queries; for repeated fits, the spread over the repeats.
@@ -81,6 +81,7 @@ SETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mmlu": ("routellm-mmlu", "outcomes", ("apgr", "cpt_50")),
     "gsm8k": ("routellm-gsm8k", "outcomes", ("apgr",)),
     "llmrouter9": ("llmrouter9", "outcomes", ("accuracy", "aiq")),
+    "local5": ("local5", "outcomes", ("aiq_normalised", "accuracy_over_best_single")),
 }  # folder, outcomes and figures
 
 
@@ -110,7 +111,13 @@ class Reader:
             self._features[folder] = queries, features
         queries, features = self._features[folder]
         probabilities = self._complexity(features.embedding, features.table)
-        return Data(name, queries, read_outcomes(outcomes_path), features, probabilities)
+        return Data(name, queries, _comparable(read_outcomes(outcomes_path)), features, probabilities)
+
+
+def _comparable(outcomes: list[Outcome]) -> list[Outcome]:
+    """Leave out models whose latency is unknown where that of others was measured: they would cost nothing."""
+    timed = {outcome.model for outcome in outcomes if outcome.latency_s is not None}
+    return [outcome for outcome in outcomes if outcome.model in timed] if timed else outcomes
 
 
 def fit_and_judge(

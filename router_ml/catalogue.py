@@ -16,7 +16,7 @@ from router_ml.errors import CatalogueError, SettingsError, shown
 from router_ml.files import read_regular, reason
 from router_ml.settings import base_url
 from router_ml.suggestions import warn_of_typos
-from router_ml.types import LABELS, ROLES, Label, Role
+from router_ml.types import LABELS, ROLES, Label, Prior, Role
 
 FORMAT = 1
 CAPABILITIES = ("tools", "thinking", "vision")
@@ -28,19 +28,22 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MODEL_KEYS = frozenset({
     "name", "family", "parameters_b", "role", "context_window_tokens", "capabilities", "price_input_usd_per_mtok",
     "price_output_usd_per_mtok", "aliases", "hosts", "prior",
+    "quantisation", "size_gb", "measured",
 })  # fmt: skip
 _PRIOR_KEYS = frozenset({"latency_s", "success", "output_tokens", "latency_log_sd", "strength"})
 
 
 @dataclass(frozen=True, slots=True)
-class Prior:
-    """What is expected of a model for each complexity label before it has outcomes."""
+class Measured:
+    """Rates of one model on one machine, as `router-ml init` measured them."""
 
-    latency_s: Mapping[Label, float]  # mean seconds of one answer
-    success: Mapping[Label, float]  # share of right answers
-    output_tokens: Mapping[Label, float] | None = None
-    latency_log_sd: float = 0.5  # standard deviation of the log of latency
-    strength: float = DEFAULT_STRENGTH  # weight of this prior, in outcomes
+    decode_tokens_per_s: float
+    prompt_tokens_per_s: float
+    load_s: float | None = None  # from disk into memory
+    output_tokens: float | None = None  # of a short answer; without thinking where the model can do without
+    thinking_tokens: float | None = None  # of the same answer with thinking, thinking included
+    at: str = ""  # when, ISO 8601
+    host: str = field(default="", repr=False)  # where, without credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ class Model:
     price_output_usd_per_mtok: float = 0.0
     aliases: tuple[str, ...] = ()
     hosts: tuple[str, ...] = field(default=(), repr=False)  # base URLs that serve it; empty: the default host
+    quantisation: str = ""  # as llama.cpp calls it, such as q4_K_M
+    size_gb: float | None = None  # of its file
+    measured: Measured | None = None
 
     def can(self, capability: str) -> bool:
         """Return whether the model has a capability; an unknown set counts as able."""

@@ -186,6 +186,12 @@ def _outcome(row: _Row) -> Outcome:
     )
 
 
+def read_objects(path: Path | str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the objects of a JSON Lines file of any kind, each with the number of its line. Raises `RowError`."""
+    for row in _rows(path):
+        yield row.line, row.data
+
+
 def _unique(
     rows: Iterable[_Row], build: Callable[[_Row], T], key: Callable[[T], tuple[str, ...]], names: str
 ) -> list[T]:

@@ -1,4 +1,4 @@
-"""Shared parts of the commands: exit statuses and tables."""
+"""Shared parts of the commands: exit statuses, progress and tables."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from router_ml.errors import InputError, RouterError
 from router_ml.files import reason
 from router_ml.types import Candidate, Decision
+
+T = TypeVar("T")
 
 INTERRUPTED = 130  # as a shell reports a program that was ended by Ctrl-C
 QUERY_WIDTH = 44
@@ -85,6 +87,19 @@ def _discard(stream: TextIO | None) -> None:
     """Discard buffered output, about which the interpreter would complain at exit."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+
+
+def track(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yield the items with a progress bar on standard error, where that is a terminal."""
+    bar_width, shown = 20, sys.stderr is not None and sys.stderr.isatty()
+    for done, item in enumerate(items):
+        if shown:
+            filled = bar_width * done // len(items)
+            line = f"{what} [{'#' * filled}{'.' * (bar_width - filled)}] {done + 1}/{len(items)} {item}"
+            print(f"\r\x1b[K{cut(line, shutil.get_terminal_size().columns - 1)}", end="", file=sys.stderr, flush=True)
+        yield item
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def print_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> None:

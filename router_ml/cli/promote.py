@@ -22,7 +22,7 @@ DESCRIPTION = """Makes a bundle the active one, or returns to the one before it.
 The registry is the folder ROUTER_ML_MODELS_DIR, else 'models' in the state folder (ROUTER_ML_STATE_DIR, else
 ~/.router_ml): every process with these settings serves what is active there, wherever it is installed or started.
 """
-RELOAD = "processes that run load it when they start again"
+RELOAD = "processes that run take it within two seconds"
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

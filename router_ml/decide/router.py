@@ -25,6 +25,7 @@ from router_ml.decide.features.remembered import FeatureSource, RememberedFeatur
 from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
 from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredictor, LearnedComplexity
+from router_ml.decide.predictors.difficulty import Difficulty, DifficultyHead
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
@@ -33,6 +34,7 @@ from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
 from router_ml.events.features import KeptFeatures, encoder_key
+from router_ml.numbers import is_number
 from router_ml.settings import Settings, load_settings
 from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
 
@@ -65,6 +67,7 @@ class Router:
         new_id: Callable[[], str] | None = None,
         draw: Callable[[], float] = random.random,
         remember: int = 0,
+        learned_from: float = 0.0,
         encoder: str = "",
         keep_features: bool = False,
     ) -> None:
@@ -73,7 +76,8 @@ class Router:
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
-        self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model)
+        models = [catalogue[model] for model in outcomes.models]
+        self._selector = Selector(models, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
         self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
@@ -118,6 +122,7 @@ class Router:
                 catalogue=outcomes.catalogue,
                 name=bundle.name,
                 degraded=check,
+                learned_from=_learned_from(bundle),
                 encoder=encoder_key(bundle.manifest, TABLE_NAMES),
                 **options,
             )
@@ -212,8 +217,8 @@ class Router:
 
     @property
     def learned(self) -> frozenset[str]:
-        """Return the models whose predictions were learned from outcomes; the others have their priors."""
-        return frozenset(self._outcomes.learned)
+        """Return the models whose chance of success rests on own outcomes; the others have their priors."""
+        return self._outcomes.measured
 
     def decide_many(
         self,
@@ -258,17 +263,18 @@ class Router:
             return []
         texts, parsed = zip(*read, strict=True)
         features, probabilities, degraded = self._judge(texts, parsed)
-        predict = self._predictor(features).predict_one
+        predictor = self._predictor(features)
+        predict, reads, difficulty = predictor.predict_one, predictor.reads_difficulty, None
         keeps = self._keeps if features.embedding.shape[1] else ""
         decisions = []
         for i, context in enumerate(parsed):  # not `zip`: iterators over arrays cost more than one row's indexing
             label = probabilities[i]
-            expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context))
+            if reads:
+                difficulty = predictor.difficulty(features.embedding[i], features.table[i])
+            expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context), difficulty)
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
-            request = sized(texts[i], context)
-            decision = self._decision(
-                label.tolist(), forecast, request, chosen_policy, machine, novelty, degraded, variant
-            )
+            request, judged = sized(texts[i], context), (label.tolist(), difficulty, novelty)
+            decision = self._decision(judged, forecast, request, chosen_policy, machine, degraded, variant)
             if keeps:
                 kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
                 decision = dataclasses.replace(decision, features=kept)
@@ -277,15 +283,15 @@ class Router:
 
     def _decision(
         self,
-        probabilities: list[float],
+        judged: tuple[list[float], Difficulty | None, float],
         forecast: Forecast,
         context: Context,
         policy: Policy,
         machine: MachineState | None,
-        novelty: float,
         degraded: str,
         variant: str | None,
     ) -> Decision:
+        probabilities, difficulty, novelty = judged
         choice = self._selector.select(
             forecast, context, policy, machine=machine, novelty=novelty, draw=self._draw if policy.exploration else None
         )
@@ -308,6 +314,8 @@ class Router:
             novelty,
             choice.excluded,
             bool(degraded),
+            None if difficulty is None else difficulty.mean,
+            if_warm=choice.if_warm,
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:
@@ -362,13 +370,26 @@ def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
 
 def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
     try:
-        return OutcomePredictor.from_arrays(bundle.config.get("outcomes") or {}, bundle.section("outcomes"), catalogue)
+        config, arrays = bundle.config.get("outcomes") or {}, bundle.section("outcomes")
+        return OutcomePredictor.from_arrays(config, arrays, catalogue, _difficulty(bundle))
     except BundleError:
         raise
     except Exception as error:  # any field may be missing, or of another kind
         raise BundleCorrupt(
             f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
         ) from error
+
+
+def _learned_from(bundle: Bundle) -> float:
+    """Return how many outcomes a bundle was learned from; 0 where its manifest does not say."""
+    given = bundle.manifest.get("given")
+    count: Any = given.get("outcomes") if isinstance(given, Mapping) else None
+    return float(count) if is_number(count) and 0 <= count < math.inf else 0.0
+
+
+def _difficulty(bundle: Bundle) -> DifficultyHead | None:
+    config = bundle.config.get("difficulty")
+    return DifficultyHead(config, bundle.section("difficulty")) if config else None
 
 
 def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:

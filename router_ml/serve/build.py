@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.bundles.format import MANIFEST
+from router_ml.bundles.registry import active_stamp
 from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.decide.reload import LiveRouter
 from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.errors import PolicyError, RouterError, SettingsError
@@ -58,7 +60,7 @@ def build_gateway(
     policy = _known_policy(settings.policy) if policy is None else policy
     cache = answer_cache(settings) if cache is None else cache
     if decider is None:
-        decider = Router.load_or_heuristic(settings=settings, remember=settings.decision_cache_size)
+        decider = live_router(settings)
     if catalogue is None:
         known = getattr(decider, "catalogue", None)
         catalogue = known if isinstance(known, Catalogue) else load_catalogue(settings.catalogue)
@@ -81,9 +83,28 @@ def build_gateway(
         closers=closers,
         **{"decider_of": bundle_routers(settings), "judge": settings_judge(settings, recorder), **more},
     )
+    if isinstance(decider, LiveRouter):
+        decider.on_change = functools.partial(_use_catalogue, weakref.ref(gateway))
     atexit.register(_close, weakref.ref(gateway))  # what waits to be written is written, close or no close
     gateway.warm_up()
     return gateway
+
+
+def live_router(settings: Settings) -> LiveRouter:
+    """Return the router of the active bundle, or of the rules, which takes each bundle that is promoted later."""
+    remember = settings.decision_cache_size
+    return LiveRouter(
+        Router.load_or_heuristic(settings=settings, remember=remember),
+        lambda: Router.load(settings=settings, remember=remember),
+        lambda: active_stamp(settings),
+        settings.reload_s,
+    )
+
+
+def _use_catalogue(gateway: weakref.ref[Gateway], router: Router) -> None:
+    living = gateway()
+    if living is not None:
+        living.use_catalogue(router.catalogue)
 
 
 def _close(gateway: weakref.ref[Gateway]) -> None:
@@ -108,7 +129,7 @@ def build_node(
     Unlike a bare `CoordinatorNode()` it loads the bundle at once. Raises `SettingsError` and `PolicyError`."""
     settings = settings or load_settings()
     return CoordinatorNode(
-        decider or Router.load_or_heuristic(settings=settings),
+        decider or live_router(settings),
         classifier=classifier,
         recorder=recorder,
         policy=_known_policy(settings.policy) if policy is None else policy,

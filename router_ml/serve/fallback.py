@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from router_ml.catalogue import Catalogue
 from router_ml.errors import (
     AttemptsFailed,
     DeadlineExceeded,
@@ -63,12 +62,11 @@ class FallbackRunner:
     def __init__(
         self,
         fleet: Fleet,
-        catalogue: Catalogue,
         pins: OptionPins,
         options: GatewayOptions,
         clock: Callable[[], float],
     ) -> None:
-        self._fleet, self._catalogue, self._pins = fleet, catalogue, pins
+        self._fleet, self._pins = fleet, pins
         self._options = options
         self._clock = clock
 
@@ -112,7 +110,7 @@ class FallbackRunner:
         return sum(not self._can(backend, capability) for capability in needs)
 
     def _can(self, backend: Backend, capability: str) -> bool:
-        return can(self._catalogue.find(backend.model), backend.capabilities(self._catalogue), capability)
+        return can(self._fleet.catalogue.find(backend.model), backend.capabilities(self._fleet.catalogue), capability)
 
     async def _next(self, state: RequestState, untried: _Untried) -> Backend | None:
         """Return the next backend to call, or None; note why others are skipped.
@@ -244,8 +242,8 @@ class FallbackRunner:
 
     def _fitted(self, state: RequestState, backend: Backend) -> tuple[HostRequest, tuple[str, ...]]:
         """Return the request as this backend gets it, and what was changed for it."""
-        capabilities = backend.capabilities(self._catalogue)
-        model = self._catalogue.find(backend.model)
+        capabilities = backend.capabilities(self._fleet.catalogue)
+        model = self._fleet.catalogue.find(backend.model)
         keep_alive = self._options.keep_alive
         arguments, adapted = adapt(state.request, model, capabilities, self._pins, backend.model, keep_alive)
         arguments, raised = widened(arguments, state.context.prompt_tokens, model, backend, self._options.max_num_ctx)
@@ -304,7 +302,7 @@ class FallbackRunner:
             [self._expected(state, other) for other in able],
             self._options,
             probe=untried.at_once or backend.breaker.state == "half_open",
-            decode_tokens_per_s=backend.rates.decode_tokens_per_s,
+            decode_tokens_per_s=backend.decode_tokens_per_s,
             service_s=backend.rates.service_s,
         )
 
@@ -329,8 +327,7 @@ class FallbackRunner:
             reply.eval_s,
             resident=warm,
         )
-        if cold and reply.load_s is not None:
-            backend.loaded_in(reply.load_s)
+        backend.answered(bool(cold))
         state.resident = None if cold is None else not cold
 
     def _attempt_of(

@@ -37,6 +37,7 @@ from router_ml.serve.choose import Assigner, Decider, DecisionStep
 from router_ml.serve.clarify import asks_clarifying_question, clarifying_answer
 from router_ml.serve.fallback import FallbackRunner
 from router_ml.serve.judge import BlindJudge
+from router_ml.serve.order import wanted
 from router_ml.serve.preload import Preloader
 from router_ml.serve.record import CANCELLED, EventRecorder
 from router_ml.serve.request import ChatArguments, Messages, OptionPins, build_request
@@ -91,7 +92,7 @@ class Gateway:
         self._start_lock = threading.Lock()
         self._recorder = EventRecorder(recorder or NullRecorder(), catalogue, clock, judge)
         self._parts = functools.partial(
-            _Parts, decider, catalogue, default_host, self.options, assigner, decider_of, cache, semantic_cache,
+            _Parts, decider, default_host, self.options, assigner, decider_of, cache, semantic_cache,
             cache_unscoped, clock, host_types,
         )  # fmt: skip
         self._running: list[_Parts] = []  # the last one is in use; those before it are a parent process's
@@ -207,6 +208,16 @@ class Gateway:
         self._check_open()
         self._loop.submit(self._fleet.refresh())
 
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Serve the models of another catalogue from now on; requests under way end with the one they began with."""
+        self.catalogue = self._recorder.catalogue = catalogue
+        if self._loop.usable and not self._closed:
+            self._loop.submit(self._use(catalogue))
+
+    async def _use(self, catalogue: Catalogue) -> None:
+        self._fleet.use(catalogue)
+        await self._fleet.refresh()
+
     def preload(self, model: str) -> None:
         """Load a model into memory. Raises `NoModelAvailable` if its host does not do so within the deadline."""
         self._check_open()
@@ -261,7 +272,7 @@ class Gateway:
             if question is not None and asks_clarifying_question(state, question):
                 answer = clarifying_answer(state, question, self._clock())
             else:
-                self._preloader.chose(state.chosen.model)
+                self._preloader.wanted(wanted(state.chosen))
                 answer = await self._fallback.run(state, sink)
         try:
             self._answered(state, answer)
@@ -382,7 +393,7 @@ class Gateway:
                     self._start()
 
     def _start(self) -> None:
-        parts = self._parts()
+        parts = self._parts(catalogue=self.catalogue)
         self._running.append(parts)
         self._loop, self._pool, self._fleet = parts.loop, parts.pool, parts.fleet
         self._decision, self._fallback = parts.decision, parts.fallback
@@ -399,7 +410,6 @@ class _Parts:
     def __init__(
         self,
         decider: Decider,
-        catalogue: Catalogue,
         default_host: str,
         options: GatewayOptions,
         assigner: Assigner | None,
@@ -409,6 +419,8 @@ class _Parts:
         cache_unscoped: bool,
         clock: Callable[[], float],
         host_types: Mapping[str, HostFactory],
+        *,
+        catalogue: Catalogue,
     ) -> None:
         self.loop = BackgroundLoop()
         self.pool = pool = ThreadPoolExecutor(2, thread_name_prefix="router-ml-decide")
@@ -423,7 +435,7 @@ class _Parts:
             clock=clock,
             pool=pool,
         )
-        self.fallback = FallbackRunner(fleet, catalogue, pins, options, clock)
+        self.fallback = FallbackRunner(fleet, pins, options, clock)
         self.answers = CachedAnswers(cache, semantic_cache, unscoped=cache_unscoped, clock=clock, pool=pool)
         self.preloader = Preloader(fleet, pins, options)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from router_ml.catalogue import Catalogue, Model
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.options import GatewayOptions
-from router_ml.types import Candidate, Decision, Quantiles
+from router_ml.types import Candidate, Decision, Quantiles, Think
 
 _RESERVED_SHARE = 0.5  # the most of the remaining time that is reserved for the models further down
 _OUTAGE_MAX_S = 30.0  # a host that has been down for longer is not waited for
@@ -26,6 +26,15 @@ def chain(
         ordered.append(last_resort)
     unique = dict.fromkeys(names.canonical(name) for name in ordered)
     return tuple(name for name in unique if allowed is None or name in allowed)
+
+
+def wanted(decision: Decision) -> str:
+    """Return the model that a decision would have chosen if all were in memory.
+
+    A model that was put in front for another reason, by its caller or for its session, is wanted itself."""
+    best = max((c for c in decision.ranked if c.admissible), key=lambda c: c.utility, default=None)
+    held = best is not None and best.model != decision.model
+    return decision.model if held or decision.if_warm is None else decision.if_warm
 
 
 def outage_wait_s(down_s: float, seen_up: bool, total_s: float, left_s: float) -> float:
@@ -101,6 +110,20 @@ def stick(decision: Decision, previous: str | None, margin: float | None, names:
         return dataclasses.replace(decision, propensity=1.0)
     reason = f"{decision.reason}; stays with {held.model}, as leaving it would gain {gain:.3f}, not above {margin:g}"
     return _in_front(decision, held, reason)
+
+
+def unexplored(decision: Decision, arm: tuple[str, Think | None] | None, names: ModelNames) -> Decision:
+    """Return the decision without what exploration drew, so with propensity 1: for a turn that was drawn for before.
+
+    The arm that has the turn (a model, and how it was asked) stays where it is still within the limits; else the
+    candidate of highest utility comes first."""
+    if decision.propensity == 1.0:
+        return decision
+    fit = [c for c in decision.ranked if c.admissible]
+    had = next((c for c in fit if arm is not None and names.same(c.model, arm[0]) and c.think == arm[1]), None)
+    if had is not None:
+        return _in_front(decision, had, f"{decision.reason}; a turn that began with {had.model} stays with it")
+    return _in_front(decision, max(fit, key=lambda c: c.utility), decision.reason)
 
 
 def pin(

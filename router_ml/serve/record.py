@@ -45,7 +45,7 @@ class EventRecorder:
     ) -> None:
         self._judge = judge
         self._recorder = recorder
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._clock = clock
         self._lock = threading.Lock()
         self._decided: LRUCache[str, None] = LRUCache(_DECISIONS)
@@ -129,7 +129,7 @@ class EventRecorder:
         cached = answer is not None and answer.cached
         model = answer.model if answer and answer.model else decision.model
         candidate = state.candidate(model)
-        accurate = self._catalogue.by_role("accurate")
+        accurate = self.catalogue.by_role("accurate")
         best = state.candidate(accurate.name) if accurate else None
         unusable = invalid(state, answer) if answer else None
         timings = answer.timings if answer else Timings(total_s=self._clock() - state.began_s)
@@ -169,7 +169,7 @@ class EventRecorder:
         )
 
     def _cost_usd(self, model: str, reply: Reply) -> float:
-        entry = self._catalogue.find(model)
+        entry = self.catalogue.find(model)
         if entry is None:
             return 0.0
         input_usd = (reply.prompt_tokens or 0) * entry.price_input_usd_per_mtok

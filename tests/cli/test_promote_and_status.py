@@ -16,6 +16,8 @@ import pytest
 
 from router_ml.bundles.registry import active_bundle
 from router_ml.cli import main
+from router_ml.events.connect import open_store
+from router_ml.events.event import DecisionEvent
 from router_ml.settings import CHECKOUT, load_settings
 from router_ml.terminal import format_table, source_of
 from router_ml.types import Candidate, Quantiles
@@ -55,7 +57,7 @@ def test_a_bundle_is_listed_promoted_and_rolled_back(tiny_bundle: Path, tmp_path
     registry = tmp_path / "state" / "models"
     assert main(["promote", str(elsewhere)]) == 0
     assert capsys.readouterr().out == (
-        f"active: mine in {registry} (before: default); processes that run load it when they start again\n"
+        f"active: mine in {registry} (before: default); processes that run take it within two seconds\n"
     )
     shutil.rmtree(elsewhere)
     assert active_bundle(load_settings()) == registry / "mine"
@@ -125,6 +127,22 @@ def test_status_names_the_models_that_no_host_has(host: str, monkeypatch: pytest
     assert "secret" not in text
     assert main(["status"]) == 0
     assert "secret" not in capsys.readouterr().out
+
+
+def test_status_says_what_is_explored_and_what_it_costs(tmp_path: Path, capsys: Capture) -> None:
+    """By hand: 1 of 4 decisions, .1 of utility and 2 s: 25.0 and 500 s for 1,000."""
+    best = Candidate("best", 0.9, Quantiles(1.0, 1.0, 1.0), 0.0, 0.9)
+    other = Candidate("other", 0.8, Quantiles(3.0, 3.0, 3.0), 0.0, 0.8)
+    store = open_store(tmp_path / "state")
+    for i in range(4):
+        ranked = (best, other) if i else (other, best)
+        share = 0.95 if i else 0.05
+        store.append([DecisionEvent(f"d{i}", ranked[0].model, "simple", "p", "b", share, candidates=ranked)])
+    store.close()
+    main(["status", "--json"])
+    assert json.loads(capsys.readouterr().out)["exploration"]["share"] == 0.25
+    main(["status"])
+    assert "25.0% of 4 decisions in 7 days; expected cost for 1,000: 25.0 of utility" in capsys.readouterr().out
 
 
 def test_the_source_of_a_prediction_is_named() -> None:

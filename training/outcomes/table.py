@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.catalogue import Catalogue, Model, Prior
+from router_ml.catalogue import Catalogue, Model
 from router_ml.errors import InputError
 from router_ml.events.judgement import source_of
 from router_ml.jsonl import MAX_LATENCY_S
-from router_ml.types import LABELS, Label, Outcome, Query
+from router_ml.types import LABELS, Label, Outcome, Prior, Query
 from training.arrays import Index
 from training.arrays import Matrix as Table
 from training.splits import group_numbers

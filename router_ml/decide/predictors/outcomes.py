@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_ml.catalogue import Catalogue, Model, model_from
+from router_ml.decide.predictors.ability import Abilities, Observation
+from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.heads import Floats
+from router_ml.decide.predictors.levels import Levels
 from router_ml.decide.predictors.neighbours import Neighbours
-from router_ml.decide.quantiles import log_normal
+from router_ml.decide.predictors.priors import LabelPriors
 from router_ml.errors import BundleFormatError
-from router_ml.types import LABELS
+from router_ml.types import LABELS, Source
 
 FORMAT = 2
 QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside success, in the log
@@ -52,6 +55,8 @@ class Prediction(NamedTuple):
     latency_s: Sequence[Sequence[float]]  # (M, 3): p50, p90, p95
     output_tokens: Sequence[float]  # (M,), expected; NaN unknown
     cost_usd: Sequence[float]  # (M,)
+    p_interval: Sequence[tuple[float, float]]  # (M,), 90 %, of `p_success`
+    source: Sequence[Source]  # (M,), of `p_success`
     novelty: float
 
 
@@ -173,7 +178,11 @@ class OutcomePredictor:
     `default_model` is the best single model of the training data, used unless the predictions favour another."""
 
     def __init__(
-        self, catalogue: Catalogue, config: Mapping[str, Any] | None = None, heads: LearnedHeads | None = None
+        self,
+        catalogue: Catalogue,
+        config: Mapping[str, Any] | None = None,
+        heads: LearnedHeads | None = None,
+        reading: DifficultyHead | None = None,
     ) -> None:
         config = config or {}
         self.catalogue = catalogue
@@ -182,16 +191,27 @@ class OutcomePredictor:
         self.default_model: str | None = (
             catalogue[config["default_model"]].name if config.get("default_model") else None
         )
-        self._heads = heads
-        self._set_priors([catalogue[name] for name in self.models])
+        self._heads, self._n_learned, self._reading = heads, 0, reading
+        self._entries = [catalogue[name] for name in self.models]
+        self._set_priors(self._entries)
         if heads is not None:
             self._set_learned(config, len(learned))
+        rows = config.get("outcomes") or [math.inf] * len(learned)
+        self._rows = dict(zip(learned, map(float, rows), strict=True))
+        abilities = Abilities.from_config(config.get("abilities"))
+        own_names = {name: catalogue[name].name for name in abilities.models if name in catalogue}
+        self.abilities = abilities.renamed(own_names)
 
     @classmethod
     def from_arrays(
-        cls, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], catalogue: Catalogue
+        cls,
+        config: Mapping[str, Any],
+        arrays: Mapping[str, NDArray[Any]],
+        catalogue: Catalogue,
+        reading: DifficultyHead | None = None,
     ) -> OutcomePredictor:
-        """Return the predictor stored in a bundle; an empty `config` gives the priors alone.
+        """Return the predictor stored in a bundle; an empty `config` gives the priors alone. `reading` is the bundle's
+        difficulty head.
 
         Raises `BundleFormatError` for a newer format, and KeyError or ValueError for arrays that do not fit."""
         if config.get("format", 0) > FORMAT:
@@ -200,28 +220,61 @@ class OutcomePredictor:
             )
         profiles = [model_from(entry, "bundle profile") for entry in config.get("profiles", ())]
         heads = LearnedHeads(config, arrays) if config.get("models") else None
-        return cls(catalogue.extended(profiles), config, heads)
+        return cls(catalogue.extended(profiles), config, heads, reading)
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Return the models whose predictions were learned from outcomes."""
+        """Return the models whose predictions were learned from outcomes by a fit."""
         return self.models[: self._n_learned] if self._heads is not None else ()
 
     @property
+    def learned_latency(self) -> frozenset[str]:
+        """Return the models whose latency was learned from outcomes."""
+        return frozenset(self.models[model] for model, _ in self._latency) if self._heads is not None else frozenset()
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """Return the models whose chance of success rests on own outcomes: learned by a fit, or counted since."""
+        return frozenset(
+            name for name, source in zip(self.models, self._levels.source, strict=True) if source == "learned"
+        )
+
+    @property
+    def abilities(self) -> Abilities:
+        """Return what own outcomes say of the models beside their priors."""
+        return self._levels.abilities
+
+    @abilities.setter
+    def abilities(self, abilities: Abilities) -> None:
+        spread = self._reading.spread if self._reading else 1.0
+        self._levels = Levels(self._entries, abilities, self._rows, spread)  # one assignment: thread-safe
+
+    def prior_sd(self, model: str) -> float:
+        """Return how unsure the catalogue's prior of a model is, as the standard deviation of a logit."""
+        return self._levels.prior_sd[self.models.index(model)]
+
+    def observation(
+        self, model: str, success: float, complexity: Floats, difficulty: Difficulty | None = None, weight: float = 1.0
+    ) -> Observation:
+        """Return a judged answer as `Abilities.updated` takes it, to a query of some label probabilities (4,)."""
+        p, lead = self._priors(complexity).p_success[self.models.index(model)], self._lead(complexity, difficulty)
+        z = self._levels.before_outcomes(self.models.index(model), p) + lead
+        return Observation(model, success, z, difficulty.families if difficulty else ANY_FAMILY, weight)
+
+    def _lead(self, complexity: Floats, difficulty: Difficulty | None) -> float:
+        return 0.0 if difficulty is None or self._reading is None else self._reading.lead(complexity, difficulty)
+
+    @property
     def priors_only(self) -> OutcomePredictor:
-        """Return the same models, in the same order, by their priors alone: for when there is no embedding."""
-        if self._heads is None:
+        """Return the same models, in the same order, without what is learned of queries: for when there is no
+        embedding. What own outcomes say of the models' level stays."""
+        if self._heads is None and self._reading is None:
             return self
         ordered = Catalogue(tuple(self.catalogue[name] for name in self.models), self.catalogue.source)
-        return OutcomePredictor(ordered)
+        return OutcomePredictor(ordered, {"abilities": self.abilities.as_config()})
 
     def _set_priors(self, models: list[Model]) -> None:
-        self._prior_success = _per_label([m.prior.success for m in models])
-        self._prior_tokens = _per_label([m.prior.output_tokens or dict.fromkeys(LABELS, math.nan) for m in models])
-        self._prior_latency = [
-            [tuple(log_normal(mean, model.prior.latency_log_sd)) for mean, model in zip(means, models, strict=True)]
-            for means in _per_label([m.prior.latency_s for m in models])
-        ]
+        self._priors = LabelPriors(models)
         self._price_in = [m.price_input_usd_per_mtok * 1e-6 for m in models]
         self._price_out = [m.price_output_usd_per_mtok * 1e-6 for m in models]
         self._free = None if any(self._price_in) or any(self._price_out) else [0.0] * len(models)
@@ -235,11 +288,12 @@ class OutcomePredictor:
             places.append([(model, offset + column) for model, column in enumerate(has) if column >= 0])
             offset += len(places[-1])
         self._latency, self._tokens, self._cost = places  # (model, place among the quantities)
+        self._priors = LabelPriors(
+            [self.catalogue[name] for name in self.models], {model for model, _ in self._latency}
+        )
         self._residuals = np.exp(np.array(config["latency_residuals"]).reshape(-1, 3)).tolist()
-        # success is shrunk towards the catalogue's prior, the more the fewer outcomes there are
-        share = [float(weight) for weight in config["prior_weight"]]
-        self._learned_weight = [1.0 - weight for weight in share]
-        self._weighted_prior = [[p * w for p, w in zip(row, share, strict=False)] for row in self._prior_success]
+        # success is shrunk towards the model's level, the more the fewer outcomes there are
+        self._learned_weight = [1.0 - float(weight) for weight in config["prior_weight"]]
         self._default = list(config["models"]).index(config["default_model"])
         margin = config.get("margin") or {"near": 0.0, "far": 0.0}
         self._margin, self._more_margin = float(margin["near"]), float(margin["far"]) - float(margin["near"])
@@ -248,7 +302,10 @@ class OutcomePredictor:
         """Return predictions for an embedding (n, d), a table (n, m), label probabilities (n, 4), prompt tokens (n,).
 
         Unknown prompt tokens are NaN and cost nothing."""
-        rows = [self.predict_one(*row) for row in zip(embedding, table, complexity, prompt_tokens, strict=True)]
+        rows = [
+            self.predict_one(*row, self.difficulty(row[0], row[1]))
+            for row in zip(embedding, table, complexity, prompt_tokens, strict=True)
+        ]
         n_models = len(self.models)
         return Predictions(
             self.models,
@@ -259,32 +316,53 @@ class OutcomePredictor:
             np.array([row.novelty for row in rows], np.float32),
         )
 
+    @property
+    def reads_difficulty(self) -> bool:
+        """Return whether it has a difficulty head."""
+        return self._reading is not None
+
+    def difficulty(self, embedding: Floats, table: Floats) -> Difficulty | None:
+        """Return the difficulty of one query; None without a difficulty head."""
+        return self._reading(embedding, table) if self._reading is not None else None
+
     def predict_one(
-        self, embedding: Floats, table: Floats, complexity: Floats, prompt_tokens: float = math.nan
+        self,
+        embedding: Floats,
+        table: Floats,
+        complexity: Floats,
+        prompt_tokens: float = math.nan,
+        difficulty: Difficulty | None = None,
     ) -> Prediction:
         """Return predictions for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
-        label = int(complexity.argmax())  # the priors are given by label: simple -> the fastest, and so on
-        success, latency, tokens = self._prior_success[label], self._prior_latency[label], self._prior_tokens[label]
+        expected, latency, tokens = self._priors(complexity)
+        levels = self._levels
+        if difficulty is None:
+            success, intervals = levels(expected, self._n_learned)
+        else:
+            lead = self._lead(complexity, difficulty)
+            success, intervals = levels(expected, self._n_learned, difficulty.families, lead)
         if self._heads is None:
-            return Prediction(success, latency, tokens, self._costs(prompt_tokens, tokens), 0.0)
+            cost = self._costs(prompt_tokens, tokens)
+            return Prediction(success, latency, tokens, cost, intervals, levels.source, 0.0)
         outputs, novelty, margin_share = self._heads(embedding, table, complexity)
         values = outputs.tolist()
-        success = self._success(values, label, margin_share) + success[self._n_learned :]
+        learned = self._success(values, success, margin_share)
+        intervals = levels.of_learned(learned) + intervals
+        success = learned if len(intervals) == self._n_learned else [*learned, *success[self._n_learned :]]
         # a comparison costs less than a call of `min`, here and below
         known = [math.exp(log if log < _MAX_LOG else _MAX_LOG) for log in values[self._n_learned :]]
         if self._latency:
-            latency = latency.copy()
             for (model, place), (at_50, at_90, at_95) in zip(self._latency, self._residuals, strict=True):
                 typical = known[place]
                 latency[model] = (typical * at_50, typical * at_90, typical * at_95)
         tokens = _combined(tokens, known, self._tokens)
         cost = _combined(self._costs(prompt_tokens, tokens), known, self._cost)
-        return Prediction(success, latency, tokens, cost, novelty)
+        return Prediction(success, latency, tokens, cost, intervals, levels.source, novelty)
 
-    def _success(self, values: list[float], label: int, margin_share: float) -> list[float]:
+    def _success(self, values: list[float], expected: Sequence[float], margin_share: float) -> list[float]:
         p = [
-            P_LOW if (x := value * own + prior) < P_LOW else P_HIGH if x > P_HIGH else x
-            for value, own, prior in zip(values, self._learned_weight, self._weighted_prior[label], strict=False)
+            P_LOW if (x := prior + own * (value - prior)) < P_LOW else P_HIGH if x > P_HIGH else x
+            for value, own, prior in zip(values, self._learned_weight, expected, strict=False)
         ]
         margin = self._margin + self._more_margin * margin_share
         return _with_margin(p, self._default, margin) if margin else p
@@ -312,8 +390,3 @@ def _combined(prior: list[float], known: list[float], places: list[tuple[int, in
 def _or_zero(tokens: float) -> float:
     """Return the number of tokens; unknown ones (NaN) cost nothing."""
     return tokens if tokens == tokens else 0.0
-
-
-def _per_label(priors: list[Mapping[Any, float]]) -> list[list[float]]:
-    """Return one prior of every model, label by label."""
-    return [[float(prior[label]) for prior in priors] for label in LABELS]

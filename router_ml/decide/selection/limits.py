@@ -66,8 +66,13 @@ class Limit:
 
 
 def _over_budget(candidate: Candidate, budget_s: float) -> str | None:
-    p95 = candidate.latency_s.p95
+    p95 = candidate.warm_p95_s
     return f"p95 {p95:.1f} s is over the budget of {budget_s:g} s" if p95 > budget_s else None
+
+
+def _over_load_wait(candidate: Candidate, most_s: float) -> str | None:
+    load_s = candidate.load_s
+    return f"loading takes {load_s:.1f} s, over the limit of {most_s:g} s" if load_s > most_s else None
 
 
 def _under_minimum(candidate: Candidate, minimum: float) -> str | None:
@@ -85,10 +90,12 @@ def _request_budget(context: Context) -> float | None:
 
 
 LATENCY = Limit("latency_budget_s", _over_budget, of_request=_request_budget)
+LOAD_WAIT = Limit("load_wait_s", _over_load_wait, of_request=_request_budget)
 LIMITS: dict[str, Limit] = {
     limit.name: limit
     for limit in (
         LATENCY,
+        LOAD_WAIT,
         Limit("min_p_success", _under_minimum, number(0.0, 1.0), lifted=0.0),
         Limit("max_cost_usd", _over_cost),
     )

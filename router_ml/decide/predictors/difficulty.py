@@ -1,0 +1,75 @@
+"""How difficult a query is, on the scale of the models' ability: doublings of parameters.
+
+The scale is log2 of the billions of parameters of a typical dense instruct model: 1B = 0, 8B = 3, 70B = 6.1. A model of
+ability equal to the difficulty is right in half of the cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_ml.decide.predictors.heads import Floats, LinearHead
+from router_ml.types import LABELS, TASK_FAMILIES
+
+FamilyShares: TypeAlias = tuple[float, ...]  # probabilities, in the order of `TASK_FAMILIES`
+
+ANY_FAMILY: FamilyShares = (0.2,) * 5
+WITHOUT_TOOLS: FamilyShares = (0.30, 0.15, 0.15, 0.05, 0.35)
+WITH_TOOLS: FamilyShares = (0.05, 0.05, 0.05, 0.80, 0.05)
+# Without a difficulty head. Chosen so that a typical 3B model is right in .9, .8 and .65 of the simple, moderate and
+# complex queries.
+LABEL_DIFFICULTY: tuple[float, ...] = (-2.5, -1.0, 0.5, 0.5)
+LABEL_SD = 2.0
+MEAN_DISCRIMINATION = 0.8  # logits for one doubling
+
+
+class Difficulty(NamedTuple):
+    """The difficulty of one query, and which kind of task it is."""
+
+    mean: float
+    sd: float
+    families: FamilyShares
+
+
+def label_difficulty(complexity: Floats, tools_offered: bool = False) -> Difficulty:
+    """Return what label probabilities (4,) alone say: the mixture of the labels' difficulties."""
+    mean = float(np.dot(complexity, LABEL_DIFFICULTY))
+    between = float(np.dot(complexity, (np.array(LABEL_DIFFICULTY) - mean) ** 2))
+    return Difficulty(mean, math.sqrt(LABEL_SD**2 + between), WITH_TOOLS if tools_offered else WITHOUT_TOOLS)
+
+
+class DifficultyHead:
+    """A learned reading of difficulty: an affine map of embedding and table.
+
+    A bundle stores it as `difficulty/weights` (1 + families, d + m) and `difficulty/bias`: the mean difficulty, then
+    the logits of the task families. Its configuration holds `sd` (of the truth around the reading), `label_means` (4,)
+    and `label_sd` (of the readings of the training queries: mean by label, and spread within a label)."""
+
+    def __init__(self, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._head = LinearHead(arrays["weights"].astype(np.float32), arrays["bias"].astype(np.float32))
+        self.sd, self.label_sd = float(config["sd"]), float(config["label_sd"])
+        self.label_means = np.array(config["label_means"], np.float32)
+        self.slope = MEAN_DISCRIMINATION / math.sqrt(1 + math.pi / 8 * (MEAN_DISCRIMINATION * self.sd) ** 2)
+        self.spread = math.sqrt(1 + math.pi / 8 * (self.slope * self.label_sd) ** 2)
+        n_outputs = 1 + len(TASK_FAMILIES)
+        if len(self._head.weights) != n_outputs or self._head.bias.shape != (n_outputs,):
+            raise ValueError(f"a difficulty head has {n_outputs} outputs")
+        if self.label_means.shape != (len(LABELS),) or not (self.sd >= 0 and self.label_sd >= 0):
+            raise ValueError(f"'label_means' of a difficulty head are {len(LABELS)} numbers, its 'sd' 0 or more")
+
+    def lead(self, complexity: Floats, difficulty: Difficulty) -> float:
+        """Return the logits by which a query is easier than others of its label probabilities (4,)."""
+        return self.slope * (float(complexity.dot(self.label_means)) - difficulty.mean)
+
+    def __call__(self, embedding: Floats, table: Floats) -> Difficulty:
+        """Return the difficulty of one query, given its embedding (d,) and table (m,)."""
+        mean, *logits = self._head.predict_one(np.concatenate((embedding, table))).tolist()
+        top = max(logits)
+        odds = [math.exp(logit - top) for logit in logits]
+        total = sum(odds)
+        return Difficulty(mean, self.sd, tuple([value / total for value in odds]))
