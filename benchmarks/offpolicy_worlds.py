@@ -1,4 +1,4 @@
-"""Logged traffic with a known truth, for `benchmarks.offpolicy`: three arms, a router that is wrong about some queries."""
+"""Logged traffic with a known truth, for `benchmarks.offpolicy`: three arms and a router partly wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.arrays import Index, Matrix
-from training.offpolicy.log import Log
+from training.offpolicy.log import Bools, Log
 
 ARMS = ("small", "medium", "large")
 MEAN_SESSION = 5
@@ -82,7 +82,7 @@ def _uniform(normal: Matrix) -> Matrix:
     return found
 
 
-def _slower(challenger: Index, preferred: Index, differs: Matrix) -> float:
+def _slower(challenger: Index, preferred: Index, differs: Bools) -> float:
     return float((LATENCY_S[challenger] - LATENCY_S[preferred])[differs].mean())
 
 

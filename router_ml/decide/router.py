@@ -249,6 +249,12 @@ class Router:
         predict = self._predictor(features)
         return probabilities, predict(features.embedding, features.table, probabilities, prompt_tokens)
 
+    def predict_features(self, features: Features, prompt_tokens: Floats) -> Predictions:
+        """Return predictions per model for features (n) that the bundle's encoder has made, and their prompts' lengths
+        (n,), NaN where unknown."""
+        probabilities = self._complexity(features.embedding, features.table)
+        return self._predictor(features)(features.embedding, features.table, probabilities, prompt_tokens)
+
     def _decide(
         self,
         queries: Sequence[Any],

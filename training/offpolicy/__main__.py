@@ -29,7 +29,7 @@ from router_ml.jsonl import read_queries
 from router_ml.settings import load_settings
 from router_ml.terminal import run_command
 from training.command import command_parser
-from training.offpolicy.challengers import always, by_policy, predictions
+from training.offpolicy.challengers import always, by_policy, predictions, with_arms
 from training.offpolicy.gate import MARGIN, Verdict, judge
 from training.offpolicy.log import Challenger, Log
 from training.offpolicy.reading import log_of, read_log
@@ -98,6 +98,7 @@ def _judged(options: Namespace, log: Log, stored: Stored) -> Verdict:
                 "a bundle can only be judged on decisions whose text was stored: set ROUTER_ML_KEEP_TEXT=1 "
                 "while it is recorded, or give --queries beside exported decisions"
             )
+        log = with_arms(log, (model.name for model in router.models))
         policy = None if options.policy is None else resolve_policy(options.policy)
         challenger = by_policy(policy, predictions(log, router, stored))
     return judge(log, challenger(log), margin=options.margin)

@@ -31,6 +31,8 @@ LEAST_TRIED = 10  # judged answers of the challenger's choice where it chooses o
 IMBALANCE = 0.2  # standardised difference that weighting by the chance of being judged may leave (Austin 2009: 0.1)
 _REACH = 2.326 + 0.842  # standard errors for 99 % confidence with a power of 80 %
 
+_COUNTS = ("decisions", "judged", "sessions", "explored", "disagreement")
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -56,9 +58,22 @@ class Verdict:
         """Return whether the challenger may go on to shadow or an A/B test."""
         return self.word in ("better", "not worse")
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Return what a tracker logs: finite numbers only."""
+        found: dict[str, float] = {name: float(getattr(self, name)) for name in _COUNTS}
+        if self.difference is not None:
+            found |= {f"difference_{name}": value for name, value in self.difference._asdict().items()}
+        for side, worth in (("challenger", self.challenger), ("preferred", self.preferred)):
+            if worth is not None:
+                found |= {f"{side}_dr": worth.dr.value, f"{side}_ips": worth.ips, f"{side}_snips": worth.snips}
+                found[f"{side}_effective"] = worth.effective
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; NaN and infinity are null."""
-        found: dict[str, Any] = _plain({**dataclasses.asdict(self), "verdict": self.word, "passes": self.passes})
+        values = dataclasses.asdict(self)
+        found: dict[str, Any] = _plain({"verdict": values.pop("word"), "passes": self.passes, **values})
         return found
 
     def __str__(self) -> str:

@@ -77,7 +77,8 @@ def _folds(session: Index, seed: int) -> Index:
 
 def _standardised(features: Matrix) -> Matrix:
     spread = features.std(axis=0)
-    return (features - features.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
+    found: Matrix = (features - features.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
+    return found
 
 
 def _design(x: Matrix, predicted: Matrix, arm: Index) -> Matrix:
