@@ -126,7 +126,8 @@ def _choose(
     settings = best_settings(held_out, rows.targets, next(iter(blends.values())))
     utility = routing_utility(table, rows.targets, blended_quantities(held_out, settings, n_models))
     means = held_out.means[:, :n_models]
-    baseline = utility(means)
+    # Predictions are recalibrated on these rows, so without pairs the means must be those of these rows, too.
+    baseline = utility(means) if utility.paired else utility.best_single()
     tried = {"prior": utility.figures(means, baseline)}
     best_name, best_p, best_utilities = "", means, baseline
     for name, blend in blends.items():
