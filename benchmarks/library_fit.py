@@ -235,13 +235,14 @@ def in_doublings(data: Data, found: Fit) -> Fit:
 
 
 def slopes(data: Data, found: Fit) -> Array:
-    """Return the log-odds that a doubling adds, by task family: the mean over its benchmarks, weighted by their figures,
-    between 1 and 32 billion parameters."""
+    """Return the log-odds that a doubling adds between 1 and 32 billion parameters, by task family: the mean over its
+    benchmarks, weighted by their figures."""
     counts = np.bincount([f.benchmark for f in data.figures], minlength=len(data.benchmarks))
     own = [
         np.average(found.slope[data.task == t], weights=counts[data.task == t]) for t in range(N)
     ]  # above the knot; below it a doubling adds 1 + small
-    return np.array(own) * (1.0 + found.weights[SMALL] * KNOT / math.log2(32))
+    mean: Array = np.array(own) * (1.0 + found.weights[SMALL] * KNOT / math.log2(32))
+    return mean
 
 
 class Errors(NamedTuple):
@@ -252,10 +253,14 @@ class Errors(NamedTuple):
     size: Array  # a line through log-odds against log2 parameters, for each benchmark
     counts: NDArray[np.intp]
 
+    def whole(self, column: Array) -> float:
+        """Return the mean over all figures."""
+        return float(np.average(column, weights=self.counts))
+
 
 def leave_one_out(data: Data, found: Fit) -> Errors:
     """Predict the figures of each model from all others, by the rule and by what needs no rule."""
-    rows: list[tuple[int, float, float, float]] = []
+    rows: list[tuple[float, ...]] = []
     for model in track(sorted({data.arms[f.arm][0] for f in data.figures}), "leaving out"):
         rest = data.without(model)
         refit = fit(rest, found, ROUNDS_LEFT_OUT)
@@ -267,8 +272,8 @@ def leave_one_out(data: Data, found: Fit) -> Errors:
                 guesses = (_share(data, f, z), float(np.mean([g.share for g in others])), _by_size(data, f, others))
                 rows.append((int(data.task[f.benchmark]), *(abs(guess - f.share) for guess in guesses)))
     table = np.array(rows)
-    by_task = [table[table[:, 0] == t, 1:].mean(axis=0) * 100 for t in range(N)]
-    return Errors(*np.array(by_task).T, counts=np.bincount(table[:, 0].astype(int), minlength=N))
+    rule, mean, size = np.array([table[table[:, 0] == t, 1:].mean(axis=0) * 100 for t in range(N)]).T
+    return Errors(rule, mean, size, np.bincount(table[:, 0].astype(int), minlength=N))
 
 
 def _share(data: Data, f: Figure, z: float) -> float:
@@ -295,7 +300,9 @@ def exported(data: Data, found: Fit, errors: Errors) -> dict[str, Any]:
         "spread": _rounded(np.sqrt(np.diag(found.spread))),
         "families": {name: _rounded(row) for name, row in zip(data.families, found.effects, strict=True)},
         "family_sd": _rounded(found.effects.std(axis=0)),
-        "error_points": dict(zip(TASK_FAMILIES, _rounded(errors.rule, 1), strict=True)),
+        "error_points": dict(
+            zip((*TASK_FAMILIES, "all"), _rounded((*errors.rule, errors.whole(errors.rule)), 1), strict=True)
+        ),
         "models": [_exported_model(data, found, model, small) for model in data.models],
     }
     return fit_ | {"labels": labels_of(fit_)}
@@ -307,9 +314,9 @@ def _exported_model(data: Data, found: Fit, model: Mapping[str, Any], small: Arr
     fitted = {}
     if any(i in with_figures for i in places):  # of a mode without figures the others say something, too
         for i in places:
-            sd = np.sqrt(np.diag(found.covariance[i]))
+            latent_sd = np.sqrt(np.diag(found.covariance[i]))
             mean = [on_scale(float(m), float(k)) for m, k in zip(found.mean[i], small, strict=True)]
-            sd = [s / (1.0 if m >= KNOT else 1.0 + k) for s, m, k in zip(sd, mean, small, strict=True)]
+            sd = [s / (1.0 if m >= KNOT else 1.0 + k) for s, m, k in zip(latent_sd, mean, small, strict=True)]
             fitted[data.arms[i][1]] = [_rounded(mean), _rounded(sd)]
     profile = profile_of(model, "plain")
     return {
@@ -329,8 +336,9 @@ def _exported_model(data: Data, found: Fit, model: Mapping[str, Any], small: Arr
 
 
 def labels_of(fit_: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the difficulty of a typical query of each label, and how steeply success rises with ability there, at which
-    the packaged models come out nearest to what the packaged catalogue states for them (least squares, in points)."""
+    """Return the difficulty of a typical query of each label, and how steeply success rises with ability there.
+
+    With these the packaged models come out nearest to what the packaged catalogue states for them (least squares)."""
     found = Library(fit_)
     packaged = [
         (abilities_of(found, model.name, think=True if model.can("thinking") else None), model.prior.success)
@@ -355,17 +363,14 @@ def _rounded(values: Any, digits: int = 3) -> list[float]:
 
 def report(data: Data, errors: Errors) -> None:
     """Print the errors against the baselines."""
-    rows = [("task family", "figures", "rule", "size only", "family mean")]
+    rows: list[tuple[str, ...]] = [("task family", "figures", "rule", "size only", "family mean")]
     for t, task in enumerate(TASK_FAMILIES):
         values = (f"{column[t]:.1f}" for column in (errors.rule, errors.size, errors.mean))
         rows.append((task, str(errors.counts[t]), *values))
-    weights = errors.counts / errors.counts.sum()
-    whole = (f"{float(column @ weights):.1f}" for column in (errors.rule, errors.size, errors.mean))
+    whole = (f"{errors.whole(column):.1f}" for column in (errors.rule, errors.size, errors.mean))
     rows.append(("all", str(errors.counts.sum()), *whole))
-    print(
-        f"{len(data.models)} models, {len(data.figures)} figures. Mean absolute error of a figure, in points of success,"
-    )
-    print("of a model that was left out with all its figures (target: 6 at most):\n")
+    print(f"{len(data.models)} models, {len(data.figures)} figures. Mean absolute error in points of success,")
+    print("of a figure of a model that was left out with all its figures:\n")
     print_table(rows)
 
 

@@ -28,6 +28,7 @@ MAX_THREADS = 1024
 _OLLAMA_PORT = 11434
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 DEFAULT_HOST_TYPE = "ollama"
+OWN_CATALOGUE = "catalogue.toml"  # in the state folder, where `router-ml init` writes it
 _HOST_TYPE = re.compile(r"([a-z][a-z0-9]*)\+(?=https?://)")
 _SWITCH = {"": False, "0": False, "false": False, "no": False, "off": False,
            "1": True, "true": True, "yes": True, "on": True}  # fmt: skip
@@ -39,7 +40,7 @@ class Settings:
 
     bundle: Path | None = None  # ROUTER_ML_BUNDLE: this bundle and no other
     models_dir: Path | None = None  # ROUTER_ML_MODELS_DIR: the bundle registry; none: `models` in the state folder
-    catalogue: Path | None = None  # ROUTER_ML_CATALOGUE
+    catalogue: Path | None = None  # ROUTER_ML_CATALOGUE, else catalogue.toml in the state folder where it is there
     policy: str = "balanced"  # ROUTER_ML_POLICY: a preset, or the path of a policy file
     ollama_host: str = field(default="http://127.0.0.1:11434", repr=False)  # OLLAMA_HOST
     state_dir: Path = Path("~/.router_ml")  # ROUTER_ML_STATE_DIR: events, experiments, bundles
@@ -68,13 +69,14 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
     """Return the settings of the environment. Raises `SettingsError` naming the variable."""
     env = os.environ if env is None else env
     defaults = Settings()
+    state_dir = _path(env, "ROUTER_ML_STATE_DIR") or _home_folder(defaults.state_dir)
     return Settings(
         bundle=_path(env, "ROUTER_ML_BUNDLE"),
         models_dir=_path(env, "ROUTER_ML_MODELS_DIR"),
-        catalogue=_path(env, "ROUTER_ML_CATALOGUE"),
+        catalogue=_path(env, "ROUTER_ML_CATALOGUE") or _own_catalogue(state_dir),
         policy=env.get("ROUTER_ML_POLICY") or defaults.policy,
         ollama_host=base_url(env.get("OLLAMA_HOST") or defaults.ollama_host),
-        state_dir=_path(env, "ROUTER_ML_STATE_DIR") or _home_folder(defaults.state_dir),
+        state_dir=state_dir,
         encoder_threads=_whole(env, "ROUTER_ML_THREADS", defaults.encoder_threads, 1, MAX_THREADS),
         decision_cache_size=_whole(env, "ROUTER_ML_DECISION_CACHE", defaults.decision_cache_size, 0),
         deadline_s=_number(env, "ROUTER_ML_DEADLINE_S", low=0.001) or defaults.deadline_s,
@@ -90,6 +92,14 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         judge_share=_share(env, "ROUTER_ML_JUDGE_SHARE", defaults.judge_share),
         alert_webhook=_webhook(env, "ROUTER_ML_ALERT_WEBHOOK"),
     )
+
+
+def _own_catalogue(state_dir: Path) -> Path | None:
+    path = state_dir / OWN_CATALOGUE
+    try:
+        return path if path.is_file() else None
+    except OSError:
+        return None
 
 
 def base_url(value: str, name: str = "OLLAMA_HOST") -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO, TypeVar
 
+from router_ml.arm import arm_key
 from router_ml.errors import InputError, RouterError
 from router_ml.files import reason
 from router_ml.types import Candidate, Decision
@@ -156,7 +157,8 @@ def _shows_styles() -> bool:
 def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learned: Collection[str] = ()) -> str:
     """Return one line a query: model, complexity, chance of success, latency, where these come from, and the reason.
 
-    `learned` names the models whose predictions were learned from outcomes."""
+    A model with a choice is shown by its arm, such as `qwen3:8b+nothink`. `learned` names the arms whose predictions
+    were learned from outcomes."""
     rows = [("query", "model", "complexity", "p_success", "p50/p90/p95 s", "source", "reason")]
     for query, decision in zip(queries, decisions, strict=True):
         chosen = decision.candidate
@@ -164,7 +166,7 @@ def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learne
         rows.append(
             (
                 cut(_one_line(query), QUERY_WIDTH),
-                decision.model if decision.action == "answer" else f"{decision.model} (clarify)",
+                arm_key(decision.model, decision.think) + (" (clarify)" if decision.action == "clarify" else ""),
                 f"{decision.complexity} {share:.2f}",
                 f"{chosen.p_success:.2f}",
                 _quantiles(chosen),
@@ -176,8 +178,8 @@ def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learne
 
 
 def source_of(candidate: Candidate, learned: Collection[str]) -> str:
-    """Return where the predictions for a model come from: "learned" from outcomes, else its own source."""
-    return "learned" if candidate.model in learned else candidate.source
+    """Return where the predictions for an arm come from: "learned" from outcomes, else its own source."""
+    return "learned" if _arm(candidate) in learned else candidate.source
 
 
 def savings(decisions: Sequence[Decision], reference: str | None = None, learned: Collection[str] = ()) -> str:
@@ -185,7 +187,7 @@ def savings(decisions: Sequence[Decision], reference: str | None = None, learned
     if not decisions:
         return ""
     reference = reference or _likeliest(decisions)
-    pairs = [(d.candidate, next((c for c in d.ranked if c.model == reference), None)) for d in decisions]
+    pairs = [(d.candidate, next((c for c in d.ranked if _arm(c) == reference), None)) for d in decisions]
     known = [(a, b) for a, b in pairs if b is not None and a.latency_s.p50 > 0]
     if not known:
         return ""
@@ -204,8 +206,12 @@ def _likeliest(decisions: Sequence[Decision]) -> str:
     totals: dict[str, float] = {}
     for decision in decisions:
         for candidate in decision.ranked:
-            totals[candidate.model] = totals.get(candidate.model, 0.0) + candidate.p_success
+            totals[_arm(candidate)] = totals.get(_arm(candidate), 0.0) + candidate.p_success
     return max(totals, key=totals.__getitem__)
+
+
+def _arm(candidate: Candidate) -> str:
+    return arm_key(candidate.model, candidate.think)
 
 
 def _quantiles(candidate: Candidate) -> str:

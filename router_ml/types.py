@@ -67,6 +67,7 @@ class Context:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # unknown keys, kept and ignored
     has_images: bool = False  # in the history: the model that answers must be able to see them
     unread_tokens: int = 0  # estimated size of tool calls, thinking and later messages, which are not in `history`
+    think: Think | None = None  # the caller asks for it: only arms that are asked this way
 
 
 EMPTY_CONTEXT = Context()

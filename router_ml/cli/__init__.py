@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from router_ml import __version__
 from router_ml.terminal import run_command
 
-DECIDING = ("route", "explain", "demo", "models", "status")
+DECIDING = ("init", "route", "explain", "demo", "models", "status")
 OPERATING = ("serve", "keys", "promote", "rollback", "feedback", "experiment", "metrics", "alerts", "events", "sync")
 LOOKING_AFTER = OPERATING  # the name of earlier releases
 
 EPILOG = """examples:
+  router-ml init                                     find your models, measure them, write a catalogue
   router-ml demo                                     decisions for a few sample queries
   router-ml route "check email"                      one query
   router-ml route --json < queries.txt               one query a line, one JSON decision a line

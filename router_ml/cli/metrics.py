@@ -58,6 +58,9 @@ def _metrics(options: argparse.Namespace) -> int:
         print("No requests in this window.")
         return 0
     _table("model", snapshot.by_model, snapshot.total)
+    if snapshot.by_arm:
+        print()
+        _table("arm", snapshot.by_arm, None)
     if snapshot.total.saved_share is not None:
         print(
             "saved: seconds spent against those predicted for the most accurate model. Predictions are priors until "

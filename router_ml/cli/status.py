@@ -87,8 +87,7 @@ def _bundle_facts(settings: Settings) -> tuple[dict[str, Any], Catalogue]:
         "data_sha256": bundle.manifest.get("data_sha256"),
         "problem": router.degraded or None,
         "models": [
-            {"name": model.name, "known_by": "outcomes" if model.name in router.learned else "priors"}
-            for model in router.models
+            {"name": arm.key, "known_by": "outcomes" if arm.key in router.learned else "priors"} for arm in router.arms
         ],
         "metrics": {name: metrics[name] for name in SHOWN if name in metrics},
     }, router.catalogue

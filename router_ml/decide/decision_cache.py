@@ -78,6 +78,7 @@ def _context_key(context: Context | Mapping[str, Any] | None) -> Hashable:
             context.prompt_tokens,
             context.has_images,
             context.unread_tokens,
+            context.think,
         )
     if not isinstance(context, Mapping):
         raise TypeError("no context")

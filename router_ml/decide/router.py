@@ -76,8 +76,7 @@ class Router:
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes = outcomes
-        models = [catalogue[model] for model in outcomes.models]
-        self._selector = Selector(models, outcomes.default_model, learned_from, outcomes.learned_latency)
+        self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
         self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
@@ -175,6 +174,11 @@ class Router:
     @property
     def models(self) -> tuple[Model, ...]:
         """Return the models it chooses among, in the order of the predictions."""
+        return tuple(self.catalogue[name] for name in dict.fromkeys(arm.name for arm in self.arms))
+
+    @property
+    def arms(self) -> tuple[Model, ...]:
+        """Return the arms it chooses among, in the order of the predictions."""
         return self._selector.models
 
     def decide(
@@ -217,7 +221,7 @@ class Router:
 
     @property
     def learned(self) -> frozenset[str]:
-        """Return the models whose chance of success rests on own outcomes; the others have their priors."""
+        """Return the keys of the arms whose chance of success rests on own outcomes; the others have their priors."""
         return self._outcomes.measured
 
     def decide_many(

@@ -16,13 +16,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
+from router_ml.arm import is_think
 from router_ml.context import context_row, parse_context
 from router_ml.errors import InputError
 from router_ml.events.features import KeptFeatures
 from router_ml.numbers import short_repr
-from router_ml.types import Candidate, Context, Decision, Label, Outcome, Quantiles
+from router_ml.types import Candidate, Context, Decision, Label, Outcome, Quantiles, Think
 
 VERSION = 1
 
@@ -93,6 +94,7 @@ class AttemptEvent:
     host: str | None = None
     breaker: str = "closed"  # state of the circuit breaker after this attempt: closed, open, half_open
     variant: str | None = None
+    think: Think | None = None  # how the model was asked
     at_s: float = field(default_factory=time.time)
     event_id: str = field(default_factory=new_id)
 
@@ -133,6 +135,7 @@ class OutcomeEvent:
     variant: str | None = None
     unit: str | None = None
     pinned: bool = False
+    think: Think | None = None  # how the model that answered was asked
     at_s: float = field(default_factory=time.time)
     event_id: str = field(default_factory=new_id)
 
@@ -330,6 +333,10 @@ def _check(kind: str, values: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
             raise InputError(f"field {name!r} of an event of kind {kind!r} has the wrong type, got {_shown(value)}")
+    if (think := values.get("think")) is not None and not is_think(think):
+        raise InputError(
+            f"field 'think' of an event of kind {kind!r} must be true, false or an effort, got {think!r:.60}"
+        )
     if kind == "feedback" and not 0 <= values.get("score", 0) <= 1:
         raise InputError(f"the score of a feedback event must be between 0 and 1, got {values['score']!r}")
 
@@ -339,7 +346,7 @@ def _expected_types(kind: str) -> Mapping[str, tuple[type, ...]]:
     """Return the JSON types of each plain field of a kind of event."""
     found = {}
     for name, hint in get_type_hints(KINDS[kind]).items():
-        parts = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        parts = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
         types = [_JSON_TYPES.get(get_origin(part) or part) for part in parts]
         if all(types):
             found[name] = tuple(t for group in types if group for t in group)
@@ -430,4 +437,5 @@ def outcome_of(
         error=event.error,
         weight=weight,
         judged_by=judged_by,
+        think=event.think,
     )

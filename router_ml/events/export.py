@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from router_ml.arm import arm_key
 from router_ml.events.event import (
     AttemptEvent,
     DecisionEvent,
@@ -31,7 +32,7 @@ _NOT_THE_MODEL = frozenset(
 
 
 def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterator[Outcome]:
-    """Yield one outcome per decision and model that was called, oldest first.
+    """Yield one outcome per decision and arm (model and `think`) that was called, oldest first.
 
     Success is the last explicit feedback, else the outcome's own, else what was inferred; `weight` and `judged_by` say
     how much it weighs and where it comes from (see `judgement`). An attempt that failed by the
@@ -50,8 +51,11 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
             outcome = None if event.cache_hit or event.clarified else _judged_outcome(event, judged)
         else:
             continue  # a request without an answer is represented by its attempts
-        if outcome is not None and (outcome.query_id, outcome.model) not in seen:
-            seen.add((outcome.query_id, outcome.model))
+        if outcome is None:
+            continue
+        key = outcome.query_id, arm_key(outcome.model, outcome.think)
+        if key not in seen:
+            seen.add(key)
             yield outcome
 
 
@@ -66,7 +70,8 @@ def _judged_outcome(event: OutcomeEvent, judged: Judged) -> Outcome:
 def _failed_attempt(event: AttemptEvent) -> Outcome | None:
     if event.ok or event.error in _NOT_THE_MODEL:
         return None
-    return Outcome(event.decision_id, event.model, 0.0, event.latency_s, error=event.error or "failed")
+    error = event.error or "failed"
+    return Outcome(event.decision_id, event.model, 0.0, event.latency_s, error=error, think=event.think)
 
 
 def _judged(store: EventStore, selection: EventFilter) -> Judged:
@@ -109,8 +114,10 @@ def _bandit_row(decision: DecisionEvent, outcome: OutcomeEvent | None, judged: J
         **{key: row.get(key) for key in _BANDIT_KEYS},
         "candidates": [_finite(candidate) for candidate in row.get("candidates", ())],
         "chosen": decision.model,
+        "think": decision.candidates[0].think if decision.candidates else None,
         "answered": None if outcome is None else outcome.ok,
         "answered_by": outcome.model if outcome is not None and outcome.ok else None,
+        "answered_think": outcome.think if outcome is not None and outcome.ok else None,
         "fallback": outcome is not None and outcome.fallback,
         "cached": outcome is not None and outcome.cache_hit,
         "latency_s": outcome and outcome.latency_s,

@@ -62,8 +62,8 @@ class Library:
         return found or next((e for e in self._heads.get(read.head, ()) if _same_size(e, read)), None)
 
     def kin(self, name: str, family: str | None = None) -> Entry | None:
-        """Return the model a name is closest to: one of the longest series whose name is part of it, of the nearest size;
-        else, by what a server calls its architecture, one of that `family`."""
+        """Return the model a name is closest to, of the nearest size: one of the longest series whose name is part of
+        it, else, by what a server calls its architecture, one of that `family`."""
         read = read_name(name)
         heads = [head for head in self._heads if head and head in read.head]
         if not heads and family:

@@ -22,7 +22,7 @@ LOG_SD, THINKING_LOG_SD = 0.25, 0.4  # of latency; how long a model thinks is ha
 TRANSFER_SD = 1.5  # doublings: how far success at one user's queries is from what benchmarks say
 MOST_STRENGTH = 20.0
 LEAST_SUCCESS, MOST_SUCCESS = 0.02, 0.985
-_UNKNOWN_B = 7.0
+_UNKNOWN_B, _LEAST_FACTOR = 7.0, 0.4
 
 
 def prior_of(
@@ -82,6 +82,20 @@ def expected_tokens(name: str, think: Think | None = None) -> Mapping[Label, flo
     effort = mode_of(entry.thinking, think) if entry is not None else think
     factor = EFFORT_TOKENS.get(str(effort), 1.0)
     return {label: round(TOKENS[label] + factor * THINKING_TOKENS[label], 1) for label in LABELS}
+
+
+def measured_tokens(
+    name: str, think: Think | None, output_tokens: float | None, thinking_tokens: float | None
+) -> Mapping[Label, float]:
+    """Return the expected tokens, corrected by those of one short answer that was measured with and without thinking.
+
+    One answer says little of the next, so that half of its deviation counts (in the log)."""
+    expected = expected_tokens(name, think)
+    seen = thinking_tokens if _thinks(known(name), think) else output_tokens
+    if not seen:
+        return expected
+    factor = min(max(math.sqrt(seen / expected["simple"]), _LEAST_FACTOR), 1.0 / _LEAST_FACTOR)
+    return {label: round(tokens * factor, 1) for label, tokens in expected.items()}
 
 
 def expected_rates(name: str, parameters_b: float | None = None, quantisation: str | None = None) -> Rates:

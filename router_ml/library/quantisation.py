@@ -1,8 +1,8 @@
 """What a quantisation costs: bits a weight, and the ability that is lost, in doublings of parameters.
 
-Sources: perplexity of Llama 2 70B under each quantisation, and of LLaMA 7B and 13B at 16 bits, as llama.cpp's documentation
-gives them (examples/perplexity/README.md, README.md). From 7B to 13B, .96 doublings, the log of the perplexity falls
-by ln(5.9066 / 5.2543) = .117; a quantisation that raises it by x costs x / .122 doublings.
+Sources: perplexity of Llama 2 70B under each quantisation, and of LLaMA 7B and 13B at 16 bits, as the documentation of
+llama.cpp gives them (examples/perplexity/README.md, README.md). From 7B to 13B, .95 doublings, the log of the
+perplexity falls by ln(5.9066 / 5.2543) = .117; a quantisation that raises it by x costs x / .123 doublings.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import uuid
@@ -164,7 +165,10 @@ class DecisionStep:
     def _decide(self, state: RequestState, machine: MachineState) -> Decision:
         if state.assignment is not None:
             try:
-                return self._pinned(state, self._by_variant(state, machine, state.assignment.variant))
+                decision = self._pinned(state, self._by_variant(state, machine, state.assignment.variant))
+                if state.request.think is None:
+                    state.request = dataclasses.replace(state.request, think=state.assignment.variant.think)
+                return decision
             except InputError:
                 raise
             except Exception as error:
@@ -178,7 +182,10 @@ class DecisionStep:
             decider = self._decider_of(variant.bundle)
         policy = variant.policy or state.policy
         state.allowed = self._allowed(policy)
-        decision = decider.decide(state.request.text, state.context, policy, machine, variant=variant.name)
+        context = state.context
+        if variant.think is not None and context.think is None:
+            context = dataclasses.replace(context, think=variant.think)
+        decision = decider.decide(state.request.text, context, policy, machine, variant=variant.name)
         return pin(decision, variant.model, self._names) if variant.model else decision
 
     def _by_default(self, state: RequestState, machine: MachineState) -> Decision:

@@ -115,7 +115,8 @@ class Gateway:
 
         `more`, all optional: `tools`, `context` (see `select_model`; `user_id` scopes cached answers), `policy`,
         `deadline_s` (of the whole request), `model` (tried first), and `think`, `format`, `options`, `keep_alive`,
-        `logprobs`, `top_logprobs` as the ollama client takes them. A pydantic class as `format` is sent as its schema.
+        `logprobs`, `top_logprobs` as the ollama client takes them. `think` holds for whichever model answers. A
+        pydantic class as `format` is sent as its schema.
 
         With `stream=True` it returns once the first part is there; iterate to read on. Where the policy asks
         clarifying questions and the query is ambiguous, no model is called: `answer.clarify` is true and the message is
@@ -309,7 +310,10 @@ class Gateway:
         limit_s = _deadline(self.options.deadline_s if deadline_s is None else deadline_s)
         self._check_open()
         chosen = self._policy if policy is None else policy
-        return RequestState(request, context_of(request, context), chosen, began_s, began_s + limit_s, model)
+        context = context_of(request, context)
+        if request.think is None and context.think is not None:
+            request = dataclasses.replace(request, think=context.think)
+        return RequestState(request, context, chosen, began_s, began_s + limit_s, model)
 
     async def _stream(self, state: RequestState, sink: Sink) -> None:
         try:
@@ -321,7 +325,7 @@ class Gateway:
             sink.ended(error)
         else:
             if not sink.started:  # a cached or empty answer, or a question: one part that is the whole
-                sink.opened(Opened(state.chosen, answer.model, ()))
+                sink.opened(Opened(state.chosen, answer.model, (), answer.think))
                 sink.part(answer.reply)
             elif not sink.finished:  # thinking alone: its parts were passed on, but not the last one
                 sink.part(answer.reply.end())

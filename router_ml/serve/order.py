@@ -21,11 +21,21 @@ def chain(
     decision: Decision, last_resort: str | None, names: ModelNames, allowed: Sequence[str] | None = None
 ) -> tuple[str, ...]:
     """Return the models to try, each once: the ranked ones, then the last resort; only the `allowed` ones."""
-    ordered = [decision.model, *(candidate.model for candidate in decision.ranked)]
-    if last_resort:
-        ordered.append(last_resort)
-    unique = dict.fromkeys(names.canonical(name) for name in ordered)
-    return tuple(name for name in unique if allowed is None or name in allowed)
+    return tuple(dict.fromkeys(model for model, _ in arm_chain(decision, last_resort, names, allowed)))
+
+
+def arm_chain(
+    decision: Decision, last_resort: str | None, names: ModelNames, allowed: Sequence[str] | None = None
+) -> tuple[tuple[str, Think | None], ...]:
+    """Return the arms to try, model and `think`, each once: the ranked ones, then the last resort where no arm of it is
+    among them; only those of `allowed` models."""
+    first = decision.candidate if decision.ranked else None
+    think = first.think if first is not None and first.model == decision.model else None
+    ordered = [(decision.model, think), *((candidate.model, candidate.think) for candidate in decision.ranked)]
+    if last_resort and not any(names.same(model, last_resort) for model, _ in ordered):
+        ordered.append((last_resort, None))
+    unique = dict.fromkeys((names.canonical(model), think) for model, think in ordered)
+    return tuple(arm for arm in unique if allowed is None or arm[0] in allowed)
 
 
 def wanted(decision: Decision) -> str:
@@ -173,7 +183,7 @@ _NORMAL_P90 = 1.282
 def plain_decision(catalogue: Catalogue, policy: str, reason: str) -> Decision:
     """Return what is decided where the router itself fails: the balanced model, then fast, then accurate, with the
     catalogue's priors for an ambiguous query."""
-    models = sorted(catalogue.models, key=lambda m: _PLAIN_ORDER[m.role])
+    models = sorted((model.default_arm for model in catalogue.models), key=lambda m: _PLAIN_ORDER[m.role])
     ranked = tuple(_plain_candidate(model, 1.0 - 0.1 * i) for i, model in enumerate(models))
     return Decision(
         model=models[0].name,
@@ -193,4 +203,5 @@ def _plain_candidate(model: Model, utility: float) -> Candidate:
     prior = model.prior
     p50, spread = prior.latency_s["ambiguous"], prior.latency_log_sd
     latency = Quantiles(p50, p50 * math.exp(_NORMAL_P90 * spread), p50 * math.exp(_NORMAL_P95 * spread))
-    return Candidate(model.name, prior.success["ambiguous"], latency, 0.0, utility, ("the router could not decide",))
+    p, why = prior.success["ambiguous"], ("the router could not decide",)
+    return Candidate(model.name, p, latency, 0.0, utility, why, think=model.think)

@@ -128,9 +128,10 @@ class EventRecorder:
         reply = answer.reply if answer else None
         cached = answer is not None and answer.cached
         model = answer.model if answer and answer.model else decision.model
-        candidate = state.candidate(model)
+        think = answer.think if answer else decision.think
+        candidate = state.candidate(model, think)
         accurate = self.catalogue.by_role("accurate")
-        best = state.candidate(accurate.name) if accurate else None
+        best = state.candidate(accurate.name, accurate.default_arm.think) if accurate else None
         unusable = invalid(state, answer) if answer else None
         timings = answer.timings if answer else Timings(total_s=self._clock() - state.began_s)
         return OutcomeEvent(
@@ -166,6 +167,7 @@ class EventRecorder:
             variant=decision.variant,
             unit=state.assignment.unit if state.assignment else state.context.session_id,
             pinned=state.model is not None,
+            think=think,
         )
 
     def _cost_usd(self, model: str, reply: Reply) -> float:
@@ -199,4 +201,5 @@ def _attempt_event(decision: Decision, index: int, attempt: Attempt) -> AttemptE
         host=attempt.host,
         breaker=attempt.breaker,
         variant=decision.variant,
+        think=attempt.think,
     )

@@ -146,16 +146,16 @@ def test_few_rows_keep_the_best_single_model() -> None:
     assert (found.p_success.argmax(axis=1) == found.models.index("steady")).all()
 
 
-def test_few_rows_leave_the_priors_alone() -> None:
+def test_few_rows_move_the_priors_and_nothing_else() -> None:
+    """16 wrong answers of three models that were expected to be right in .85 to .92 of the cases."""
     catalogue = load_catalogue()
     queries, features, complexity, _ = world(n=16)
     rows = [Outcome(q.id, name, 0.0, 1.0) for q in queries for name in catalogue.names]
     fit = fit_outcomes(queries, rows, features, complexity, catalogue, seed=0, tune=True)
     learned = predict(fit, features, complexity, catalogue)
-    prior = OutcomePredictor.from_arrays({}, {}, catalogue)
-    unlearned = prior(features.embedding, features.table, complexity, np.full(16, np.nan, np.float32))
     assert fit.report["learner"] == "prior"
-    assert (learned.p_success == unlearned.p_success).all()
+    assert (learned.p_success < 0.4).all()
+    assert np.ptp(learned.p_success, axis=0) == pytest.approx(np.zeros(3), abs=1e-6)  # the labels are equally likely
 
 
 def test_a_model_added_to_the_catalogue_rides_along(fitted: FittedOutcomes) -> None:
@@ -163,8 +163,8 @@ def test_a_model_added_to_the_catalogue_rides_along(fitted: FittedOutcomes) -> N
     found = predict(fitted, features, complexity, load_catalogue())
     assert found.models == ("a", "b", *load_catalogue().names)
     column = found.models.index("qwen3:8b")
-    prior = load_catalogue()["qwen3:8b"].prior.success
-    assert found.p_success[0, column] == pytest.approx(np.mean(list(prior.values())))  # the labels are equally likely
+    prior = np.mean(list(load_catalogue()["qwen3:8b"].prior.success.values()))
+    assert 0.5 < found.p_success[0, column] <= prior  # queries turned out harder than thought, for all models
 
 
 def test_models_with_hardly_a_row_ride_on_their_profile() -> None:
@@ -208,7 +208,7 @@ def test_stored_neighbours_serve_what_was_chosen(monkeypatch: pytest.MonkeyPatch
     nearest = NearestNeighbors(n_neighbors=k).fit(arrays["neighbour_keys"].astype(np.float32))
     near = nearest.kneighbors(fit_basis(features, complexity, 0).neighbour_keys(features), return_distance=False)
     mean = arrays["neighbour_outcomes"].astype(np.float64)[near].mean(axis=1) * k / (k + SHRINKAGE)
-    expected = mean * arrays["neighbour_weights"]
+    expected = mean * arrays["neighbour_weights"] * (1 - np.array(fit.config["prior_weight"]))
     known = found.novelty == 0
     differences = found.p_success[known] - found.p_success[known][0] - (expected[known] - expected[known][0])
     assert np.median(np.abs(differences)) < 1e-5  # stored keys are rounded: here and there another neighbour is met

@@ -21,10 +21,6 @@ class Calibration(NamedTuple):
         """Return calibrated success (n, M)."""
         return self.intercept + self.slope * raw
 
-    def shrunk(self, factor: float, means: Matrix) -> Calibration:
-        """Return the calibration whose predictions lie `factor` of the way from the means (M,)."""
-        return Calibration(factor * self.slope, factor * self.intercept + (1 - factor) * means)
-
 
 def fit_calibration(raw: Matrix, success: Matrix) -> Calibration:
     """Fit a level for each model and one slope for all of them, by least squares on held-out predictions (n, M).

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from router_ml.catalogue import Catalogue, Model, model_entry
 from router_ml.decide.features.extractor import Features
+from router_ml.decide.predictors.ability import Abilities
+from router_ml.decide.predictors.difficulty import Difficulty, DifficultyHead
 from router_ml.decide.predictors.outcomes import FORMAT
 from router_ml.types import Outcome, Query
-from training.arrays import Arrays, Matrix
+from training.arrays import Arrays, Index, Matrix
 from training.outcomes.blending import (
     Settings,
     best_settings,
@@ -29,10 +31,11 @@ from training.outcomes.blending import (
 )
 from training.outcomes.calibration import fit_calibration
 from training.outcomes.conformal import residual_quantiles, smearing
-from training.outcomes.cross_fitting import HeldOut, cross_fit, fit_learners
+from training.outcomes.cross_fitting import FOLDS, HeldOut, cross_fit, fit_learners
 from training.outcomes.head_export import export_heads
 from training.outcomes.learner import TrainingRows
 from training.outcomes.learners import Blend, success_blends
+from training.outcomes.level_fit import LevelFit, LevelRows
 from training.outcomes.neighbour_learner import neighbour_count
 from training.outcomes.ridge_learner import penalties
 from training.outcomes.routing_utility import routing_utility
@@ -44,6 +47,8 @@ from training.outcomes.transfer_learner import shrinkage_correction
 NOVELTY_QUANTILES = (0.92, 0.955)  # of the training queries' own distance, between which novelty rises from 0 to 1
 MARGIN_QUANTILES = (0.6, 0.96)  # the same for the margin, which grows for queries that are only a little unusual
 _MIN_DISTANCE_RANGE = 1e-3
+LEVELS = "prior"  # no learner: each model's prior and its own outcomes
+LEVEL_ROWS = 20.0  # outcomes of a model from which what was learned of queries weighs more than half
 
 Log = Callable[[str, dict[str, float]], None]
 
@@ -77,30 +82,46 @@ def fit_outcomes(
     seed: int,
     tune: bool,
     log: Log | None = None,
+    reading: DifficultyHead | None = None,
 ) -> FittedOutcomes:
-    """Learn outcomes of all models; `features` and `complexity` (n, 4) are rows of the same queries.
+    """Learn outcomes of all models; `features` and `complexity` (n, 4) are rows of the same queries. `reading` is the
+    difficulty head that will serve with them.
 
     `log(name, metrics)` is called for each blend tried. Raises `InputError` for outcomes that cannot be used."""
     table = outcome_table(queries, outcomes)
     place = {query.id: i for i, query in enumerate(queries)}
     index = np.array([place[query.id] for query in table.queries], dtype=np.intp)
     features, probabilities = features.rows(index), np.asarray(complexity, np.float64)[index]
-    profiles = derived_profiles(table, probabilities, catalogue)
-    table, features, probabilities = _learnable(table, features, probabilities)
+    difficulty = _difficulties(features, reading)
+    levels = LevelFit(table.models, catalogue, reading)
+    abilities = levels.fit(table, LevelRows(probabilities.astype(np.float32), difficulty))
+    abilities, profiles = levels.settled(abilities, derived_profiles(table, probabilities, catalogue))
+    table, kept = _learnable(table)
+    features, probabilities = features.rows(kept), probabilities[kept]
     if reason := _too_few(table):
-        return _priors_alone(reason, profiles)
+        return _levels_alone(reason, profiles, abilities)
     rows = TrainingRows(features, probabilities, targets_of(table), seed, tune)
     held_out = cross_fit(rows, table.groups)
-    chosen, report = _choose(table, rows, held_out, log)
-    return _final(table, rows, held_out, chosen, report, profiles, catalogue)
+    level_rows = LevelRows(probabilities.astype(np.float32), _difficulties(features, reading))
+    level = LevelFit(table.models, catalogue, reading).held_out(table, level_rows, FOLDS, seed)
+    chosen, report = _choose(table, rows, held_out, level, log)
+    fitted = _final(table, rows, held_out, chosen, report, profiles)
+    fitted.config["abilities"] = abilities.as_config()
+    return fitted
 
 
-def _learnable(table: OutcomeTable, features: Features, complexity: Matrix) -> tuple[OutcomeTable, Features, Matrix]:
+def _difficulties(features: Features, reading: DifficultyHead | None) -> list[Difficulty] | None:
+    if reading is None:
+        return None
+    return [reading(*pair) for pair in zip(features.embedding, features.table, strict=True)]
+
+
+def _learnable(table: OutcomeTable) -> tuple[OutcomeTable, Index]:
     """Keep models with enough known successes, and queries with a known success of one of them."""
     enough = np.flatnonzero((~np.isnan(table.success)).sum(axis=0) >= MIN_ROWS)
     table = table.columns(enough.tolist())
-    rows: NDArray[np.intp] = np.flatnonzero((~np.isnan(table.success)).any(axis=1))
-    return table.rows(rows), features.rows(rows), complexity[rows]
+    rows: Index = np.flatnonzero((~np.isnan(table.success)).any(axis=1))
+    return table.rows(rows), rows
 
 
 def _too_few(table: OutcomeTable) -> str:
@@ -112,24 +133,29 @@ def _too_few(table: OutcomeTable) -> str:
     return ""
 
 
-def _priors_alone(reason: str, profiles: tuple[Model, ...]) -> FittedOutcomes:
+def _levels_alone(reason: str, profiles: tuple[Model, ...], abilities: Abilities) -> FittedOutcomes:
     entries = [model_entry(model) for model in profiles]
-    config = {"format": FORMAT, "models": [], "profiles": entries, "learner": "prior"}
-    return FittedOutcomes(config, {}, {"learner": "prior", "reason": reason}, profiles)
+    config = {
+        "format": FORMAT,
+        "models": [],
+        "profiles": entries,
+        "learner": LEVELS,
+        "abilities": abilities.as_config(),
+    }
+    return FittedOutcomes(config, {}, {"learner": LEVELS, "reason": reason}, profiles)
 
 
 def _choose(
-    table: OutcomeTable, rows: TrainingRows, held_out: HeldOut, log: Log | None
+    table: OutcomeTable, rows: TrainingRows, held_out: HeldOut, level: Matrix, log: Log | None
 ) -> tuple[Chosen, dict[str, Any]]:
     """Choose settings, blend, margin and shrinkage by held-out routing utility."""
     n_models, blends = len(table.models), success_blends()
     settings = best_settings(held_out, rows.targets, next(iter(blends.values())))
     utility = routing_utility(table, rows.targets, blended_quantities(held_out, settings, n_models))
     means = held_out.means[:, :n_models]
-    # Predictions are recalibrated on these rows, so without pairs the means must be those of these rows, too.
-    baseline = utility(means) if utility.paired else utility.best_single()
-    tried = {"prior": utility.figures(means, baseline)}
-    best_name, best_p, best_utilities = "", means, baseline
+    baseline = utility(level)
+    tried = {LEVELS: utility.figures(level, baseline)}
+    best_name, best_p, best_utilities = "", level, baseline
     for name, blend in blends.items():
         raw = blended_success(held_out, settings, blend, n_models)
         p = fit_calibration(raw, table.success)(raw)
@@ -140,9 +166,11 @@ def _choose(
         if log is not None:
             log(name, {f"val/{key}": value for key, value in figures.items()})
     margin = best_margin(best_p, means, utility)
-    factor = best_factor(best_p, means, utility, baseline, margin)
+    factor = best_factor(best_p, level, means, utility, baseline, margin)
     single = {model: float(np.nanmean(table.success[:, j])) for j, model in enumerate(table.models)}
-    learner = best_name if factor else "prior"
+    if not factor:
+        margin = 0.0  # nothing learned of queries is served
+    learner = best_name if factor else LEVELS
     report = {
         "learner": learner,
         "shrinkage": factor,
@@ -164,13 +192,12 @@ def _final(
     chosen: Chosen,
     report: dict[str, Any],
     profiles: tuple[Model, ...],
-    catalogue: Catalogue,
 ) -> FittedOutcomes:
     """Fit on all rows and fold in what the held-out predictions taught."""
     targets, n_models = rows.targets, rows.targets.n_models
     fitted = fit_learners(rows)
     raw = blended_success(held_out, chosen.settings, chosen.blend, n_models)
-    calibration = fit_calibration(raw, table.success).shrunk(chosen.factor, rows.means[:n_models])
+    calibration = fit_calibration(raw, table.success)
     predicted = np.hstack((raw, blended_quantities(held_out, chosen.settings, n_models)))
     mix = latency_from_tokens(targets, predicted)
     novelty, unusual = (_between(held_out.distance, quantiles) for quantiles in (NOVELTY_QUANTILES, MARGIN_QUANTILES))
@@ -191,9 +218,10 @@ def _final(
         "profiles": [model_entry(model) for model in profiles],
         "columns": targets.columns,
         "latency_residuals": residual_quantiles(targets, served),
-        "prior_weight": _prior_weights(table, catalogue),
+        "outcomes": (~np.isnan(table.success)).sum(axis=0).tolist(),
+        "prior_weight": _level_weights(table, chosen.factor),
         "basis": int(rows.basis.directions.shape[1]),
-        "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN)},
+        "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN if chosen.factor else 0.0)},
         "novelty": _range(novelty),
         "doubt": _range(unusual),
         "neighbours": {"k": neighbour_count(len(rows))} if "neighbour_keys" in arrays else None,
@@ -217,9 +245,8 @@ def _with_transfer(predicted: Matrix, held_out: HeldOut, bounds: tuple[float, fl
     return np.asarray(predicted + novelty[:, None] * (held_out.transfer - predicted))
 
 
-def _prior_weights(table: OutcomeTable, catalogue: Catalogue) -> list[float]:
-    """Return the weight of each model's prior: its strength, in rows, beside the rows that were measured."""
-    strength = np.array([m.prior.strength if (m := catalogue.find(name)) else 0.0 for name in table.models])
+def _level_weights(table: OutcomeTable, factor: float) -> list[float]:
+    """Return the weight of each model's level beside what was learned of queries."""
     rows = (~np.isnan(table.success)).sum(axis=0)
-    weights: list[float] = (strength / (rows + strength)).tolist()
+    weights: list[float] = (1.0 - factor * rows / (rows + LEVEL_ROWS)).tolist()
     return weights

@@ -42,11 +42,13 @@ def best_margin(p: Matrix, means: Matrix, utility: RoutingUtility) -> float:
     return best if lower_bound(gains[best], MARGIN_SE + MARGIN_SMALL_SAMPLE / len(p)) > 0 else NEVER
 
 
-def best_factor(p: Matrix, means: Matrix, utility: RoutingUtility, baseline: Matrix, margin: float) -> float:
+def best_factor(
+    p: Matrix, level: Matrix, means: Matrix, utility: RoutingUtility, baseline: Matrix, margin: float
+) -> float:
     """Return the largest shrinkage factor whose gain over the baseline's utilities (n,) is proven; 0 if none is."""
     standard_errors = UTILITY_SE + UTILITY_SMALL_SAMPLE / len(p)
     for factor in FACTORS:
-        shrunk = _with_fold_margin(means + factor * (p - means), means, margin)
+        shrunk = _with_fold_margin(level + factor * (p - level), means, margin)
         if lower_bound(utility(shrunk) - baseline, standard_errors) > 0:
             return factor
     return 0.0

@@ -4,7 +4,7 @@ Rules for odd rows, so that every fit treats them alike:
 - a query id that is not among the queries, or a repeated (query, model), is an error;
 - an outcome with an `error` and no `success` counts as a failure, and its latency as unknown;
 - a latency of zero is raised to a millisecond;
-- a model with fewer than `MIN_ROWS` known successes is not learned: it is routed by its prior;
+- a model with fewer than `MIN_ROWS` known successes is not learned: it is routed by its prior, moved by those it has;
 - a model whose successes are all equal is learned as that constant, shrunk slightly towards one half;
 - a judgement of weight w below 1 moves a success from the model's mean to the judgement's score by the share w: that is
   the success to expect after such a sign. Signs that only ever say "wrong" take no part in that mean, and where a model
@@ -180,11 +180,13 @@ def not_learned(table: OutcomeTable) -> str:
                 f"{n_queries} queries have outcomes with a known success of models that have {MIN_ROWS} or more of them"
             )
         return (
-            f"no success was learned: {found}; {MIN_QUERIES} queries are needed. Judge answers ('router-ml feedback') "
-            "or measure with 'python -m training.benchmark'; until then the models are routed by their priors"
+            f"no success was learned: {found}; {MIN_QUERIES} queries are needed to choose by query. "
+            "Judge answers ('router-ml feedback') or measure with 'python -m training.benchmark'; until then the "
+            "models are routed by their priors, moved by what outcomes there are"
         )
     few = [f"{name} ({n})" for name, n in zip(table.models, judged.tolist(), strict=True) if n < MIN_ROWS]
-    return f"too few known successes to learn from; routed by their priors: {', '.join(few)}" if few else ""
+    why = "too few known successes to learn from; routed by their priors, moved by these"
+    return f"{why}: {', '.join(few)}" if few else ""
 
 
 def query_keys(queries: Sequence[Query]) -> NDArray[np.uint64]:

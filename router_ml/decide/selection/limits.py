@@ -133,7 +133,7 @@ def unable(model: Model, context: Context, machine: MachineState | None) -> str 
         return "cannot call tools"
     if (context.has_images or context.attachment_kind == "image") and not model.can("vision"):
         return "cannot see images"
-    window = model.context_window_tokens
+    window = _window(model, machine)
     if window is not None and context.prompt_tokens is not None and context.prompt_tokens > window:
         return f"the prompt of {context.prompt_tokens} tokens exceeds its window of {window}"
     if machine is not None:
@@ -150,5 +150,10 @@ def cut_to_widest(models: Sequence[Model], context: Context, machine: MachineSta
         return None
     short = replace(context, prompt_tokens=None)
     able = [model for model in models if unable(model, short, machine) is None]
-    windows = [model.context_window_tokens for model in able if model.context_window_tokens is not None]
+    windows = [window for model in able if (window := _window(model, machine)) is not None]
     return replace(context, prompt_tokens=max(windows)) if windows else None
+
+
+def _window(model: Model, machine: MachineState | None) -> int | None:
+    """Return the longest prompt a model reads: with a gateway, which asks the host for more, up to its maximum."""
+    return (machine is not None and model.max_context_tokens) or model.context_window_tokens

@@ -1,4 +1,7 @@
-"""Choose a model: predictions, limits and the state of the machine in; a ranked chain and a reason out."""
+"""Choose an arm: predictions, limits and the state of the machine in; a ranked chain and a reason out.
+
+The selector sees a flat list of arms, each with its model's name. What a policy allows and what the machine is like
+goes by model; what is predicted goes by arm."""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Container, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
+from router_ml.arm import EFFORTS, arm_key, arm_phrase, think_text
 from router_ml.catalogue import Model
 from router_ml.decide.selection.exploration import drawn, propensities, share_after
 from router_ml.decide.selection.limits import LATENCY, LOAD_WAIT, bounds, cut_to_widest, unable
@@ -19,7 +23,7 @@ from router_ml.decide.selection.utility import (
     utility,
     with_prompt,
 )
-from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles, Source
+from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles, Source, Think
 
 _UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
 _new = tuple.__new__  # of a named tuple, by place: half of the time, of which "heads and selection" has 50 us
@@ -27,7 +31,7 @@ REPORTED_WAIT_S = 0.05  # shorter waits are not reported
 
 
 class Forecast(NamedTuple):
-    """Predictions for one query, one entry per model of the selector, in its order."""
+    """Predictions for one query, one entry per arm of the selector, in its order."""
 
     p_success: Sequence[float]
     latency_s: Sequence[Sequence[float]]  # p50, p90, p95
@@ -57,7 +61,7 @@ class _Pace(NamedTuple):
 
 
 class Selector:
-    """Ranks the models of a catalogue. Stateless; thread-safe."""
+    """Ranks the arms of a catalogue (`Catalogue.arms`). Stateless; thread-safe. `default_model` is the key of one."""
 
     def __init__(
         self,
@@ -71,9 +75,10 @@ class Selector:
         self._no_interval, self._all_priors = (None,) * len(self.models), ("prior",) * len(self.models)
         self.default_model = default_model
         self.outcomes = outcomes
+        self._other_ways = {think: _asked_otherwise(self.models, think) for think in (False, True, *EFFORTS)}
         self._paces = [
             _Pace("learned", LEARNED_PROMPT_TOKENS, prior_rate(model))
-            if model.name in learned_latency
+            if model.key in learned_latency
             else _Pace("prior", USUAL_PROMPT_TOKENS, prior_rate(model))
             for model in self.models
         ]
@@ -121,6 +126,7 @@ class Selector:
         checks = bounds(policy, context)
         allows = None if policy.models is None else policy.allows
         states = machine.models if machine is not None else None
+        other_ways = self._other_ways.get(context.think, ()) if context.think is not None else ()
         prompt_tokens = context.prompt_tokens or 0
         intervals, sources = forecast.p_interval or self._no_interval, forecast.source or self._all_priors
         cautious = "learned" in sources  # then a model nobody measured must win by the lower end of its interval
@@ -138,6 +144,9 @@ class Selector:
         ):
             if allows is not None and not allows(model):
                 excluded[model.name] = "not among the policy's models"
+                continue
+            if other_ways and model.key in other_ways:
+                excluded[model.key] = f"the request asks for think = {think_text(context.think)}"
                 continue
             if able_only and (why := unable(model, context, machine)) is not None:
                 excluded[model.name] = why
@@ -157,8 +166,8 @@ class Selector:
             counted = interval[0] if cautious and source == "prior" and interval is not None and interval[0] < p else p
             worth = utility(policy, counted, latency.p50 - load_s + charged_s, cost)
             candidate = _new(Candidate, (  # by place: "heads and selection" takes 50 us at most
-                model.name, p, latency, cost, worth, reasons, known_tokens, True, None, source, latency_source, interval,
-                load_s,
+                model.name, p, latency, cost, worth, reasons, known_tokens, True, model.think, source, latency_source,
+                interval, load_s,
             ))  # fmt: skip
             for check, bound in checks:
                 if (broken := check(candidate, bound)) is not None:
@@ -190,14 +199,14 @@ class Selector:
         )
         candidates = self._candidates(forecast, short, policy, machine, {})
         for candidate in candidates:
-            del excluded[candidate.model]
+            excluded.pop(candidate.model, None)
         return candidates
 
     def _keep_default(self, fit: list[Candidate], policy: Policy, novelty: float, notes: list[str]) -> list[Candidate]:
         """Keep the default model first for a query far from the training queries, unless another is clearly better."""
-        if not novelty or self.default_model is None or fit[0].model == self.default_model:
+        if not novelty or self.default_model is None or _is(fit[0], self.default_model):
             return fit
-        default = next((c for c in fit if c.model == self.default_model), None)
+        default = next((c for c in fit if _is(c, self.default_model)), None)
         if default is None or fit[0].utility - default.utility > policy.default_margin * novelty:
             return fit
         notes.append("unlike the training queries, so the default model stays")
@@ -221,6 +230,21 @@ class Selector:
             return chain, chances[0]
         notes.append("explored")
         return [chain[pick], *chain[:pick], *chain[pick + 1 :]], chances[pick]
+
+
+def _is(candidate: Candidate, key: str) -> bool:
+    return arm_key(candidate.model, candidate.think) == key
+
+
+def _asked_otherwise(arms: Sequence[Model], think: Think) -> frozenset[str]:
+    """Return the keys of the arms left out where a request asks for `think`: those asked another way, of the models
+    that have one asked this way, or failing that one that thinks, or does not, as this way does."""
+    left_out: set[str] = set()
+    for name in {arm.name for arm in arms}:
+        own = [arm for arm in arms if arm.name == name and arm.think is not None]
+        exact = [arm for arm in own if arm.think == think] or [arm for arm in own if bool(arm.think) == bool(think)]
+        left_out |= {arm.key for arm in own if arm not in exact} if exact else set()
+    return frozenset(left_out)
 
 
 def _uncatalogued(names: Sequence[str], forecast: Forecast) -> list[Candidate]:
@@ -286,7 +310,7 @@ def _reason(chain: list[Candidate], notes: list[str]) -> str:
         extra = better.latency_s.p50 - p50
         price = f" for {extra:.1f} s more" if extra > 0 else ""
         barred = "" if better.admissible or not chosen.admissible else f", but {better.reasons[0]}"
-        head += f"; {better.model} would add {_decimal(gain)}{price}{barred}"
+        head += f"; {arm_phrase(better.model, better.think)} would add {_decimal(gain)}{price}{barred}"
     if not chosen.reasons and not notes:
         return head
     state = [word for word in chosen.reasons if word not in notes]

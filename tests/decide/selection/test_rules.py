@@ -58,9 +58,11 @@ def test_moderate_goes_to_the_fast_one_while_the_balanced_one_performs_badly(rou
 def test_complex_escalates_where_time_is_cheap_and_the_budget_allows(router_that_says: Maker) -> None:
     router = router_that_says("complex")
     assert router.decide("anything", policy="accurate").model == ACCURATE
-    assert router.decide("anything", policy=Policy("patient", latency_budget_s=None)).model == BALANCED
-    patient = Policy("worth it", latency_weight_per_s=0.004, latency_budget_s=None)
-    assert router.decide("anything", policy=patient).model == ACCURATE
+    unhurried = router.decide("anything", policy=Policy("patient", latency_budget_s=None))
+    assert (unhurried.model, unhurried.think) == (ACCURATE, False)
+    patient = Policy("worth it", latency_weight_per_s=0.002, latency_budget_s=None)
+    thorough = router.decide("anything", policy=patient)
+    assert (thorough.model, thorough.think) == (ACCURATE, True)
     assert router.decide("anything", {"latency_budget_s": 6}, policy="accurate").model == BALANCED
 
 
@@ -114,7 +116,7 @@ def test_nothing_within_the_budget_gives_the_fastest_and_says_so(router_that_say
     assert decision.model == FAST
     assert "over the budget of 0.01 s" in decision.reason
     assert not any(c.admissible for c in decision.ranked)
-    assert len(decision.ranked) == 3
+    assert len(decision.ranked) == 4  # one model both ways
 
 
 def test_nothing_likely_enough_gives_the_likeliest(router_that_says: Maker) -> None:
@@ -180,7 +182,8 @@ def test_a_prompt_longer_than_every_window_goes_to_the_widest(router_that_says: 
     assert set(decision.excluded) == {BALANCED, ACCURATE}
     assert "the prompt of 500000 tokens exceeds every window, 131072 is the widest" in decision.reason
     away = MachineState({FAST: ModelState(available=False)})
-    assert [c.model for c in router.decide("x", {"prompt_tokens": 500_000}, machine=away).ranked] == [ACCURATE]
+    cut = router.decide("x", {"prompt_tokens": 500_000}, machine=away)
+    assert [(c.model, c.think) for c in cut.ranked] == [(ACCURATE, False), (ACCURATE, True)]
 
 
 def test_unavailable_models_are_left_out_with_their_reason(router_that_says: Maker) -> None:
@@ -337,9 +340,9 @@ def test_reasons_are_short_and_name_the_alternative(router_that_says: Maker) -> 
     reason = router_that_says("moderate", 1.0).decide("x").reason
     # 12.0 s in the mean is a p95 of 12.0 * exp(-.2**2 / 2 + 1.645 * .2) = 16.3 s
     barred = "p95 16.3 s is over the budget of 5 s"
-    assert reason == f"p_success .91 at 2.6 s; qwen3:8b would add .03 for 9.1 s more, but {barred}"
+    assert reason == f"p_success .91 at 2.6 s; qwen3:8b with thinking would add .03 for 9.1 s more, but {barred}"
     patient = router_that_says("moderate", 1.0).decide("x", policy=Policy("patient", latency_budget_s=None)).reason
-    assert patient == "p_success .91 at 2.6 s; qwen3:8b would add .03 for 9.1 s more"
+    assert patient == "p_success .91 at 2.6 s; qwen3:8b with thinking would add .03 for 9.1 s more"
 
 
 @pytest.mark.parametrize("wrong", ["nope", "", "Balanced", None, 5, {"name": "x"}, "missing.toml", Path("/nowhere")])

@@ -1,0 +1,109 @@
+"""The level of each model from own outcomes: Bayesian, so that a few outcomes count, and many outweigh every prior.
+
+What a model is expected to do before its outcomes is the catalogue's prior, or that of an unknown model. See
+`router_ml.decide.predictors.ability`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from router_ml.catalogue import Catalogue, Model, Prior
+from router_ml.decide.predictors.ability import Abilities, logit, sigmoid, widened
+from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
+from router_ml.decide.predictors.outcomes import OutcomePredictor
+from router_ml.errors import InputError
+from router_ml.types import LABELS
+from training.arrays import Floats, Index, Matrix
+from training.outcomes.table import OutcomeTable
+from training.splits import permuted_folds
+
+UNKNOWN_SUCCESS, UNKNOWN_STRENGTH = 0.7, 2.0  # of a model in no catalogue
+
+
+@dataclass(frozen=True)
+class LevelRows:
+    """Queries as levels read them."""
+
+    complexity: Floats  # (n, 4)
+    difficulty: Sequence[Difficulty] | None = None  # (n,)
+
+    def rows(self, index: Index) -> LevelRows:
+        """Return some of the queries."""
+        difficulty = None if self.difficulty is None else [self.difficulty[i] for i in index]
+        return LevelRows(self.complexity[index], difficulty)
+
+    def of(self, i: int) -> tuple[Floats, Difficulty | None]:
+        """Return one query."""
+        return self.complexity[i], None if self.difficulty is None else self.difficulty[i]
+
+
+class LevelFit:
+    """Learns the levels of some models."""
+
+    def __init__(self, models: Sequence[str], catalogue: Catalogue, reading: DifficultyHead | None = None) -> None:
+        """Take models as the outcomes name them.
+
+        Raises `InputError` if two of the names are those of one model in the catalogue."""
+        self.entries = {name: catalogue.find(name) for name in models}
+        taken: dict[str, str] = {}
+        for name, entry in self.entries.items():
+            if entry is not None and taken.setdefault(entry.name, name) != name:
+                raise InputError(
+                    f"outcomes of {taken[entry.name]!r} and {name!r} are of one model of the catalogue, "
+                    f"{entry.name!r}; use one name for it"
+                )
+        entries = [(name, entry or _unknown(name)) for name, entry in self.entries.items()]
+        expected = [replace(entry, name=name, aliases=(), arms=()) for name, entry in entries]
+        self._predictor = OutcomePredictor(Catalogue(tuple(expected)), reading=reading)
+        self._models = list(models)
+
+    def fit(self, table: OutcomeTable, rows: LevelRows) -> Abilities:
+        """Return the abilities after the outcomes of a table, whose queries are `rows`."""
+        observe, judged = self._predictor.observation, np.argwhere(~np.isnan(table.success))
+        observations = [observe(table.models[j], float(table.success[i, j]), *rows.of(i)) for i, j in judged.tolist()]
+        return Abilities().updated(observations, self._predictor.prior_sd)
+
+    def predict(self, abilities: Abilities, rows: LevelRows) -> Matrix:
+        """Return the chance of success (n, M) of every model."""
+        self._predictor.abilities = abilities
+        none = np.zeros(0, np.float32)
+        parts = (rows.of(i) for i in range(len(rows.complexity)))
+        found = [self._predictor.predict_one(none, none, labels, np.nan, given).p_success for labels, given in parts]
+        return np.array(found, np.float64).reshape(-1, len(self._models))
+
+    def held_out(self, table: OutcomeTable, rows: LevelRows, folds: int, seed: int) -> Matrix:
+        """Return predictions (n, M), each by outcomes of other groups."""
+        found = np.zeros(table.success.shape)
+        for train, test in permuted_folds(table.groups, folds, seed):
+            abilities = self.fit(table.rows(train), rows.rows(train))
+            found[test] = self.predict(abilities, rows.rows(test))
+        return found
+
+    def settled(self, abilities: Abilities, profiles: Sequence[Model]) -> tuple[Abilities, tuple[Model, ...]]:
+        """Return the abilities and the profiles of models in no catalogue, with the models' levels moved from the
+        abilities into the profiles: their success is then what is known now."""
+        settled = []
+        for profile in profiles:
+            prior_sd = self._predictor.prior_sd(profile.name)
+            shift = abilities.shift(profile.name, ANY_FAMILY, prior_sd)
+            mean = logit(UNKNOWN_SUCCESS) * widened(prior_sd**2) + shift.mean
+            logits = {label: logit(p) for label, p in profile.prior.success.items()}
+            centre = sum(logits.values()) / len(logits)
+            success = {
+                label: sigmoid((mean + value - centre) / widened(shift.sd**2)) for label, value in logits.items()
+            }
+            p = sum(success.values()) / len(success)
+            strength = 1.0 / max(shift.sd**2 * p * (1 - p), 1e-6)
+            settled.append(replace(profile, prior=replace(profile.prior, success=success, strength=strength)))
+            if profile.name in abilities.models:
+                abilities = abilities.moved(profile.name, -shift.mean)
+        return abilities, tuple(settled)
+
+
+def _unknown(name: str) -> Model:
+    success = dict.fromkeys(LABELS, UNKNOWN_SUCCESS)
+    return Model(name, Prior(dict.fromkeys(LABELS, 1.0), success, strength=UNKNOWN_STRENGTH))
