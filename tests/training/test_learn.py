@@ -14,23 +14,22 @@ import pytest
 
 from router_ml.bundles.format import load_bundle
 from router_ml.bundles.registry import read_active
-from router_ml.catalogue import load_catalogue
 from router_ml.decide.features.extractor import Features
 from router_ml.decide.router import Router
-from router_ml.decide.selection.policy import Policy
+from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.errors import InputError, StoreError
 from router_ml.events.connect import open_store
 from router_ml.events.event import Event, FeedbackEvent, OutcomeEvent, decision_event
 from router_ml.experiments.state import ExperimentState
 from router_ml.files import file_lock
-from router_ml.settings import Settings
+from router_ml.settings import CHECKOUT, Settings
 from training.learning import job as job_module
 from training.learning.gate import GateVerdict, Word, offpolicy_gate
 from training.learning.job import A_PERSON_MUST_ACT, DONE, NOTHING_TO_LEARN, Learning
 from training.learning.policy import LearnPolicy, read_learn_policy
 from training.learning.state import read_state
 
-SMALL, LARGE = load_catalogue().names[0], load_catalogue().names[-1]
+SMALL, LARGE = "llama3.2:3b-instruct", "qwen2.5:3b-instruct"  # without arms
 
 
 @pytest.fixture(scope="module")
@@ -357,3 +356,11 @@ def test_vectors_of_another_encoder_are_left_out(settings: Settings) -> None:
     said: list[str] = []
     assert learning(settings, said).run() == NOTHING_TO_LEARN
     assert any(line.startswith("30 judged answers have neither") for line in said)
+
+
+def test_the_example_of_a_policy_is_one_for_the_router_and_for_the_job() -> None:
+    path = CHECKOUT / "examples" / "learn_daily" / "policy.toml"
+    assert resolve_policy(path).exploration == 0.02
+    assert read_learn_policy(path) == LearnPolicy(then="ab", shadow_hours=24, coverage=0.5)
+    for name in ("crontab", "router-ml-learn.service", "compose.yaml"):
+        assert "python -m training.learn --quiet --policy" in (path.parent / name).read_text()
