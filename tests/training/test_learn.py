@@ -115,6 +115,13 @@ def test_too_few_judged_answers_say_how_many_are_missing_and_how_to_get_them(set
     assert "router-ml feedback ID up" in said[-1]
 
 
+@pytest.mark.parametrize("dry", [False, True])
+def test_without_any_events_it_says_what_records_them(settings: Settings, dry: bool) -> None:
+    said: list[str] = []
+    assert learning(settings, said, dry=dry).run() == NOTHING_TO_LEARN
+    assert "nothing was recorded in" in said[-1]
+
+
 def test_without_kept_features_it_says_which_setting_keeps_them(settings: Settings) -> None:
     store = open_store(settings.state_dir)
     store.append(traffic(settings, 30))

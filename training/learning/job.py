@@ -20,7 +20,7 @@ from router_ml.decide.router import Router
 from router_ml.errors import BundleError, StoreError
 from router_ml.events.connect import settings_store
 from router_ml.events.event import ExperimentEvent
-from router_ml.events.store import EventStore
+from router_ml.events.store import DATABASE, EventStore
 from router_ml.experiments.experiment import Experiment, RampStep, Variant, experiment_row
 from router_ml.experiments.rollout import FOLDER, Rollout
 from router_ml.experiments.state import ExperimentState
@@ -110,6 +110,10 @@ class Learning:
 
     def _begin(self) -> int | None:
         """Begin a job where enough was judged; return an exit code where not."""
+        if self.settings.events is None and not (self.settings.state_dir / DATABASE).exists():
+            self.say(f"nothing to learn yet: nothing was recorded in {self.settings.state_dir}; a gateway, a coordinator "
+                     "node or router-ml serve records there, and ROUTER_ML_KEEP=features keeps what is learned from")  # fmt: skip
+            return NOTHING_TO_LEARN
         rows = self._rows
         if note := encoder_note(self._active.path, rows):
             self.say(note)
