@@ -111,8 +111,10 @@ class Learning:
     def _begin(self) -> int | None:
         """Begin a job where enough was judged; return an exit code where not."""
         if self.settings.events is None and not (self.settings.state_dir / DATABASE).exists():
-            self.say(f"nothing to learn yet: nothing was recorded in {self.settings.state_dir}; a gateway, a coordinator "
-                     "node or router-ml serve records there, and ROUTER_ML_KEEP=features keeps what is learned from")  # fmt: skip
+            self.say(
+                f"nothing to learn yet: nothing was recorded in {self.settings.state_dir}; a gateway, a coordinator node "
+                "or router-ml serve records there, with ROUTER_ML_KEEP=features what can be learned from"
+            )
             return NOTHING_TO_LEARN
         rows = self._rows
         if note := encoder_note(self._active.path, rows):
