@@ -112,7 +112,7 @@ class Learning:
         """Begin a job where enough was judged; return an exit code where not."""
         if self.settings.events is None and not (self.settings.state_dir / DATABASE).exists():
             self.say(
-                f"nothing to learn yet: nothing was recorded in {self.settings.state_dir}; a gateway, a coordinator node "
+                f"nothing to learn yet: nothing was recorded in {self.settings.state_dir}; a gateway, a node "
                 "or router-ml serve records there, with ROUTER_ML_KEEP=features what can be learned from"
             )
             return NOTHING_TO_LEARN
