@@ -289,6 +289,9 @@ def _headline(job: FitJob, metrics: dict[str, float]) -> str:
     if "val/outcomes_utility_gain" in metrics:
         gain = metrics["val/outcomes_utility_gain"]
         parts.append(f"{len(job.outcomes)} outcomes learned, cross-validated utility {gain:+.3f} over the best model")
+    elif "val/outcomes_closeness_gain" in metrics:
+        gain = metrics["val/outcomes_closeness_gain"]
+        parts.append(f"{len(job.outcomes)} outcomes of traffic learned, squared error {-gain:+.3f} against the means")
     elif job.outcomes:
         parts.append(f"{len(job.outcomes)} outcomes, too few to learn from")
     return "; ".join([*parts, job.recipe])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -293,7 +292,7 @@ class Router:
             decision = self._decision(asked, judged, forecast, request, chosen_policy, machine, degraded, variant)
             if keeps:
                 kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
-                decision = dataclasses.replace(decision, features=kept)
+                object.__setattr__(decision, "features", kept)  # nobody has it yet, and `replace` takes 25 us
             decisions.append(decision)
         return decisions
 

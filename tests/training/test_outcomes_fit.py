@@ -311,3 +311,44 @@ def test_a_learned_arm_that_the_catalogue_lacks_is_added_to_its_model() -> None:
     predictor = OutcomePredictor.from_arrays(config, fitted.arrays, own)
     assert predictor.models == ("m+nothink", "m+think")
     assert predictor.learned == predictor.models
+
+
+def test_one_outcome_a_query_teaches_which_model_suits_which_query() -> None:
+    """Traffic has no query that several models answered, so choices cannot be compared row by row."""
+    rng = np.random.default_rng(3)
+    n = 900
+    hard = rng.random(n) < 0.4
+    embedding = rng.normal(0, 0.3, (n, 24)).astype(np.float32)
+    embedding[:, 0] += np.where(hard, 1.5, -1.5)
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    features = Features(embedding, np.zeros((n, len(TABLE_NAMES)), np.float32))
+    large = rng.random(n) < 0.5
+    success = rng.random(n) < np.where(hard & ~large, 0.2, 0.9)
+    queries = [Query(f"q{i}", "") for i in range(n)]
+    outcomes = [
+        Outcome(f"q{i}", "large" if large[i] else "small", float(success[i]), 9.0 if large[i] else 2.0)
+        for i in range(n)
+    ]
+    complexity = np.full((n, 4), 0.25)
+    fitted = fit_outcomes(queries, outcomes, features, complexity, Catalogue(()), seed=0, tune=False)
+    assert fitted.report["learner"] != "prior"
+    predictor = OutcomePredictor.from_arrays(fitted.config, fitted.arrays, Catalogue(()))
+    found = predictor(embedding, features.table, complexity.astype(np.float32), np.full(n, np.nan, np.float32))
+    small = found.p_success[:, found.models.index("small")]
+    assert small[hard].mean() < 0.45
+    assert small[~hard].mean() > 0.75
+    assert found.p_success[hard, found.models.index("large")].mean() > 0.75
+
+
+def test_one_outcome_a_query_without_any_difference_stays_with_the_means() -> None:
+    rng = np.random.default_rng(4)
+    n = 500
+    features = Features(rng.normal(size=(n, 24)).astype(np.float32), np.zeros((n, len(TABLE_NAMES)), np.float32))
+    outcomes = [Outcome(f"q{i}", "ab"[i % 2], float(rng.random() < 0.7), 1.0) for i in range(n)]
+    queries = [Query(f"q{i}", "") for i in range(n)]
+    fitted = fit_outcomes(queries, outcomes, features, np.full((n, 4), 0.25), Catalogue(()), seed=0, tune=False)
+    if fitted.report["learner"] != "prior":
+        predictor = OutcomePredictor.from_arrays(fitted.config, fitted.arrays, Catalogue(()))
+        label, unknown = np.full((n, 4), 0.25, np.float32), np.full(n, np.nan, np.float32)
+        found = predictor(features.embedding, features.table, label, unknown)
+        assert found.p_success.std(axis=0).max() < 0.04

@@ -56,9 +56,8 @@ class LevelFit:
                     f"outcomes of {taken[entry.key]!r} and {key!r} are of one model of the catalogue, "
                     f"{entry.key!r}; use one name for it"
                 )
-        expected = [
-            replace(entry or _unknown(key), name=key, aliases=(), think=None) for key, entry in self.entries.items()
-        ]
+        entries = [(key, entry or _unknown(key)) for key, entry in self.entries.items()]
+        expected = [replace(entry, name=key, aliases=(), arms=(), think=None) for key, entry in entries]
         self._predictor = OutcomePredictor(Catalogue(tuple(expected)), reading=reading)
         self._models = list(models)
 
