@@ -18,7 +18,7 @@ from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.neighbours import SHRINKAGE
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.types import Outcome, Query
-from training.outcomes import learners, outcome_fit, shrinkage
+from training.outcomes import learners, outcome_fit
 from training.outcomes.basis import fit_basis
 from training.outcomes.forest_learner import export_forest, fit_forest
 from training.outcomes.learner import Export, Setting, TrainingRows
@@ -195,7 +195,6 @@ def test_missing_cells_do_no_harm() -> None:
 
 def test_stored_neighbours_serve_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcome_fit, "success_blends", lambda: {"knn": {"knn": 1.0}})
-    monkeypatch.setattr(shrinkage, "MARGINS", (0.0,))
     monkeypatch.setattr(outcome_fit, "NOVEL_MARGIN", 0.0)
     queries, features, complexity, kind = world()
     fit = fit_outcomes(queries, specialists(queries, kind), features, complexity, EMPTY, seed=0, tune=False)
