@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
 from router_ml.catalogue import Model, model_entry
 from router_ml.decide.router import Router
 from router_ml.settings import load_settings
 from router_ml.terminal import print_table
-from router_ml.types import LABELS
+from router_ml.types import LABELS, Label
+
+Expectation: TypeAlias = Mapping[Label, tuple[float, tuple[float, float]]]
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,8 +21,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verb = subparsers.add_parser(
         "models",
         help="the models to choose among, with their priors",
-        description="Lists the models to choose among, with the priors of each for the four labels, and whether its "
-        "predictions were learned from outcomes.",
+        description="Lists the models to choose among: where the chance of success of each comes from (prior: the "
+        "catalogue alone; learned: own outcomes), that chance for the four labels with its 90 % interval, and the "
+        "prior seconds. Beside a learned model, one with only a prior counts by the lower end of its interval.",
     )
     verb.add_argument("--json", action="store_true", help="as JSON")
     verb.set_defaults(func=_models)
@@ -27,16 +31,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _models(options: argparse.Namespace) -> int:
     router = Router.load_or_heuristic(settings=load_settings())
+    found, learned = router.expectations(), router.learned
     if options.json:
-        print(json.dumps([{**model_entry(model), "learned": model.name in router.learned} for model in router.models]))
+        print(json.dumps([_entry(model, found[model.name], learned) for model in router.models]))
         return 0
-    rows = [("model", "role", "source", "capabilities", *(f"prior {label}" for label in LABELS))]
-    print_table([*rows, *(_row(model, router.learned) for model in router.models)], left=range(8))
-    print("\nPriors are expectations (success and seconds), not measurements; source: what the predictions rest on.")
+    rows = [("model", "role", "source", "capabilities", *LABELS)]
+    print_table([*rows, *(_row(model, found[model.name], learned) for model in router.models)], left=range(8))
+    print(
+        "\nChance of success with its 90 % interval, and prior seconds. Source: 'prior' is an expectation of the "
+        "catalogue, not a measurement; 'learned' rests on own outcomes."
+    )
     return 0
 
 
-def _row(model: Model, learned: Collection[str]) -> tuple[str, ...]:
+def _entry(model: Model, found: Expectation, learned: Collection[str]) -> dict[str, Any]:
+    success = {label: {"p": round(p, 4), "interval": [round(x, 4) for x in pair]} for label, (p, pair) in found.items()}
+    known = model.name in learned
+    return {**model_entry(model), "learned": known, "source": "learned" if known else "prior", "success": success}
+
+
+def _row(model: Model, found: Expectation, learned: Collection[str]) -> tuple[str, ...]:
     can = "?" if model.capabilities is None else ",".join(sorted(model.capabilities)) or "text"
-    priors = (f"{model.prior.success[label]:.2f} in {model.prior.latency_s[label]:.1f} s" for label in LABELS)
-    return model.name, model.role or "-", "learned" if model.name in learned else "prior", can, *priors
+    cells = []
+    for label in LABELS:
+        p, (low, high) = found[label]
+        cells.append(f"{p:.2f} ({low:.2f}-{high:.2f}) in {model.prior.latency_s[label]:.1f} s")
+    return model.name, model.role or "-", "learned" if model.name in learned else "prior", can, *cells

@@ -24,7 +24,7 @@ from router_ml.decide.predictors.levels import Levels
 from router_ml.decide.predictors.neighbours import Neighbours
 from router_ml.decide.predictors.priors import LabelPriors
 from router_ml.errors import BundleFormatError
-from router_ml.types import LABELS, Source
+from router_ml.types import LABELS, Label, Source
 
 FORMAT = 2
 QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside success, in the log
@@ -35,6 +35,7 @@ _BELOW = 1.01  # a model that the margin holds back ranks just below the default
 P_LOW, P_HIGH = 0.005, 0.995
 _MAX_LOG = 12.0
 _ONE = np.ones(1, np.float32)
+_SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
 class Predictions(NamedTuple):
@@ -315,6 +316,14 @@ class OutcomePredictor:
     def reads_difficulty(self) -> bool:
         """Return whether it has a difficulty head."""
         return self._reading is not None
+
+    def now(self) -> dict[str, dict[Label, tuple[float, tuple[float, float]]]]:
+        """Return each model's chance of success on every label with its interval, before a query is read."""
+        rows = {label: self._levels(self._priors(one).p_success) for label, one in zip(LABELS, _SURE, strict=True)}
+        return {
+            model: {label: (p[i], intervals[i]) for label, (p, intervals) in rows.items()}
+            for i, model in enumerate(self.models)
+        }
 
     def difficulty(self, embedding: Floats, table: Floats) -> Difficulty | None:
         """Return the difficulty of one query; None without a difficulty head."""
