@@ -117,7 +117,7 @@ def _run(options: argparse.Namespace) -> None:
     for name in PAIRS:
         if (table := _read(options.bench / name)) is not None:
             found = judged(table, bundle, catalogue)
-            length = f"prompt length {_apgr(length_scores(table), table):.3f}"
+            length = f"prompt length {_apgr(np.asarray(length_scores(table), np.float64), table):.3f}"
             rows.append((name, "apgr", f"{_apgr(found.p_success, table):.3f}", length))
     if (table := _read(options.bench / "local5")) is not None:
         figures = report(judged(table, bundle, catalogue), resamples=1)["figures"]
