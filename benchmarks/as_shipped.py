@@ -3,31 +3,29 @@
     python -m benchmarks.as_shipped --bench DIR [--bundle DIR] [--catalogue F]
 
 Of a weak and a strong model (routellm-mmlu, routellm-gsm8k): the area APGR, and that of prompt length alone. Of local
-models (local5): the normalised area AIQ beside the static mix of the same models. A model that the catalogue knows has
-its priors and, where the library knows it, its ability; another one gets a prior by its rank of size. Nothing is
-learned and nothing is fitted: the outcomes only judge.
+models (local5): the normalised area AIQ beside the static mix of the same models. With --catalogue a model has that
+catalogue's priors, else those of the library; GPT-4 is expected to do what the library expects of Llama 3.3 70B.
+Nothing is learned and nothing is fitted: the outcomes only judge.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from router_ml.bundles.registry import active_bundle
-from router_ml.catalogue import Catalogue, Model, Prior, load_catalogue
-from router_ml.decide.predictors.ability import chance
-from router_ml.decide.predictors.difficulty import label_difficulty
+from router_ml.catalogue import Catalogue, Model, load_catalogue
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
+from router_ml.library import prior_of
 from router_ml.settings import load_settings
 from router_ml.terminal import format_table, run_command
-from router_ml.types import LABELS, TASK_FAMILIES
 from training.arrays import Matrix
 from training.command import command_parser
 from training.evaluate import JudgedOutcomes, report
@@ -36,28 +34,14 @@ from training.measuring.metrics import apgr
 from training.outcomes.table import OutcomeTable, outcome_table
 
 PAIRS = ("routellm-mmlu", "routellm-gsm8k")
-# Ability in doublings of parameters: of models of this size. Mixtral 8x7B is read as 13B, GPT-4 as 200B.
-SIZES_B: Mapping[str, float] = {
-    "mistralai/Mixtral-8x7B-Instruct-v0.1": 13.0, "gpt-4-1106-preview": 200.0,
-    "qwen2.5:1.5b": 1.5, "qwen2.5:3b": 3.1, "llama3.2:3b": 3.2, "qwen2.5:7b": 7.6, "llama3.1:8b": 8.0,
-}  # fmt: skip
-ABILITY_SD = 1.0
-SECONDS_PER_B, FIXED_S = 0.15, 0.8  # of an answer; only ratios count
-
-
-class _Ability:
-    def __init__(self, size_b: float) -> None:
-        self.mean, self.sd = float(np.log2(size_b)), ABILITY_SD
+NOT_OF_OLLAMA = {"gpt-4-1106-preview": "llama3.3:70b", "mistralai/Mixtral-8x7B-Instruct-v0.1": "mixtral:8x7b"}
 
 
 def expected_model(name: str, catalogue: Catalogue) -> Model:
-    """Return the catalogue's entry of a model under the given name, else a prior from its size."""
+    """Return the catalogue's entry of a model under the given name, else the library's expectation of it."""
     if (entry := catalogue.find(name)) is not None:
         return replace(entry, name=name, aliases=())
-    abilities = dict.fromkeys(TASK_FAMILIES, _Ability(SIZES_B[name]))
-    sure = np.eye(len(LABELS), dtype=np.float32)
-    success = {label: chance(abilities, label_difficulty(row)).p for label, row in zip(LABELS, sure, strict=True)}
-    return Model(name, Prior(dict.fromkeys(LABELS, FIXED_S + SECONDS_PER_B * SIZES_B[name]), success))
+    return Model(name, prior_of(NOT_OF_OLLAMA.get(name, name)))
 
 
 def judged(table: OutcomeTable, bundle: Path, catalogue: Catalogue) -> JudgedOutcomes:
@@ -99,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     cli = command_parser("benchmarks.as_shipped", __doc__)
     cli.add_argument("--bench", type=Path, required=True, help="folder of the data sets")
     cli.add_argument("--bundle", type=Path, help="the bundle (default: the active one)")
-    cli.add_argument("--catalogue", type=Path, help="models and priors, TOML (the packaged ones)")
+    cli.add_argument("--catalogue", type=Path, help="models and priors, TOML (default: the library alone)")
     return cli
 
 
@@ -112,13 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if not options.bench.is_dir():
         raise InputError(f"{options.bench} is not a folder; give the one that holds the data sets")
-    bundle, catalogue = options.bundle or active_bundle(load_settings()), load_catalogue(options.catalogue)
+    bundle = options.bundle or active_bundle(load_settings())
+    catalogue = load_catalogue(options.catalogue) if options.catalogue else Catalogue(())
     rows = [("data set", "figure", "as shipped", "beside it")]
     for name in PAIRS:
         if (table := _read(options.bench / name)) is not None:
             found = judged(table, bundle, catalogue)
             length = f"prompt length {_apgr(np.asarray(length_scores(table), np.float64), table):.3f}"
-            rows.append((name, "apgr", f"{_apgr(found.p_success, table):.3f}", length))
+            rows.append((name, "apgr", f"{_apgr(np.asarray(found.p_success, np.float64), table):.3f}", length))
     if (table := _read(options.bench / "local5")) is not None:
         figures = report(judged(table, bundle, catalogue), resamples=1)["figures"]
         static = figures["aiq_normalised_static_mix"]["value"]

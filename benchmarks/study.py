@@ -150,23 +150,27 @@ def cross_validated(data: Data, seed: int) -> tuple[JudgedOutcomes, list[str]]:
     parts = [
         (test, *fit_and_judge(data, train, test, seed)) for train, test in permuted_folds(data.groups, FOLDS, seed)
     ]
-    order = np.argsort(np.concatenate([test for test, _, _ in parts]))
+    return joined(data, [(test, judged) for test, judged, _ in parts]), [learner for _, _, learner in parts]
 
-    def joined(name: str) -> NDArray[np.float64]:
-        whole: NDArray[np.float64] = np.concatenate([getattr(judged, name) for _, judged, _ in parts])[order]
-        return whole
 
-    judged = JudgedOutcomes(
+def joined(data: Data, parts: Sequence[tuple[Index, JudgedOutcomes]]) -> JudgedOutcomes:
+    """Return the judged parts of a data set as one, in its order; each row is in one part."""
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+
+    def whole(name: str) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = np.concatenate([getattr(judged, name) for _, judged in parts])[order]
+        return values
+
+    return JudgedOutcomes(
         table=outcome_table(data.queries, data.outcomes),
-        p_success=joined("p_success"),
-        latency_s=joined("latency_s"),
-        cost_usd=joined("cost_usd"),
-        novelty=joined("novelty"),
+        p_success=whole("p_success"),
+        latency_s=whole("latency_s"),
+        cost_usd=whole("cost_usd"),
+        novelty=whole("novelty"),
         policy_choices={},
         features=data.features,
         bundle=data.name,
     )
-    return judged, [learner for _, _, learner in parts]
 
 
 def transfer(data: Data, other: Data) -> float:

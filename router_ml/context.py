@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from router_ml.arm import EFFORTS, is_think
 from router_ml.errors import ContextError, InputError, QueryError
 from router_ml.messages import (
     Conversation,
@@ -24,10 +25,11 @@ from router_ml.messages import (
 from router_ml.numbers import count, seconds
 from router_ml.suggestions import warn_of_typos
 from router_ml.tools import read_tools
-from router_ml.types import EMPTY_CONTEXT, Context
+from router_ml.types import EMPTY_CONTEXT, Context, Think
 
 _KNOWN = frozenset({
     "tools", "n_tools", "history", "attachment", "session_id", "latency_budget_s", "prompt_tokens", "has_images",
+    "think",
 })  # fmt: skip
 _READ = _KNOWN | {"user_id", "last_model"}  # the gateway and the coordinator read these
 MAX_TURNS, MAX_ATTACHMENTS = 100_000, 100_000
@@ -78,6 +80,7 @@ def _parsed(raw: Context | Mapping[str, Any] | None) -> Context:
         extra=extra,
         has_images=bool(raw.get("has_images")) or any(message.images for message in history),
         unread_tokens=int(sum(message.unread_tokens for message in history)),
+        think=_think(raw),
     )
 
 
@@ -114,8 +117,9 @@ def context_row(context: Context) -> dict[str, Any]:
         "has_images": context.has_images,
         "latency_budget_s": context.latency_budget_s,
         "prompt_tokens": context.prompt_tokens,
+        "think": context.think,
     }
-    return {key: value for key, value in row.items() if value or (key == "prompt_tokens" and value is not None)}
+    return {key: v for key, v in row.items() if v or (key in ("prompt_tokens", "think") and v is not None)}
 
 
 def shows_image(turn: Any) -> bool:
@@ -145,6 +149,14 @@ def _sequence(raw: Mapping[str, Any], key: str) -> Sequence[Any]:
         return ()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise ContextError(f"{key} must be a list, found {type(value).__name__}", key)
+    return value
+
+
+def _think(raw: Mapping[str, Any]) -> Think | None:
+    value = raw.get("think")
+    if value is not None and not is_think(value):
+        ways = ", ".join(map(str, EFFORTS))
+        raise ContextError(f"think must be true, false, {ways} or None, found {value!r:.60}", "think")
     return value
 
 

@@ -17,6 +17,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
+from router_ml.arm import EFFORTS, arm_key, is_think
 from router_ml.context import parse_context
 from router_ml.errors import ContextError, InputError, RowError, shown
 from router_ml.files import atomic_file, reason
@@ -27,7 +28,7 @@ T = TypeVar("T")
 _QUERY_KEYS = {"id", "text", "context", "label", "group", "slice"}
 _OUTCOME_KEYS = {
     "query_id", "model", "success", "latency_s", "prompt_tokens", "output_tokens", "load_s",
-    "prompt_eval_s", "eval_s", "cost_usd", "resident", "error",
+    "prompt_eval_s", "eval_s", "cost_usd", "resident", "error", "weight", "judged_by", "think",
 }  # fmt: skip
 MAX_NUMBER = 1e15
 STANDARD_OUTPUT = "-"
@@ -167,6 +168,9 @@ def _outcome(row: _Row) -> Outcome:
     resident = row.data.get("resident")
     if resident is not None and not isinstance(resident, bool):
         raise row.fail("resident", f"must be true, false or null, found {_kind(resident)}")
+    think = row.data.get("think")
+    if think is not None and not is_think(think):
+        raise row.fail("think", f"must be true, false, {', '.join(map(str, EFFORTS))} or null, found {_kind(think)}")
     return Outcome(
         query_id=row.text("query_id"),
         model=row.text("model"),
@@ -180,8 +184,17 @@ def _outcome(row: _Row) -> Outcome:
         cost_usd=row.number("cost_usd"),
         resident=resident,
         error=row.optional_text("error"),
+        weight=1.0 if (weight := row.number("weight", 0.0, 1.0)) is None else weight,
+        judged_by=row.optional_text("judged_by"),
         extra=row.extra(_OUTCOME_KEYS),
+        think=think,
     )
+
+
+def read_objects(path: Path | str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the objects of a JSON Lines file of any kind, each with the number of its line. Raises `RowError`."""
+    for row in _rows(path):
+        yield row.line, row.data
 
 
 def _unique(
@@ -206,10 +219,10 @@ def read_queries(path: Path | str) -> list[Query]:
 
 
 def read_outcomes(path: Path | str) -> list[Outcome]:
-    """Read measured outcomes; one row per query and model.
+    """Read measured outcomes; one row per query and arm (model and `think`).
 
     Raises `RowError` for a bad or repeated row and `InputError` if the file cannot be read."""
-    return _unique(_rows(path), _outcome, lambda o: (o.query_id, o.model), "query_id, model")
+    return _unique(_rows(path), _outcome, lambda o: (o.query_id, arm_key(o.model, o.think)), "query_id, model")
 
 
 def query_row(query: Query) -> dict[str, Any]:
@@ -223,6 +236,8 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
     """Return the file form of an outcome; absent optional values are left out."""
     required = {"query_id", "model", "success", "latency_s"}
     values = {k: getattr(outcome, k) for k in sorted(_OUTCOME_KEYS, key=_ORDER.__getitem__)}
+    if outcome.weight == 1.0:
+        del values["weight"]
     return {k: v for k, v in values.items() if v is not None or k in required} | dict(outcome.extra)
 
 

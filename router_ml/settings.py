@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from router_ml.errors import SettingsError
 
 log = logging.getLogger(__name__)
+
+Keep: TypeAlias = Literal["none", "features", "text"]  # what is kept of a query beside its numbers
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGED_BUNDLES = Path(__file__).resolve().parent / "bundles"
@@ -25,6 +28,7 @@ MAX_THREADS = 1024
 _OLLAMA_PORT = 11434
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 DEFAULT_HOST_TYPE = "ollama"
+OWN_CATALOGUE = "catalogue.toml"  # in the state folder, where `router-ml init` writes it
 _HOST_TYPE = re.compile(r"([a-z][a-z0-9]*)\+(?=https?://)")
 _SWITCH = {"": False, "0": False, "false": False, "no": False, "off": False,
            "1": True, "true": True, "yes": True, "on": True}  # fmt: skip
@@ -36,7 +40,7 @@ class Settings:
 
     bundle: Path | None = None  # ROUTER_ML_BUNDLE: this bundle and no other
     models_dir: Path | None = None  # ROUTER_ML_MODELS_DIR: the bundle registry; none: `models` in the state folder
-    catalogue: Path | None = None  # ROUTER_ML_CATALOGUE
+    catalogue: Path | None = None  # ROUTER_ML_CATALOGUE, else catalogue.toml in the state folder where it is there
     policy: str = "balanced"  # ROUTER_ML_POLICY: a preset, or the path of a policy file
     ollama_host: str = field(default="http://127.0.0.1:11434", repr=False)  # OLLAMA_HOST
     state_dir: Path = Path("~/.router_ml")  # ROUTER_ML_STATE_DIR: events, experiments, bundles
@@ -46,24 +50,33 @@ class Settings:
     last_resort: str | None = "qwen3:8b"  # ROUTER_ML_LAST_RESORT: tried after every ranked model; "none": nothing is
     parallel: int = 4  # ROUTER_ML_PARALLEL: calls at once per model and host
     stick_margin: float | None = None  # ROUTER_ML_STICK_MARGIN: utility a session's change of model must gain
+    reload_s: float = 1.0  # ROUTER_ML_RELOAD_S: between two checks for a promoted bundle or a new catalogue; 0: none
     preload: bool = False  # ROUTER_ML_PRELOAD=1: load the likely next model while the host is idle
     answer_cache_size: int = 0  # ROUTER_ML_ANSWER_CACHE: answers cached; 0 turns it off
     events: str | None = field(default=None, repr=False)  # ROUTER_ML_EVENTS: postgresql:// URL or path of the store
-    keep_text: bool = False  # ROUTER_ML_KEEP_TEXT=1: store the queries' redacted text for 30 days
+    keep: Keep = "none"  # ROUTER_ML_KEEP: what is stored of queries for 30 days: features, or redacted text
+    judge: str | None = None  # ROUTER_ML_JUDGE: a local model that judges a sample of answers; none: nobody does
+    judge_share: float = 0.02  # ROUTER_ML_JUDGE_SHARE: of the answers
     alert_webhook: str | None = field(default=None, repr=False)  # ROUTER_ML_ALERT_WEBHOOK: takes Alertmanager's form
+
+    @property
+    def keep_text(self) -> bool:
+        """Whether the redacted text of queries is stored."""
+        return self.keep == "text"
 
 
 def load_settings(env: Mapping[str, str] | None = None) -> Settings:
     """Return the settings of the environment. Raises `SettingsError` naming the variable."""
     env = os.environ if env is None else env
     defaults = Settings()
+    state_dir = _path(env, "ROUTER_ML_STATE_DIR") or _home_folder(defaults.state_dir)
     return Settings(
         bundle=_path(env, "ROUTER_ML_BUNDLE"),
         models_dir=_path(env, "ROUTER_ML_MODELS_DIR"),
-        catalogue=_path(env, "ROUTER_ML_CATALOGUE"),
+        catalogue=_path(env, "ROUTER_ML_CATALOGUE") or _own_catalogue(state_dir),
         policy=env.get("ROUTER_ML_POLICY") or defaults.policy,
         ollama_host=base_url(env.get("OLLAMA_HOST") or defaults.ollama_host),
-        state_dir=_path(env, "ROUTER_ML_STATE_DIR") or _home_folder(defaults.state_dir),
+        state_dir=state_dir,
         encoder_threads=_whole(env, "ROUTER_ML_THREADS", defaults.encoder_threads, 1, MAX_THREADS),
         decision_cache_size=_whole(env, "ROUTER_ML_DECISION_CACHE", defaults.decision_cache_size, 0),
         deadline_s=_number(env, "ROUTER_ML_DEADLINE_S", low=0.001) or defaults.deadline_s,
@@ -73,9 +86,20 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         preload=_switch(env, "ROUTER_ML_PRELOAD"),
         answer_cache_size=_whole(env, "ROUTER_ML_ANSWER_CACHE", defaults.answer_cache_size, 0),
         events=env.get("ROUTER_ML_EVENTS") or None,
-        keep_text=_switch(env, "ROUTER_ML_KEEP_TEXT"),
+        reload_s=defaults.reload_s if (reload_s := _number(env, "ROUTER_ML_RELOAD_S", low=0.0)) is None else reload_s,
+        keep=_keep(env, "ROUTER_ML_KEEP"),
+        judge=_optional_name(env, "ROUTER_ML_JUDGE", None),
+        judge_share=_share(env, "ROUTER_ML_JUDGE_SHARE", defaults.judge_share),
         alert_webhook=_webhook(env, "ROUTER_ML_ALERT_WEBHOOK"),
     )
+
+
+def _own_catalogue(state_dir: Path) -> Path | None:
+    path = state_dir / OWN_CATALOGUE
+    try:
+        return path if path.is_file() else None
+    except OSError:
+        return None
 
 
 def base_url(value: str, name: str = "OLLAMA_HOST") -> str:
@@ -173,6 +197,16 @@ def _temporary_state() -> Path:
     return folder
 
 
+def _keep(env: Mapping[str, str], name: str) -> Keep:
+    """Return ROUTER_ML_KEEP; ROUTER_ML_KEEP_TEXT=1, its earlier form, means text where the new one is not set."""
+    keep_text = _switch(env, "ROUTER_ML_KEEP_TEXT")
+    value = env.get(name, "").strip().lower() or ("text" if keep_text else "none")
+    for known in get_args(Keep):
+        if value == known:
+            return known  # type: ignore[no-any-return]
+    raise SettingsError(f"{name} must be none, features or text, found {value!r:.60}")
+
+
 def _number(env: Mapping[str, str], name: str, low: float) -> float | None:
     value = env.get(name)
     if not value:
@@ -184,6 +218,13 @@ def _number(env: Mapping[str, str], name: str, low: float) -> float | None:
     if not low <= number < math.inf:
         raise SettingsError(f"{name} must be a number, {low:g} or more, found {value!r:.60}")
     return number
+
+
+def _share(env: Mapping[str, str], name: str, default: float) -> float:
+    value = _number(env, name, low=0.0)
+    if value is not None and value > 1:
+        raise SettingsError(f"{name} must be a number between 0 and 1, found {env[name]!r:.60}")
+    return default if value is None else value
 
 
 def _optional_name(env: Mapping[str, str], name: str, default: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Shared parts of the commands: exit statuses and tables."""
+"""Shared parts of the commands: exit statuses, progress and tables."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TextIO, TypeVar
 
+from router_ml.arm import arm_key
 from router_ml.errors import InputError, RouterError
 from router_ml.files import reason
 from router_ml.types import Candidate, Decision
+
+T = TypeVar("T")
 
 INTERRUPTED = 130  # as a shell reports a program that was ended by Ctrl-C
 QUERY_WIDTH = 44
@@ -87,6 +90,19 @@ def _discard(stream: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
 
 
+def track(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yield the items with a progress bar on standard error, where that is a terminal."""
+    bar_width, shown = 20, sys.stderr is not None and sys.stderr.isatty()
+    for done, item in enumerate(items):
+        if shown:
+            filled = bar_width * done // len(items)
+            line = f"{what} [{'#' * filled}{'.' * (bar_width - filled)}] {done + 1}/{len(items)} {item}"
+            print(f"\r\x1b[K{cut(line, shutil.get_terminal_size().columns - 1)}", end="", file=sys.stderr, flush=True)
+        yield item
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def print_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> None:
     """Print rows, the first of which is the head, with their columns lined up."""
     print(format_table(rows, left, columns=terminal_columns(), bold_head=_shows_styles()))
@@ -141,7 +157,8 @@ def _shows_styles() -> bool:
 def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learned: Collection[str] = ()) -> str:
     """Return one line a query: model, complexity, chance of success, latency, where these come from, and the reason.
 
-    `learned` names the models whose predictions were learned from outcomes."""
+    A model with a choice is shown by its arm, such as `qwen3:8b+nothink`. `learned` names the arms whose predictions
+    were learned from outcomes."""
     rows = [("query", "model", "complexity", "p_success", "p50/p90/p95 s", "source", "reason")]
     for query, decision in zip(queries, decisions, strict=True):
         chosen = decision.candidate
@@ -149,7 +166,7 @@ def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learne
         rows.append(
             (
                 cut(_one_line(query), QUERY_WIDTH),
-                decision.model if decision.action == "answer" else f"{decision.model} (clarify)",
+                arm_key(decision.model, decision.think) + (" (clarify)" if decision.action == "clarify" else ""),
                 f"{decision.complexity} {share:.2f}",
                 f"{chosen.p_success:.2f}",
                 _quantiles(chosen),
@@ -161,8 +178,8 @@ def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learne
 
 
 def source_of(candidate: Candidate, learned: Collection[str]) -> str:
-    """Return where the chance of success of a model comes from: "learned" from own outcomes, else its "prior"."""
-    return "learned" if candidate.source == "prior" and candidate.model in learned else candidate.source
+    """Return where the chance of success of an arm comes from: "learned" from own outcomes, else its own source."""
+    return "learned" if _arm(candidate) in learned else candidate.source
 
 
 _BASIS = {frozenset({"learned"}): "learned from outcomes", frozenset({"prior"}): "by priors, not measured"}
@@ -173,7 +190,7 @@ def savings(decisions: Sequence[Decision], reference: str | None = None, learned
     if not decisions:
         return ""
     reference = reference or _likeliest(decisions)
-    pairs = [(d.candidate, next((c for c in d.ranked if c.model == reference), None)) for d in decisions]
+    pairs = [(d.candidate, next((c for c in d.ranked if _arm(c) == reference), None)) for d in decisions]
     known = [(a, b) for a, b in pairs if b is not None and a.latency_s.p50 > 0]
     if not known:
         return ""
@@ -192,8 +209,12 @@ def _likeliest(decisions: Sequence[Decision]) -> str:
     totals: dict[str, float] = {}
     for decision in decisions:
         for candidate in decision.ranked:
-            totals[candidate.model] = totals.get(candidate.model, 0.0) + candidate.p_success
+            totals[_arm(candidate)] = totals.get(_arm(candidate), 0.0) + candidate.p_success
     return max(totals, key=totals.__getitem__)
+
+
+def _arm(candidate: Candidate) -> str:
+    return arm_key(candidate.model, candidate.think)
 
 
 def _quantiles(candidate: Candidate) -> str:

@@ -67,6 +67,7 @@ class Context:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # unknown keys, kept and ignored
     has_images: bool = False  # in the history: the model that answers must be able to see them
     unread_tokens: int = 0  # estimated size of tool calls, thinking and later messages, which are not in `history`
+    think: Think | None = None  # the caller asks for it: only arms that are asked this way
 
 
 EMPTY_CONTEXT = Context()
@@ -104,6 +105,8 @@ class Outcome:
     error: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     think: Think | None = None  # how it was asked; None: the model's own default, or no choice
+    weight: float = 1.0  # of the judgement behind `success`, see `router_ml.events.judgement`
+    judged_by: str | None = None  # kind of feedback behind `success`; None: measured
 
 
 class Quantiles(NamedTuple):
@@ -129,6 +132,24 @@ class Candidate(NamedTuple):
     source: Source = "prior"  # where `p_success` comes from
     latency_source: Source = "prior"  # where `latency_s` comes from
     p_interval: tuple[float, float] | None = None  # of `p_success`, 90 %; None where it is not known
+    load_s: float = 0.0  # of `latency_s`, the wait until the model is in memory
+
+    @property
+    def warm_p95_s(self) -> float:
+        """Return the p95 of the latency once the model is in memory."""
+        return self.latency_s.p95 - self.load_s
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is expected of a model for each complexity label before it has outcomes."""
+
+    latency_s: Mapping[Label, float]  # mean seconds of one answer
+    success: Mapping[Label, float]  # share of right answers
+    output_tokens: Mapping[Label, float] | None = None
+    latency_log_sd: float = 0.5  # standard deviation of the log of latency
+    strength: float = 20.0  # weight of this prior, in outcomes
+    latency_source: Source = "prior"  # "measured" where `latency_s` follows from rates measured on this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +172,8 @@ class Decision:
     degraded: bool = False  # True if a fallback (heuristics, priors) stood in for something learned
     difficulty: float | None = None  # log2 of the billions of parameters a typical model needs; None: not read
     rule: str | None = None  # the user's rule that spoke
+    features: Any = field(default=None, compare=False, repr=False)  # what was read, where ROUTER_ML_KEEP=features
+    if_warm: str | None = None  # the model that would be chosen if all were in memory; None: this one
 
     def __str__(self) -> str:
         return self.model
@@ -185,6 +208,7 @@ class Decision:
             "think": self.think,
             "difficulty": self.difficulty,
             "rule": self.rule,
+            "if_warm": self.if_warm,
         }
 
 
@@ -228,6 +252,8 @@ class ModelState:
     recent_success: float | None = None  # live success rate in the recent window
     recent_calls: int = 0  # calls that rate rests on
     reason: str = ""  # why it is not available
+    answer_s: float | None = None  # seconds of one answer, once enough were measured
+    requests_per_load: float = 1.0  # that share one load: those expected before the model leaves memory again
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router_ml.catalogue import Catalogue, load_catalogue, model_entry, model_from
+from router_ml.catalogue import Catalogue, catalogue_from, load_catalogue, model_entry, model_from
 from router_ml.errors import CatalogueError
 from router_ml.types import LABELS
 
@@ -80,7 +80,9 @@ def test_entries_survive_a_round_trip(name: str) -> None:
         ({"price_input_usd_per_mtok": 10**400}, "price_input_usd_per_mtok"),
         ({"price_output_usd_per_mtok": True}, "price_output_usd_per_mtok"),
         ({"prior": 5}, "prior"),
-        ({"prior": {}}, "prior"),
+        ({"prior": {"latency_source": "guess"}}, "prior.latency_source"),
+        ({"measured": 5}, "measured"),
+        ({"measured": {"decode_tokens_per_s": 0, "prompt_tokens_per_s": 5}}, "measured.decode_tokens_per_s"),
         ({"prior": {**PRIOR, "success": 1.2}}, "prior.success"),
         ({"prior": {**PRIOR, "success": {"simple": 1}}}, "prior.success"),
         ({"prior": {**PRIOR, "latency_s": "slow"}}, "prior.latency_s"),
@@ -175,6 +177,45 @@ def test_slips_of_the_pen_are_told_and_other_keys_are_free(caplog: pytest.LogCap
         "mine.toml: model 1 (slip): the unknown key 'aliasses' is ignored; did you mean 'aliases'?",
         "mine.toml: model 1 (slip): prior: the unknown key 'sucess' is ignored; did you mean 'success'?",
     ]
-    with pytest.raises(CatalogueError, match="'prior'"):
-        model_from({"name": "m", "prioir": prior}, "mine.toml: model 2")
+    assert model_from({"name": "m", "prioir": prior}, "mine.toml: model 2").prior.success["simple"] != 0.9
     assert "did you mean 'prior'?" in caplog.records[-1].message
+
+
+def test_a_model_with_a_name_alone_has_the_priors_of_the_library() -> None:
+    small, large = (model_from({"name": name}, "here").prior for name in ("llama3.2:1b", "llama3.3:70b"))
+    for label in LABELS:
+        assert small.success[label] < large.success[label]
+        assert small.latency_s[label] < large.latency_s[label]
+    assert small.success["complex"] < small.success["simple"]
+    assert small.latency_source == "prior"
+
+
+def test_what_a_prior_states_wins_over_the_library() -> None:
+    prior = model_from({"name": "llama3.2:1b", "prior": {"success": 0.5}}, "here").prior
+    assert prior.success == dict.fromkeys(LABELS, 0.5)
+    assert prior.strength == 20.0
+    assert prior.latency_s["simple"] < prior.latency_s["complex"]
+
+
+def test_measured_rates_give_the_expected_seconds() -> None:
+    measured = {"decode_tokens_per_s": 10.0, "prompt_tokens_per_s": 500.0, "load_s": 4.0, "at": "2026-11-28"}
+    model = model_from({"name": "llama3.2:3b", "measured": measured}, "here")
+    # 1,000 tokens of prompt at 500 a second, 40 tokens at 10, and the tenth of a second of a call
+    assert model.prior.latency_s["simple"] == pytest.approx(0.1 + 2.0 + 4.0)
+    assert model.prior.latency_source == "measured"
+    assert model_from(model_entry(model), "again") == model
+
+
+def test_an_arm_without_a_prior_has_that_of_its_way_to_be_asked() -> None:
+    arms = model_from({"name": "qwen3:8b", "arm": [{"think": False}, {"think": True}]}, "here").arms
+    off, on = (arm.prior for arm in arms)
+    for label in LABELS:
+        assert off.success[label] < on.success[label]
+        assert off.latency_s[label] < on.latency_s[label]
+
+
+def test_an_absent_model_is_not_offered() -> None:
+    entries = [{"name": "here"}, {"name": "gone", "absent": True}]
+    assert catalogue_from(entries, "mine.toml").names == ("here",)
+    with pytest.raises(CatalogueError, match="absent"):
+        catalogue_from(entries[1:], "mine.toml")

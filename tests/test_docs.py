@@ -228,7 +228,7 @@ def _defaults(cls: Any) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("heading", "index", "expected"),
     [
-        ("Decision", 0, _names(Decision)),
+        ("Decision", 0, _names(Decision) | {"think"}),
         ("Candidate", 0, _names(Candidate)),
         ("Context", 0, context._READ),
         ("Policy", 0, _names(Policy)),
@@ -270,10 +270,10 @@ def test_the_reference_shows_the_defaults(heading: str, index: int, cls: Any) ->
 
 
 def test_the_reference_shows_the_presets() -> None:
-    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| (\w+) \|$", PAGES["docs/reference.md"], re.M)
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| (\w+) \| (\w+) \|$", PAGES["docs/reference.md"], re.M)
     assert rows == [
-        (name, *map(_shown, (policy.latency_weight_per_s, policy.cost_weight_per_usd, policy.latency_budget_s)))
-        for name, policy in PRESETS.items()
+        (name, *map(_shown, (p.latency_weight_per_s, p.cost_weight_per_usd, p.latency_budget_s, p.load_wait_s)))
+        for name, p in PRESETS.items()
     ]
 
 

@@ -122,6 +122,10 @@ def test_empty_variables_count_as_unset() -> None:
     assert load_settings({"ROUTER_ML_LAST_RESORT": "None"}).last_resort is None
     assert not load_settings({"ROUTER_ML_KEEP_TEXT": "Off"}).keep_text
     assert load_settings({"ROUTER_ML_KEEP_TEXT": "yes"}).keep_text
+    assert load_settings({"ROUTER_ML_KEEP": "Features"}).keep == "features"
+    assert load_settings({"ROUTER_ML_KEEP": "none", "ROUTER_ML_KEEP_TEXT": "1"}).keep == "none"  # the newer one counts
+    with pytest.raises(SettingsError, match="ROUTER_ML_KEEP must be none, features or text"):
+        load_settings({"ROUTER_ML_KEEP": "words"})
 
 
 def _bundle(models_dir: Path, name: str) -> Path:

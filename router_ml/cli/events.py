@@ -11,7 +11,7 @@ from pathlib import Path
 
 from router_ml.errors import InputError
 from router_ml.events.connect import open_store
-from router_ml.events.export import export_bandit, export_events, export_outcomes, export_queries
+from router_ml.events.export import export_bandit, export_events, export_features, export_outcomes, export_queries
 from router_ml.events.retention import Retention
 from router_ml.events.store import EventFilter, EventStore
 from router_ml.jsonl import STANDARD_OUTPUT
@@ -22,6 +22,7 @@ _EXPORTS: Mapping[str, Callable[[EventStore, Path, EventFilter], int]] = {
     "outcomes": export_outcomes,
     "bandit": export_bandit,
     "queries": lambda store, path, _: export_queries(store, path),
+    "features": lambda store, path, _: export_features(store, path),
     "events": export_events,
 }
 
@@ -39,7 +40,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         dest="content",
         choices=tuple(_EXPORTS),
         default="outcomes",
-        help="outcomes for training, bandit (one row a decision, with its reward), queries or events",
+        help="outcomes for training, bandit (one row a decision, with its reward), queries, features or events",
     )
     export.add_argument("--since", type=age_s, metavar="AGE", help="only the last 30m, 12h, 7d ...")
     export.set_defaults(func=_export)
@@ -56,6 +57,7 @@ def event_store(settings: Settings, *, read_only: bool = True) -> EventStore:
         settings.events or settings.state_dir,
         key_dir=settings.state_dir,
         keep_text=settings.keep_text,
+        keep_features=settings.keep == "features",
         read_only=read_only,
     )
 
@@ -85,8 +87,9 @@ def _export(options: argparse.Namespace) -> int:
         store.close()
     notes = sys.stderr if str(options.out) == STANDARD_OUTPUT else sys.stdout
     print(f"{count} {options.content} written to {options.out}", file=notes)
-    if options.content == "queries" and not count:
-        print("No text is stored by default; set ROUTER_ML_KEEP_TEXT=1 to store it, redacted, for 30 days.", file=notes)
+    if options.content in ("queries", "features") and not count:
+        kept = {"queries": "text", "features": "features"}[options.content]
+        print(f"No {kept} is stored by default; set ROUTER_ML_KEEP={kept} to store it for 30 days.", file=notes)
     return 0
 
 

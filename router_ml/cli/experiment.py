@@ -28,6 +28,7 @@ from router_ml.experiments.state import ExperimentState
 from router_ml.experiments.verdict import RECORD_FORMAT, Verdict, recompute
 from router_ml.settings import Settings, load_settings
 from router_ml.suggestions import suggestion
+from router_ml.types import Think
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,6 +59,9 @@ def _register_start(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{arm}-policy", metavar="POLICY", help="a preset or a policy file")
         parser.add_argument(f"--{arm}-bundle", metavar="FOLDER", help="a bundle's folder")
         parser.add_argument(f"--{arm}-model", metavar="MODEL", help="this model for every request")
+        parser.add_argument(
+            f"--{arm}-think", choices=tuple(_WAYS), help="how models that can think are asked, unless the caller says"
+        )
     parser.add_argument("--coverage", type=float, default=1.0, help="share of units that takes part (default 1)")
     parser.add_argument("--ramp", metavar="AGE:SHARE,...", help="growing coverage, such as 0:0.05,1h:0.25,1d:1")
     parser.add_argument("--holdout", type=float, default=0.0, help="share of units that never takes part")
@@ -121,11 +125,13 @@ def _from_options(options: argparse.Namespace) -> Experiment:
     if not options.id:
         raise ExperimentError("give the experiment a name, or a definition with --file")
     named = vars(options)
-    if not any(named[f"{arm}_{kind}"] for arm in ("challenger", "control") for kind in ("policy", "bundle", "model")):
-        raise ExperimentError("name what to try: --challenger-policy, --challenger-bundle or --challenger-model")
+    kinds = ("policy", "bundle", "model", "think")
+    if not any(named[f"{arm}_{kind}"] for arm in ("challenger", "control") for kind in kinds):
+        raise ExperimentError(f"name what to try: {', '.join(f'--challenger-{kind}' for kind in kinds)}")
 
     def variant(arm: str) -> Variant:
-        return Variant(named[arm], named[f"{arm}_policy"], named[f"{arm}_bundle"], named[f"{arm}_model"])
+        policy, bundle, model, think = (named[f"{arm}_{kind}"] for kind in kinds)
+        return Variant(named[arm], policy, bundle, model, None if think is None else _WAYS[think])
 
     return Experiment(
         id=options.id,
@@ -150,6 +156,7 @@ def _ramp(text: str) -> tuple[RampStep, ...]:
         raise ExperimentError(f"--ramp {text!r} must have the form 0:0.05,1h:0.25,1d:1") from error
 
 
+_WAYS: Mapping[str, Think] = {"on": True, "off": False, "low": "low", "medium": "medium", "high": "high"}
 _INTEGERS = ("min_units", "min_judged", "planned_units")
 
 

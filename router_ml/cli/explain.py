@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Collection
 
+from router_ml.arm import arm_key, arm_phrase
 from router_ml.cli.choosing import add_choosing_options, chosen_context, chosen_policy, chosen_router
 from router_ml.settings import load_settings
 from router_ml.terminal import format_table, source_of, terminal_columns
@@ -37,7 +38,8 @@ def _text(explanation: Explanation, learned: Collection[str]) -> str:
     decision = explanation.decision
     shares = sorted(decision.complexity_probabilities.items(), key=lambda item: -item[1])
     lines = [
-        f"model       {decision.model}   ({decision.action}; policy {decision.policy}, bundle {decision.bundle})",
+        f"model       {arm_phrase(decision.model, decision.think)}   "
+        f"({decision.action}; policy {decision.policy}, bundle {decision.bundle})",
         f"reason      {decision.reason}",
         "complexity  " + ", ".join(f"{label} {share:.2f}" for label, share in shares),
         f"novelty     {decision.novelty:.2f} (0: like the training queries, 1: unlike any)",
@@ -57,7 +59,7 @@ def _text(explanation: Explanation, learned: Collection[str]) -> str:
 
 def _row(candidate: Candidate, learned: Collection[str]) -> tuple[str, ...]:
     return (
-        candidate.model,
+        arm_key(candidate.model, candidate.think),
         f"{candidate.p_success:.2f}",
         "/".join(f"{value:.1f}" for value in candidate.latency_s),
         f"{candidate.cost_usd:.5f}",

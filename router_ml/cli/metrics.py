@@ -6,10 +6,11 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from router_ml.cli.events import age_s, event_store
-from router_ml.events.event import DecisionEvent, Event
+from router_ml.events.event import DecisionEvent, Event, FeedbackEvent
+from router_ml.events.judgement import judge_agreement, source_of
 from router_ml.events.store import EventFilter
 from router_ml.monitor.summary import Summary, summarise
 from router_ml.settings import load_settings
@@ -58,11 +59,15 @@ def _metrics(options: argparse.Namespace) -> int:
         print("No requests in this window.")
         return 0
     _table("model", snapshot.by_model, snapshot.total)
+    if snapshot.by_arm:
+        print()
+        _table("arm", snapshot.by_arm, None)
     if snapshot.total.saved_share is not None:
         print(
             "saved: seconds spent against those predicted for the most accurate model. The decisions' predictions rest "
             f"on: success {_counts(sources['success'])}; seconds {_counts(sources['latency'])}."
         )
+    _judging(events)
     if snapshot.by_variant:
         print()
         _table("variant", snapshot.by_variant, None)
@@ -83,6 +88,22 @@ def _sources(events: Iterable[Event], since_s: float) -> dict[str, dict[str, int
 def _counts(sources: Mapping[str, int]) -> str:
     total = sum(sources.values())
     return ", ".join(f"{name} {n / total:.0%}" for name, n in sorted(sources.items())) or "unknown"
+
+
+def _judging(events: Sequence[Event]) -> None:
+    """Print what the judgements come from, and how far the judge agrees with people."""
+    feedback = [event for event in events if isinstance(event, FeedbackEvent)]
+    kinds = Counter(event.kind for event in feedback)
+    if kinds:
+        print("judged by:")
+        for kind, n in kinds.most_common():
+            print(f"  {kind:<15}{n:>8,}  weight {source_of(kind).weight:g}: {source_of(kind).meaning}")
+    found = judge_agreement(feedback)
+    if found.compared:
+        print(
+            f"the judge agrees with people on {found.same} of {found.compared} answers both judged (kappa "
+            f"{found.kappa:.2f}), so its judgements weigh {found.weight:.2f}"
+        )
 
 
 def _table(title: str, groups: Mapping[str, Summary], total: Summary | None) -> None:

@@ -33,10 +33,10 @@ def _models(options: argparse.Namespace) -> int:
     router = Router.load_or_heuristic(settings=load_settings())
     found, learned = router.expectations(), router.learned
     if options.json:
-        print(json.dumps([_entry(model, found[model.name], learned) for model in router.models]))
+        print(json.dumps([_facts(model, router) for model in router.models]))
         return 0
     rows = [("model", "role", "source", "capabilities", *LABELS)]
-    print_table([*rows, *(_row(model, found[model.name], learned) for model in router.models)], left=range(8))
+    print_table([*rows, *(_row(arm, found[arm.key], learned) for arm in router.arms)], left=range(8))
     print(
         "\nChance of success with its 90 % interval, and prior seconds. Source: 'prior' is an expectation of the "
         "catalogue, not a measurement; 'learned' rests on own outcomes."
@@ -44,10 +44,15 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
-def _entry(model: Model, found: Expectation, learned: Collection[str]) -> dict[str, Any]:
-    success = {label: {"p": round(p, 4), "interval": [round(x, 4) for x in pair]} for label, (p, pair) in found.items()}
-    known = model.name in learned
-    return {**model_entry(model), "learned": known, "source": "learned" if known else "prior", "success": success}
+def _facts(model: Model, router: Router) -> dict[str, Any]:
+    arms, found = [arm.key for arm in router.arms if arm.name == model.name], router.expectations()
+    learned = [key for key in arms if key in router.learned]
+    success = {key: {label: _rounded(*found[key][label]) for label in LABELS} for key in arms}
+    return {**model_entry(model), "learned": bool(learned), "learned_arms": learned, "success": success}
+
+
+def _rounded(p: float, interval: tuple[float, float]) -> dict[str, Any]:
+    return {"p": round(p, 4), "interval": [round(bound, 4) for bound in interval]}
 
 
 def _row(model: Model, found: Expectation, learned: Collection[str]) -> tuple[str, ...]:
@@ -56,4 +61,4 @@ def _row(model: Model, found: Expectation, learned: Collection[str]) -> tuple[st
     for label in LABELS:
         p, (low, high) = found[label]
         cells.append(f"{p:.2f} ({low:.2f}-{high:.2f}) in {model.prior.latency_s[label]:.1f} s")
-    return model.name, model.role or "-", "learned" if model.name in learned else "prior", can, *cells
+    return model.key, model.role or "-", "learned" if model.key in learned else "prior", can, *cells

@@ -17,12 +17,12 @@ DESCRIPTION = """Makes a bundle the active one, or returns to the one before it.
 
   router-ml promote                  which bundles there are, and which one is active
   router-ml promote BUNDLE           make it active; it is verified first, and copied from elsewhere
-  router-ml promote --rollback       return to the one that was active before; again: one further back
+  router-ml rollback                 return to the one that was active before; again: one further back
 
 The registry is the folder ROUTER_ML_MODELS_DIR, else 'models' in the state folder (ROUTER_ML_STATE_DIR, else
 ~/.router_ml): every process with these settings serves what is active there, wherever it is installed or started.
 """
-RELOAD = "processes that run load it when they start again"
+RELOAD = "processes that run take it within two seconds"
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +62,8 @@ def run(options: argparse.Namespace, promoted: Callable[[str], str] = lambda bun
         active = roll_back(models_dir)
     else:
         active = promote(models_dir, find_bundle(settings, models_dir, options.bundle))
-    print(f"active: {active.active}{promoted(active.active)} in {models_dir}; {RELOAD}")
+    before = f" (before: {active.previous})" if active.previous else ""
+    print(f"active: {active.active}{promoted(active.active)} in {models_dir}{before}; {RELOAD}")
     if settings.bundle is not None:
         print(f"ROUTER_ML_BUNDLE is set: processes with this environment serve {settings.bundle} instead")
     return 0

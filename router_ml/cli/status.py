@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from router_ml.bundles.format import load_bundle, manifest_metrics
-from router_ml.bundles.registry import active_bundle, registry_folder
+from router_ml.bundles.registry import active_bundle, read_active, registry_folder
 from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.cli.events import event_store
 from router_ml.decide.router import Router
-from router_ml.errors import BundleError, EncoderError
+from router_ml.errors import BundleError, EncoderError, StoreError
+from router_ml.events.exploration import exploration_cost
+from router_ml.events.store import EventFilter
 from router_ml.hosts.names import ModelNames
 from router_ml.settings import (
     DEFAULT_HOST_TYPE,
@@ -25,6 +29,7 @@ from router_ml.settings import (
 
 SHOWN = ("test/macro_f1", "test/accuracy", "test/ece", "test/heuristic_macro_f1")
 _TIMEOUT_S = 2.0
+_RECENT_S = 7 * 86_400.0
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,9 +50,11 @@ def _status(options: argparse.Namespace) -> int:
     facts = {
         **bundle,
         "registry": str(registry_folder(settings)),
+        "previous": _previous(settings),
         "state_dir": str(settings.state_dir),
         "policy": settings.policy,
         **_host_facts(settings, catalogue),
+        "exploration": _exploration_facts(settings),
     }
     if options.json:
         print(json.dumps(facts))
@@ -55,6 +62,15 @@ def _status(options: argparse.Namespace) -> int:
         for name, value in _lines(facts):
             print(f"{name:<26}{value}")
     return 1 if len(facts["unserved"]) == len(catalogue) else 0
+
+
+def _previous(settings: Settings) -> str | None:
+    """Return the bundle that a rollback returns to, or None."""
+    try:
+        active = read_active(registry_folder(settings))
+    except BundleError:
+        return None
+    return None if active is None else active.previous
 
 
 def _bundle_facts(settings: Settings) -> tuple[dict[str, Any], Catalogue]:
@@ -71,11 +87,35 @@ def _bundle_facts(settings: Settings) -> tuple[dict[str, Any], Catalogue]:
         "data_sha256": bundle.manifest.get("data_sha256"),
         "problem": router.degraded or None,
         "models": [
-            {"name": model.name, "known_by": "outcomes" if model.name in router.learned else "priors"}
-            for model in router.models
+            {"name": arm.key, "known_by": "outcomes" if arm.key in router.learned else "priors"} for arm in router.arms
         ],
         "metrics": {name: metrics[name] for name in SHOWN if name in metrics},
     }, router.catalogue
+
+
+def _exploration_facts(settings: Settings) -> dict[str, Any] | None:
+    """Return what exploration did and cost in the last week; None where no decision was recorded."""
+    try:
+        store = event_store(settings)
+    except StoreError:
+        return None
+    try:
+        recent = EventFilter(("decision",), since_s=time.time() - _RECENT_S)
+        found = exploration_cost(event for _, event in store.read(recent))
+    except StoreError:
+        return None
+    finally:
+        store.close()
+    if not found.decisions:
+        return None
+    return {
+        "days": _RECENT_S / 86_400.0,
+        "decisions": found.decisions,
+        "explored": found.explored,
+        "share": found.share,
+        "utility_lost_per_1000": found.utility_lost_per_1000,
+        "added_s_per_1000": found.added_s_per_1000,
+    }
 
 
 def _host_facts(settings: Settings, catalogue: Catalogue) -> dict[str, Any]:
@@ -144,8 +184,12 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "models", ", ".join(f"{model['name']} ({model['known_by']})" for model in facts["models"])
         yield from facts["metrics"].items()
     yield "bundle registry", facts["registry"]
+    if facts["previous"]:
+        yield "served before", f"{facts['previous']}; 'router-ml rollback' returns to it"
     yield "state folder", facts["state_dir"]
     yield "policy", facts["policy"]
+    if (explored := facts["exploration"]) is not None:
+        yield "explored", _explored_line(explored)
     for host in facts["hosts"]:
         if host["models"] is None:
             yield "host", f"no answer from {host['host']} ({host['problem']})"
@@ -153,3 +197,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield "host", f"{host['host']} has {', '.join(host['models']) or 'no models'}"
     if facts["unserved"]:
         yield "not on any host", ", ".join(facts["unserved"])
+
+
+def _explored_line(facts: dict[str, Any]) -> str:
+    line = f"{facts['share']:.1%} of {facts['decisions']:,} decisions in {facts['days']:.0f} days"
+    if not facts["explored"]:
+        return line + "; a policy's `exploration` sets the share"
+    lost, added_s = facts["utility_lost_per_1000"], facts["added_s_per_1000"]
+    return line + f"; expected cost for 1,000: {lost:.1f} of utility (a right answer is 1), {added_s:+.0f} s"

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from router_ml.bundles.registry import active_stamp
 from router_ml.decide.decision_cache import DecisionCache, decision_key, renewed
 from router_ml.decide.query import ContextLike, read_query
+from router_ml.decide.reload import Reloader
 from router_ml.decide.router import Router, is_list
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.settings import Settings, load_settings
@@ -35,6 +37,7 @@ class DefaultRouter:
         self._lock = threading.RLock()  # a signal handler may come while its thread holds it
         self._state: RouterState | None = None
         self._batcher: MicroBatcher | None = None
+        self._reloader: Reloader[RouterState] | None = None
 
     def get(self) -> tuple[Router, Settings]:
         """Return the router and the settings it was built with; the first caller builds, the others wait."""
@@ -48,6 +51,7 @@ class DefaultRouter:
                 state = self._state
                 if state is None:
                     state = self._state = _open_state()
+                    self._follow(state.settings)
         return state
 
     @property
@@ -69,6 +73,18 @@ class DefaultRouter:
         """Drop the router, so that the next call loads the active bundle again."""
         with self._lock:
             self._state = None
+            if self._reloader is not None:
+                self._reloader.stop()
+
+    def _follow(self, settings: Settings) -> None:
+        """Take each bundle that is promoted from now on."""
+        self._reloader = Reloader(
+            lambda: active_stamp(settings), lambda: _loaded(settings), self._adopt, settings.reload_s
+        )
+        self._reloader.start()
+
+    def _adopt(self, state: RouterState) -> None:
+        self._state = state
 
     def after_fork(self) -> None:
         """Replace the locks that threads of the parent process may have held; those threads do not survive a fork."""
@@ -78,8 +94,16 @@ class DefaultRouter:
 
 def _open_state() -> RouterState:
     settings = load_settings()
+    return _state_of(Router.load_or_heuristic(settings=settings), settings)
+
+
+def _loaded(settings: Settings) -> RouterState:
+    return _state_of(Router.load(settings=settings), settings)
+
+
+def _state_of(router: Router, settings: Settings) -> RouterState:
     size = settings.decision_cache_size
-    return RouterState(Router.load_or_heuristic(settings=settings), settings, DecisionCache(size) if size else None)
+    return RouterState(router, settings, DecisionCache(size) if size else None)
 
 
 DEFAULT = DefaultRouter()

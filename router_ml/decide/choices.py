@@ -87,7 +87,8 @@ def _label_shares(labels: Sequence[Label], decision: Decision) -> OptionShares:
 def _model_shares(models: Sequence[str], decision: Decision) -> OptionShares:
     """Take a softmax over the utilities of the models within every limit; over all models where none is."""
     ranked = [candidate for candidate in decision.ranked if candidate.model in models]
-    utilities = {c.model: c.utility for c in ranked if c.admissible} or {c.model: c.utility for c in ranked}
+    fit = [candidate for candidate in ranked if candidate.admissible] or ranked
+    utilities = {c.model: c.utility for c in sorted(fit, key=lambda c: c.utility)}  # of each model its best arm
     best = max(utilities.values(), default=0.0)
     raw = [math.exp((utilities[m] - best) / _TEMPERATURE) / models.count(m) if m in utilities else 0.0 for m in models]
     shares = _normalised(raw)

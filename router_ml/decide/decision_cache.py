@@ -78,6 +78,7 @@ def _context_key(context: Context | Mapping[str, Any] | None) -> Hashable:
             context.prompt_tokens,
             context.has_images,
             context.unread_tokens,
+            context.think,
         )
     if not isinstance(context, Mapping):
         raise TypeError("no context")
@@ -106,4 +107,5 @@ def renewed(decision: Decision, decision_id: str) -> Decision:
         decision.novelty,
         dict(decision.excluded),
         decision.degraded,
+        features=decision.features,
     )

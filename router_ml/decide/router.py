@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -34,6 +35,8 @@ from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
+from router_ml.events.features import KeptFeatures, encoder_key
+from router_ml.numbers import is_number
 from router_ml.settings import Settings, load_settings
 from router_ml.types import LABELS, Context, Decision, Explanation, Label, MachineState
 
@@ -45,7 +48,7 @@ MAX_SELF_CHECKS, MAX_SELF_CHECK_CHARS, SELF_CHECK_CPU_S = 64, 16_000, 1.5
 TRIAL_QUERIES = ("check email", "find a free hour with Dana and mail her the agenda")  # decided before a bundle serves
 FAR = 50.0
 SHOWN_EVIDENCE = 12
-_OPTIONS = frozenset({"new_id", "draw", "remember"})
+_OPTIONS = frozenset({"new_id", "draw", "remember", "keep_features"})
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # an empty query is ambiguous
 
 
@@ -66,6 +69,9 @@ class Router:
         new_id: Callable[[], str] | None = None,
         draw: Callable[[], float] = random.random,
         remember: int = 0,
+        learned_from: float = 0.0,
+        encoder: str = "",
+        keep_features: bool = False,
     ) -> None:
         self._remembered = RememberedFeatures(features, remember) if features is not None and remember else None
         self._features = self._remembered or features
@@ -73,9 +79,10 @@ class Router:
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes, self._priors_only = outcomes, outcomes.priors_only
         self._learning = threading.Lock()
-        self._selector = Selector([catalogue[model] for model in outcomes.models], outcomes.default_model)
+        self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
+        self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
         self.catalogue = catalogue
         self.name = name
         self.degraded = degraded  # why it is not all learned; "" if it is
@@ -96,6 +103,7 @@ class Router:
         if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
             raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
         settings = settings or load_settings()
+        options.setdefault("keep_features", settings.keep == "features")
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
@@ -116,6 +124,8 @@ class Router:
                 catalogue=outcomes.catalogue,
                 name=bundle.name,
                 degraded=check,
+                learned_from=_learned_from(bundle),
+                encoder=encoder_key(bundle.manifest, TABLE_NAMES),
                 **options,
             )
             router._try_out(bundle.path, embedder.dim)
@@ -167,6 +177,11 @@ class Router:
     @property
     def models(self) -> tuple[Model, ...]:
         """Return the models it chooses among, in the order of the predictions."""
+        return tuple(self.catalogue[name] for name in dict.fromkeys(arm.name for arm in self.arms))
+
+    @property
+    def arms(self) -> tuple[Model, ...]:
+        """Return the arms it chooses among, in the order of the predictions."""
         return self._selector.models
 
     def decide(
@@ -209,7 +224,7 @@ class Router:
 
     @property
     def learned(self) -> frozenset[str]:
-        """Return the models whose chance of success rests on own outcomes; the others have their priors."""
+        """Return the keys of the arms whose chance of success rests on own outcomes; the others have their priors."""
         return self._outcomes.measured
 
     def expectations(self) -> dict[str, dict[Label, tuple[float, tuple[float, float]]]]:
@@ -229,24 +244,20 @@ class Router:
             self._priors_only.abilities = abilities
 
     def learn(self, judged: Iterable[tuple[Decision, str, float]]) -> Abilities:
-        """Count judged answers at once: of each its decision, the model that answered, and the success, 0 to 1.
+        """Count judged answers at once: of each its decision, the key of the arm that answered, and its success (0..1).
 
         Return the abilities after them. A new model is placed sensibly by 8 to 20 outcomes, without a fit; models the
         router does not know are left out."""
         rows = []
         for decision, model, success in judged:
-            entry = self.catalogue.find(model)
-            if entry is not None and entry.name in self._outcomes.models:
+            arm = self.catalogue.arm(model)
+            if arm is not None and arm.key in self._outcomes.models:
                 labels = np.array([decision.complexity_probabilities[label] for label in LABELS], np.float32)
-                rows.append(self._outcomes.observation(entry.name, success, labels, self._reread(decision)))
+                rows.append(self._outcomes.observation(arm.key, success, labels, _recorded(decision)))
         with self._learning:
             found = self._outcomes.abilities.updated(rows, self._outcomes.prior_sd)
             self._outcomes.abilities = self._priors_only.abilities = found
         return found
-
-    def _reread(self, decision: Decision) -> Difficulty | None:
-        """Return the difficulty a decision recorded; its task families are not kept."""
-        return None if decision.difficulty is None else Difficulty(decision.difficulty, 0.0, ANY_FAMILY)
 
     def decide_many(
         self,
@@ -277,6 +288,12 @@ class Router:
         predict = self._predictor(features)
         return probabilities, predict(features.embedding, features.table, probabilities, prompt_tokens)
 
+    def predict_features(self, features: Features, prompt_tokens: Floats) -> Predictions:
+        """Return predictions per model for features (n) that the bundle's encoder has made, and their prompts' lengths
+        (n,), NaN where unknown."""
+        probabilities = self._complexity(features.embedding, features.table)
+        return self._predictor(features)(features.embedding, features.table, probabilities, prompt_tokens)
+
     def _decide(
         self,
         queries: Sequence[Any],
@@ -293,6 +310,7 @@ class Router:
         features, probabilities, degraded = self._judge(texts, parsed)
         predictor = self._predictor(features)
         predict, reads, difficulty = predictor.predict_one, predictor.reads_difficulty, None
+        keeps = self._keeps if features.embedding.shape[1] else ""
         decisions = []
         for i, context in enumerate(parsed):  # not `zip`: iterators over arrays cost more than one row's indexing
             label = probabilities[i]
@@ -301,7 +319,11 @@ class Router:
             expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context), difficulty)
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
             request, judged = sized(texts[i], context), (label.tolist(), difficulty, novelty)
-            decisions.append(self._decision(judged, forecast, request, chosen_policy, machine, degraded, variant))
+            decision = self._decision(judged, forecast, request, chosen_policy, machine, degraded, variant)
+            if keeps:
+                kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
+                decision = dataclasses.replace(decision, features=kept)
+            decisions.append(decision)
         return decisions
 
     def _decision(
@@ -338,6 +360,7 @@ class Router:
             choice.excluded,
             bool(degraded),
             None if difficulty is None else difficulty.mean,
+            if_warm=choice.if_warm,
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:
@@ -371,6 +394,11 @@ class Router:
         return features, self._heuristic(None, features.table), why
 
 
+def _recorded(decision: Decision) -> Difficulty | None:
+    """Return the difficulty a decision recorded; its task families are not kept."""
+    return None if decision.difficulty is None else Difficulty(decision.difficulty, 0.0, ANY_FAMILY)
+
+
 def _prompt_tokens(context: Context) -> float:
     return math.nan if context.prompt_tokens is None else context.prompt_tokens
 
@@ -400,6 +428,13 @@ def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
         raise BundleCorrupt(
             f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
         ) from error
+
+
+def _learned_from(bundle: Bundle) -> float:
+    """Return how many outcomes a bundle was learned from; 0 where its manifest does not say."""
+    given = bundle.manifest.get("given")
+    count: Any = given.get("outcomes") if isinstance(given, Mapping) else None
+    return float(count) if is_number(count) and 0 <= count < math.inf else 0.0
 
 
 def _difficulty(bundle: Bundle) -> DifficultyHead | None:

@@ -12,7 +12,12 @@ from router_ml.events.store import DATABASE, EventStore
 
 
 def open_store(
-    url: str | Path, *, key_dir: Path | None = None, keep_text: bool = False, read_only: bool = False
+    url: str | Path,
+    *,
+    key_dir: Path | None = None,
+    keep_text: bool = False,
+    keep_features: bool = False,
+    read_only: bool = False,
 ) -> EventStore:
     """Open a store by URL: `postgresql://...`, `sqlite:///file`, or the path of a SQLite file or its folder.
 
@@ -21,7 +26,7 @@ def open_store(
     text = str(url)
     if text.startswith(("postgresql://", "postgres://")):
         folder = key_dir or Path("~/.router_ml").expanduser()
-        return PostgresStore(text, Privacy(load_key(folder), keep_text))
+        return PostgresStore(text, Privacy(load_key(folder), keep_text, keep_features))
     if "://" in text and not text.startswith("sqlite:///"):
         raise StoreError(f"the event store's URL {_scheme(text)}://... is unknown; use sqlite:/// or postgresql://")
     path = Path(text.removeprefix("sqlite:///")).expanduser()
@@ -33,7 +38,7 @@ def open_store(
             "router-ml serve makes it, in ROUTER_ML_STATE_DIR"
         )
     key = b"" if read_only else load_key(key_dir or path.parent)
-    return SqliteStore(path, Privacy(key, keep_text), read_only=read_only)
+    return SqliteStore(path, Privacy(key, keep_text, keep_features), read_only=read_only)
 
 
 def _scheme(url: str) -> str:

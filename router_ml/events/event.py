@@ -16,12 +16,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
+from router_ml.arm import is_think
 from router_ml.context import context_row, parse_context
 from router_ml.errors import InputError
+from router_ml.events.features import KeptFeatures
 from router_ml.numbers import short_repr
-from router_ml.types import Candidate, Context, Decision, Label, Outcome, Quantiles
+from router_ml.types import Candidate, Context, Decision, Label, Outcome, Quantiles, Think
 
 VERSION = 1
 
@@ -70,6 +72,7 @@ class DecisionEvent:
     prompt_tokens: int | None = None
     text: str | None = None  # the query; written only where that is enabled, then redacted
     context: Context | None = None  # its context; written with the text, and redacted like it
+    features: KeptFeatures | None = field(default=None, compare=False)  # written apart, and only where that is enabled
     query_key: str | None = None  # keyed hash of the query, filled in when the event is written
     complexity_probabilities: Mapping[Label, float] = field(default_factory=_empty)  # by label
     policy_parameters: Mapping[str, Any] = field(default_factory=_empty)  # weights and limits behind the policy's name
@@ -91,6 +94,7 @@ class AttemptEvent:
     host: str | None = None
     breaker: str = "closed"  # state of the circuit breaker after this attempt: closed, open, half_open
     variant: str | None = None
+    think: Think | None = None  # how the model was asked
     at_s: float = field(default_factory=time.time)
     event_id: str = field(default_factory=new_id)
 
@@ -115,6 +119,7 @@ class OutcomeEvent:
     resident: bool | None = None
     error: str | None = None
     cache_hit: bool = False  # answered from the response cache; no model was called
+    invalid: str | None = None  # why the answer cannot be used: "tool_invalid" or "format_invalid"
     clarified: bool = False  # the user was asked a clarifying question; no model was called
     attempts: int = 1
     fallback: bool = False  # a fallback model answered, because an earlier one failed
@@ -130,6 +135,7 @@ class OutcomeEvent:
     variant: str | None = None
     unit: str | None = None
     pinned: bool = False
+    think: Think | None = None  # how the model that answered was asked
     at_s: float = field(default_factory=time.time)
     event_id: str = field(default_factory=new_id)
 
@@ -191,7 +197,7 @@ KINDS: Mapping[str, type[Event]] = MappingProxyType(
 )
 _KIND_OF: Mapping[type[Event], str] = MappingProxyType({cls: kind for kind, cls in KINDS.items()})
 _FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {kind: tuple(f.name for f in fields(cls)) for kind, cls in KINDS.items()}
+    {kind: tuple(f.name for f in fields(cls) if f.name != "features") for kind, cls in KINDS.items()}
 )
 
 
@@ -249,8 +255,8 @@ def _shown(value: object) -> str:
 
 def without_text(event: Event) -> Event:
     """Return the event without the query and what came with it, which may be a long conversation."""
-    if isinstance(event, DecisionEvent) and (event.text is not None or event.context is not None):
-        return replace(event, text=None, context=None)
+    if isinstance(event, DecisionEvent) and (event.text, event.context, event.features) != (None,) * 3:
+        return replace(event, text=None, context=None, features=None)
     return event
 
 
@@ -327,6 +333,10 @@ def _check(kind: str, values: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
             raise InputError(f"field {name!r} of an event of kind {kind!r} has the wrong type, got {_shown(value)}")
+    if (think := values.get("think")) is not None and not is_think(think):
+        raise InputError(
+            f"field 'think' of an event of kind {kind!r} must be true, false or an effort, got {think!r:.60}"
+        )
     if kind == "feedback" and not 0 <= values.get("score", 0) <= 1:
         raise InputError(f"the score of a feedback event must be between 0 and 1, got {values['score']!r}")
 
@@ -336,7 +346,7 @@ def _expected_types(kind: str) -> Mapping[str, tuple[type, ...]]:
     """Return the JSON types of each plain field of a kind of event."""
     found = {}
     for name, hint in get_type_hints(KINDS[kind]).items():
-        parts = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        parts = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
         types = [_JSON_TYPES.get(get_origin(part) or part) for part in parts]
         if all(types):
             found[name] = tuple(t for group in types if group for t in group)
@@ -403,11 +413,14 @@ def decision_event(
         prompt_tokens=prompt_tokens,
         text=text,
         context=context,
+        features=decision.features,
         at_s=time.time() if at_s is None else at_s,
     )
 
 
-def outcome_of(event: OutcomeEvent, success: float | None = None) -> Outcome:
+def outcome_of(
+    event: OutcomeEvent, success: float | None = None, weight: float = 1.0, judged_by: str | None = None
+) -> Outcome:
     """Return the training row of an outcome event; `success` (from feedback, say) replaces the event's own."""
     return Outcome(
         query_id=event.decision_id,
@@ -422,4 +435,7 @@ def outcome_of(event: OutcomeEvent, success: float | None = None) -> Outcome:
         cost_usd=event.cost_usd,
         resident=event.resident,
         error=event.error,
+        weight=weight,
+        judged_by=judged_by,
+        think=event.think,
     )

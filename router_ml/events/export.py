@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from router_ml.arm import arm_key
 from router_ml.events.event import (
     AttemptEvent,
     DecisionEvent,
@@ -18,7 +19,7 @@ from router_ml.events.event import (
     json_value,
     outcome_of,
 )
-from router_ml.events.judgement import Judged, Judgement, note_feedback, success_of
+from router_ml.events.judgement import Judged, Judgement, counts, judge_agreement, note_feedback, source_of, success_of
 from router_ml.events.store import EventFilter, EventStore
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.types import Outcome
@@ -31,9 +32,10 @@ _NOT_THE_MODEL = frozenset(
 
 
 def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterator[Outcome]:
-    """Yield one outcome per decision and model that was called, oldest first.
+    """Yield one outcome per decision and arm (model and `think`) that was called, oldest first.
 
-    Success is the last explicit feedback, else the outcome's own, else what was inferred. An attempt that failed by the
+    Success is the last explicit feedback, else the outcome's own, else what was inferred; `weight` and `judged_by` say
+    how much it weighs and where it comes from (see `judgement`). An attempt that failed by the
     model's own fault (it timed out, or returned nothing usable) counts as an outcome of that model with success 0.
     Answers from the cache and clarifying questions are left out, since no model generated them."""
     selection = selection or EventFilter()
@@ -46,34 +48,49 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
             attempted.add(event.decision_id)
             outcome = _failed_attempt(event)
         elif isinstance(event, OutcomeEvent) and (event.ok or event.decision_id not in attempted):
-            outcome = None if event.cache_hit or event.clarified else outcome_of(event, success_of(event, judged))
+            outcome = None if event.cache_hit or event.clarified else _judged_outcome(event, judged)
         else:
             continue  # a request without an answer is represented by its attempts
-        if outcome is not None and (outcome.query_id, outcome.model) not in seen:
-            seen.add((outcome.query_id, outcome.model))
+        if outcome is None:
+            continue
+        key = outcome.query_id, arm_key(outcome.model, outcome.think)
+        if key not in seen:
+            seen.add(key)
             yield outcome
+
+
+def _judged_outcome(event: OutcomeEvent, judged: Judged) -> Outcome:
+    judgement = judged.get(event.decision_id)
+    if judgement is None or (event.success is not None and not judgement.explicit):
+        weight = 1.0 if event.invalid is None else source_of(event.invalid).weight
+        return outcome_of(event, event.success, weight, event.invalid)
+    return outcome_of(event, judgement.score, judgement.weight, judgement.kind)
 
 
 def _failed_attempt(event: AttemptEvent) -> Outcome | None:
     if event.ok or event.error in _NOT_THE_MODEL:
         return None
-    return Outcome(event.decision_id, event.model, 0.0, event.latency_s, error=event.error or "failed")
+    error = event.error or "failed"
+    return Outcome(event.decision_id, event.model, 0.0, event.latency_s, error=error, think=event.think)
 
 
 def _judged(store: EventStore, selection: EventFilter) -> Judged:
     judged: dict[str, Judgement] = {}
-    for _, event in store.read(EventFilter(("feedback",), selection.after_seq, selection.since_s)):
-        if isinstance(event, FeedbackEvent):
-            note_feedback(judged, event)
-    return judged
+    read = store.read(EventFilter(("feedback",), selection.after_seq, selection.since_s))
+    feedback = [event for _, event in read if isinstance(event, FeedbackEvent)]
+    for event in feedback:
+        note_feedback(judged, event)
+    weight = judge_agreement(feedback).weight
+    return {key: one._replace(weight=weight) if one.kind == "judge" else one for key, one in judged.items()}
 
 
 def bandit_rows(store: EventStore, selection: EventFilter | None = None) -> Iterator[dict[str, Any]]:
     """Yield one row per served decision, oldest first, for off-policy evaluation.
 
     `propensity` is the probability of `chosen` among the admissible candidates. `reward` is the success that counts
-    (see `outcomes`), and null if the answer was not judged. `judged_by` says where it comes from:
-    "explicit" or "inferred" feedback, or the "outcome" itself, such as a request without an answer."""
+    (see `outcomes`), and null if the answer was not judged. `judged_by` says where it comes from: "explicit" or
+    "inferred" feedback, or the "outcome" itself, such as a request without an answer. A weak sign that an answer was
+    wrong is named in `judgement` and is no reward, since nothing would be sent for a right answer."""
     selection = selection or EventFilter()
     judged = _judged(store, selection)
     later = EventFilter(("outcome",), selection.after_seq, selection.since_s)  # may come after the window's end
@@ -85,17 +102,22 @@ def bandit_rows(store: EventStore, selection: EventFilter | None = None) -> Iter
 
 def _bandit_row(decision: DecisionEvent, outcome: OutcomeEvent | None, judged: Judged) -> dict[str, Any]:
     feedback = judged.get(decision.decision_id)
-    reward = feedback[1] if outcome is None and feedback else outcome and success_of(outcome, judged)
+    reward = outcome and success_of(outcome, judged)
+    if outcome is None and feedback is not None and counts(feedback.kind):
+        reward = feedback.score
     source = None if reward is None else "outcome"
-    if feedback is not None and (feedback[0] or outcome is None or outcome.success is None):
-        source = "explicit" if feedback[0] else "inferred"
+    weight = 1.0
+    if source and feedback is not None and (feedback.explicit or outcome is None or outcome.success is None):
+        source, weight = "explicit" if feedback.explicit else "inferred", feedback.weight
     row = as_dict(decision)
     return {
         **{key: row.get(key) for key in _BANDIT_KEYS},
         "candidates": [_finite(candidate) for candidate in row.get("candidates", ())],
         "chosen": decision.model,
+        "think": decision.candidates[0].think if decision.candidates else None,
         "answered": None if outcome is None else outcome.ok,
         "answered_by": outcome.model if outcome is not None and outcome.ok else None,
+        "answered_think": outcome.think if outcome is not None and outcome.ok else None,
         "fallback": outcome is not None and outcome.fallback,
         "cached": outcome is not None and outcome.cache_hit,
         "latency_s": outcome and outcome.latency_s,
@@ -103,6 +125,8 @@ def _bandit_row(decision: DecisionEvent, outcome: OutcomeEvent | None, judged: J
         "reward": reward,
         "judged": source is not None and (source != "outcome" or bool(outcome and outcome.ok)),
         "judged_by": source,
+        "judgement": feedback.kind if feedback else None,
+        "weight": weight if source else None,
     }
 
 
@@ -135,6 +159,13 @@ def export_queries(store: EventStore, path: Path) -> int:
             {"id": stored.decision_id, "text": stored.text, "context": stored.context, "label": None}
             for stored in store.texts()
         ),
+    )
+
+
+def export_features(store: EventStore, path: Path) -> int:
+    """Write the features that were stored instead of text (see `features.pack`) as JSON Lines; return how many."""
+    return _export(
+        path, ({"id": one.decision_id, "encoder": one.encoder, "packed": one.packed} for one in store.features())
     )
 
 

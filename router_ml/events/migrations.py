@@ -36,6 +36,14 @@ MIGRATIONS: tuple[Migration, ...] = (
         ),
     ),
     Migration(4, ("ALTER TABLE query_text ADD COLUMN context TEXT",)),
+    Migration(
+        5,
+        (
+            "CREATE TABLE query_features (decision_id TEXT PRIMARY KEY, at_s {real} NOT NULL, encoder TEXT NOT NULL, "
+            "packed TEXT NOT NULL)",
+            "CREATE INDEX query_features_at ON query_features (at_s)",
+        ),
+    ),
 )
 LATEST = MIGRATIONS[-1].number
 

@@ -143,6 +143,7 @@ class Privacy:
 
     key: bytes
     keep_text: bool = False
+    keep_features: bool = False
 
     def digest(self, value: str) -> str:
         """Return a keyed hash (HMAC-SHA-256, 128 bits): equal values can be joined, but not guessed without the key."""

@@ -22,7 +22,7 @@ class Retention:
     """Days that each kind is stored; None: without limit. Events of experiments are never deleted."""
 
     traffic_days: float | None = 180.0  # decisions, attempts, outcomes, feedback
-    text_days: float | None = 30.0  # texts of queries, if they are stored at all
+    text_days: float | None = 30.0  # texts of queries, or their features, if they are stored at all
     alert_days: float | None = 365.0
 
     def before(self, now_s: float) -> Mapping[str, float]:
@@ -33,6 +33,7 @@ class Retention:
             "outcome": self.traffic_days,
             "feedback": self.traffic_days,
             "text": self.text_days,
+            "features": self.text_days,
             "alert": self.alert_days,
         }
         return {kind: now_s - limit * _DAY_S for kind, limit in days.items() if limit is not None}

@@ -15,7 +15,16 @@ from typing import Any, ClassVar
 from router_ml.errors import InputError
 from router_ml.events.event import Event, from_json
 from router_ml.events.privacy import Privacy
-from router_ml.events.store import EVERYTHING, EventFilter, RefusedRecord, Stored, StoredText, Written, written
+from router_ml.events.store import (
+    EVERYTHING,
+    EventFilter,
+    RefusedRecord,
+    Stored,
+    StoredFeatures,
+    StoredText,
+    Written,
+    written,
+)
 
 _LOG = logging.getLogger("router_ml.events")
 
@@ -29,7 +38,8 @@ _ABANDONED: list[Any] = []  # connections of the parent process, which a child m
 
 _INSERT = "INSERT INTO event (event_id, kind, at_s, decision_id, experiment, body) VALUES ({}) ON CONFLICT DO NOTHING"
 _INSERT_TEXT = "INSERT INTO query_text (decision_id, at_s, text, context) VALUES ({}) ON CONFLICT DO NOTHING"
-_TEXT = "text"  # stands for the table of texts among the kinds of a retention
+_INSERT_FEATURES = "INSERT INTO query_features (decision_id, at_s, encoder, packed) VALUES ({}) ON CONFLICT DO NOTHING"
+_APART = {"text": "query_text", "features": "query_features"}  # kinds of a retention with tables of their own
 
 
 class SqlStore(ABC):
@@ -58,10 +68,13 @@ class SqlStore(ABC):
         """Store events, all or none. Raises `StoreError`, as `RefusedRecord` if one of the events is the cause."""
         rows = self._rows(events)
         texts = [(row.decision_id, row.at_s, row.text, row.context) for row in rows if row.text is not None]
+        features = [(row.decision_id, row.at_s, *row.features) for row in rows if row.features is not None]
         with self._lock, self._transaction("write to") as cursor:
             cursor.executemany(self._filled(_INSERT, 6), [row[:6] for row in rows])
             if texts:
                 cursor.executemany(self._filled(_INSERT_TEXT, 4), texts)
+            if features:
+                cursor.executemany(self._filled(_INSERT_FEATURES, 4), features)
 
     def read(self, selection: EventFilter = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
         """Yield the selected events, oldest first; in pages, so that no writer waits for a slow reader."""
@@ -87,6 +100,11 @@ class SqlStore(ABC):
         ):
             yield StoredText(str(decision_id), str(text), None if context is None else json.loads(context))
 
+    def features(self) -> Iterator[StoredFeatures]:
+        """Yield the features of every query where they were stored, oldest first."""
+        for row in self._query("SELECT decision_id, encoder, packed FROM query_features ORDER BY at_s", ()):
+            yield StoredFeatures(*map(str, row))
+
     def last_seq(self) -> int:
         """Return the sequence number of the newest event; 0 if there is none."""
         return int(self._query("SELECT coalesce(max(seq), 0) FROM event", ())[0][0])
@@ -100,11 +118,11 @@ class SqlStore(ABC):
         return old, every
 
     def prune(self, before_s: Mapping[str, float], *, share: float = 1.0) -> int:
-        """Delete events of each kind (and `"text"`) that are older than a Unix time, at most a share of each kind."""
+        """Delete events of each kind (and `"text"`, `"features"`) older than its Unix time, at most a share of each."""
         gone = 0
         for kind, at_s in before_s.items():
             most = max(_LEAST_PRUNED, int(share * self._count(kind)))
-            table, key = ("query_text", "decision_id") if kind == _TEXT else ("event", "seq")
+            table, key = (_APART[kind], "decision_id") if kind in _APART else ("event", "seq")
             old, values = self._older(kind, at_s)
             order = f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} {old} ORDER BY at_s LIMIT {most:d})"
             with self._lock, self._transaction("prune") as cursor:
@@ -119,11 +137,11 @@ class SqlStore(ABC):
 
     def _count(self, kind: str, before_s: float = float("inf")) -> int:
         condition, values = self._older(kind, before_s)
-        table = "query_text" if kind == _TEXT else "event"
+        table = _APART.get(kind, "event")
         return int(self._query(f"SELECT count(*) FROM {table} {condition}", values)[0][0])
 
     def _older(self, kind: str, at_s: float) -> tuple[str, list[object]]:
-        if kind == _TEXT:
+        if kind in _APART:
             return f"WHERE at_s < {self._mark}", [at_s]
         return f"WHERE kind = {self._mark} AND at_s < {self._mark}", [kind, at_s]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from router_ml.errors import StoreError
 from router_ml.events.event import DecisionEvent, Event, as_dict, json_line
+from router_ml.events.features import KeptFeatures, pack
 from router_ml.events.privacy import Privacy, without_url_secrets
 
 DATABASE = "events.db"
@@ -35,6 +36,7 @@ class Written(NamedTuple):
     body: str
     text: str | None
     context: str | None  # JSON
+    features: tuple[str, str] | None = None  # the encoder's key, and `pack`'s text
 
 
 class StoredText(NamedTuple):
@@ -43,6 +45,14 @@ class StoredText(NamedTuple):
     decision_id: str
     text: str
     context: Mapping[str, Any] | None  # as `parse_context` takes it
+
+
+class StoredFeatures(NamedTuple):
+    """The features of a query; `encoder` says which others they may be used with."""
+
+    decision_id: str
+    encoder: str
+    packed: str  # see `features.unpack`
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +103,17 @@ class EventStore(Protocol):
     def texts(self) -> Iterator[StoredText]:
         """Yield every query whose text was stored, oldest first."""
 
+    def features(self) -> Iterator[StoredFeatures]:
+        """Yield the features of every query where they were stored, oldest first."""
+
     def last_seq(self) -> int:
         """Return the sequence number of the newest event; 0 if there is none."""
 
     def expired(self, before_s: Mapping[str, float]) -> tuple[int, int]:
-        """Return how many events (and texts) `prune` would delete, and how many there are of those kinds."""
+        """Return how many events (texts, features) `prune` would delete, and how many there are of those kinds."""
 
     def prune(self, before_s: Mapping[str, float], *, share: float = 1.0) -> int:
-        """Delete events of each kind (and `"text"`) that are older than a Unix time; return how many.
+        """Delete events of each kind (and `"text"`, `"features"`) that are older than a Unix time; return how many.
 
         `share` bounds what goes of each kind at once, the oldest first."""
 
@@ -114,6 +127,7 @@ def written(event: Event, privacy: Privacy) -> Written:
     Raises `TypeError` if an id is not text, which some databases would convert."""
     if isinstance(event, DecisionEvent) and event.context is not None and not privacy.keep_text:
         event = replace(event, context=None)  # saves converting a long conversation for nothing
+    kept = getattr(event, "features", None) if privacy.keep_features else None
     row = privacy.clean(as_dict(event))
     context = row.pop("context", None)
     for name in ("event_id", "decision_id", "experiment"):
@@ -128,6 +142,7 @@ def written(event: Event, privacy: Privacy) -> Written:
         text=_storable(row.pop("text", None)),
         context=None if context is None else json_line(context),
         body=without_url_secrets(json_line(row)),  # of a host, in a reason or an error
+        features=(kept.encoder, pack(kept)) if isinstance(kept, KeptFeatures) else None,
     )
 
 

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
+from router_ml.arm import EFFORTS, is_think, think_text
 from router_ml.errors import ExperimentError, shown
 from router_ml.numbers import is_number
+from router_ml.types import Think
 
 FORMAT = 1  # of a definition
 Arm: TypeAlias = Literal["control", "challenger"]
@@ -26,12 +28,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What one arm runs: a policy, a bundle, a fixed model, or any of these together. Nothing set: what runs today."""
+    """What one arm runs: a policy, a bundle, a fixed model, a way to ask, or any of these together. Nothing set: what
+    runs today."""
 
     name: str
     policy: str | None = None  # a preset or the path of a policy file
     bundle: str | None = None  # the folder of a bundle
     model: str | None = None  # every request goes to this model
+    think: Think | None = None  # models that can think are asked this way, where the caller says nothing
 
     def describe(self) -> str:
         """Return its parts as readable text."""
@@ -40,7 +44,8 @@ class Variant:
 
     def parts(self) -> dict[str, str]:
         """Return the parts that are set, by name."""
-        every = {"policy": self.policy, "bundle": self.bundle, "model": self.model}
+        think = None if self.think is None else think_text(self.think)
+        every = {"policy": self.policy, "bundle": self.bundle, "model": self.model, "think": think}
         return {key: value for key, value in every.items() if value is not None}
 
 
@@ -156,6 +161,11 @@ def _check_kinds(experiment: Experiment) -> None:
     texts = [getattr(experiment, name) for name in _TEXTS]
     for variant in (experiment.control, experiment.challenger):
         texts += [variant.name, *variant.parts().values()]
+        if variant.think is not None and not is_think(variant.think):
+            raise ExperimentError(
+                f"variant {variant.name!r}: think must be true, false, {', '.join(map(think_text, EFFORTS))} or null, "
+                f"found {shown(variant.think)}"
+            )
     numbers = [getattr(experiment, name) for name in _NUMBERS]
     numbers += [value for step in experiment.ramp for value in (step.after_s, step.coverage)]
     numbers += [v for v in asdict(experiment.limits).values() if v is not None]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from router_ml.arm import think_text
 from router_ml.errors import StoreError
 from router_ml.events.event import ExperimentEvent, FeedbackEvent, OutcomeEvent
 from router_ml.events.store import EventFilter, EventStore
@@ -328,6 +329,7 @@ def _params(definition: Mapping[str, Any], arm: str) -> dict[str, str]:
     shared = {name: definition.get(name) for name in ("mode", "unit", "unit_requests", "holdout")}
     shared |= {name: limits.get(name) for name in ("failure_margin", "latency_margin_ratio", "slo_s", "planned_units")}
     own = {name: variant.get(name) or "as today" for name in ("policy", "bundle", "model")}
+    own["think"] = "as today" if variant.get("think") is None else think_text(variant["think"])
     return {key: str(value) for key, value in {**own, **shared}.items()}
 
 

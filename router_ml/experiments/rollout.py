@@ -29,6 +29,7 @@ from router_ml.events.event import (
     Recorder,
     new_id,
 )
+from router_ml.events.judgement import source_of
 from router_ml.events.privacy import Privacy, load_key
 from router_ml.events.store import EventFilter, EventStore
 from router_ml.experiments.assignment import Assignment, assign
@@ -276,6 +277,8 @@ class Rollout:
         try:
             event = _timely(event, self._clock())
             if isinstance(event, FeedbackEvent):
+                if not source_of(event.kind).two_sided:
+                    return  # its absence says nothing, so its share is no rate of wrong answers
                 trial.judge_request(
                     str(event.decision_id), 1.0 - _share(event.score), at_s=_number(event.at_s),
                     explicit=event.explicit, event_id=str(event.event_id),
@@ -386,8 +389,8 @@ def request_of(
 ) -> UnitRequest | None:
     """Return the request an outcome stands for in an experiment; None if it does not count.
 
-    Where no answer came, or another model had to step in, the choice of the variant did not work. Raises `TypeError` or
-    `ValueError` where a value is not a number."""
+    Where no answer came, none that can be used, or another model had to step in, the choice did not work. Raises
+    `TypeError` or `ValueError` where a value is not a number."""
     arm = experiment.arm_of(event.variant)
     if arm is None or event.unit is None or event.pinned or event.cache_hit:
         return None
@@ -398,11 +401,11 @@ def request_of(
         unit=unit_key(event.unit) if unit_key else str(event.unit),
         arm=arm,
         at_s=_number(event.at_s),
-        failure=None if event.success is None or not event.ok else 1.0 - _share(event.success),
+        failure=None if event.success is None or not event.ok or event.invalid else 1.0 - _share(event.success),
         latency_s=latency_s,
         service_s=eval_s / tokens if eval_s and tokens else None,
         cost_usd=_optional(event.cost_usd),
-        no_answer=not event.ok or event.fallback,
+        no_answer=not event.ok or event.fallback or event.invalid is not None,
         clarified=event.clarified,
     )
 

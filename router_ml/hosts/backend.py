@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from router_ml.catalogue import Catalogue
+from router_ml.hosts.average import Estimate, combined
 from router_ml.hosts.breaker import Breaker
 from router_ml.hosts.failure import Failure
 from router_ml.hosts.gate import Gate
 from router_ml.hosts.host import Installed
 from router_ml.hosts.host_state import HostState
-from router_ml.hosts.rates import LiveRates
+from router_ml.hosts.pace import GB_PER_BILLION, PACE_HALF_LIFE_S, active_share
+from router_ml.hosts.rates import RATES_HALF_LIFE_S, LiveRates
 from router_ml.types import ModelState
 
 _EVERYTHING = frozenset({"tools", "thinking", "vision"})
@@ -25,6 +28,7 @@ class Backend:
     breaker: Breaker
     gate: Gate
     rates: LiveRates
+    parameters_b: float | None = None  # by the catalogue
     lacks: frozenset[str] = frozenset()  # capabilities it lacks, learned from refusals
     cold_timeouts: int = 0  # consecutive loads that did not finish in time
     prompts_cut: int = 0  # answers to truncated prompts
@@ -48,12 +52,38 @@ class Backend:
 
     @property
     def load_s(self) -> float | None:
-        """Return the expected seconds of a load: as seen here, else by the model's size at this host's speed."""
-        seen = self.rates.load_s
-        if seen is not None:
-            return seen
-        entry, pace = self._entry, self.host.load_s_per_gb.value
-        return None if entry is None or entry.size_gb is None or pace is None else entry.size_gb * pace
+        """Return the expected seconds of a load: as seen here, and by the model's size at this host's pace."""
+        size_gb = self._size_gb
+        predicted = None if size_gb is None else self.host.pace.load_s(self.model, size_gb)
+        expected = combined((self.rates.load(), predicted))
+        return expected and expected.value
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Return the expected rate of generation: the model's own, and its host's pace at the size that it reads for a
+        token. Its own fades while it does not answer. None before the first answer of any model of the host."""
+        return self._expected(self.rates.decode, self.host.pace.decode_tokens_per_s)
+
+    @property
+    def prompt_tokens_per_s(self) -> float | None:
+        """Return the same for the rate at which prompts are read."""
+        return self._expected(self.rates.prompt, self.host.pace.prompt_tokens_per_s)
+
+    def _expected(
+        self,
+        own: Callable[[float], Estimate | None],
+        of_host: Callable[[str, float], Estimate | None],
+    ) -> float | None:
+        read_gb = self._read_gb
+        predicted = None if read_gb is None else of_host(self.model, read_gb)
+        seen = own(RATES_HALF_LIFE_S)
+        if predicted is not None:
+            # A model that was slow is to be asked again soon; one that was quicker than its host has to lose nothing.
+            lasting = own(PACE_HALF_LIFE_S)
+            if lasting is not None and lasting.log > predicted.log:
+                seen = lasting
+        expected = combined((seen, predicted))
+        return expected and expected.value
 
     def capabilities(self, catalogue: Catalogue) -> frozenset[str] | None:
         """Return the capabilities that the host reports, less those it refused; None if it reports none."""
@@ -65,11 +95,13 @@ class Backend:
         known = stated if stated is not None else model.capabilities if model else None
         return (known if known is not None else _EVERYTHING) - self.lacks
 
-    def loaded_in(self, load_s: float) -> None:
-        """Learn how quickly this host loads."""
-        entry = self._entry
-        if entry is not None and entry.size_gb:
-            self.host.load_s_per_gb.add(load_s / entry.size_gb)
+    def answered(self, cold: bool) -> None:
+        """Note an answer that `rates` has learned from: it also tells the pace of the host, and how long models stay.
+
+        `cold`: the model had to be loaded for it."""
+        self.host.stays.served(self.model, cold)
+        if (size_gb := self._size_gb) is not None:
+            self.host.pace.answered(self.model, self.rates, size_gb)
 
     def queue_s(self, fallback_service_s: float = 1.0) -> float:
         """Return the expected wait for a slot, in seconds."""
@@ -97,11 +129,13 @@ class Backend:
             resident=self.resident,
             queue_s=self.queue_s(),
             load_s=self.load_s,
-            prompt_tokens_per_s=self.rates.prompt_tokens_per_s,
-            decode_tokens_per_s=self.rates.decode_tokens_per_s,
+            prompt_tokens_per_s=self.prompt_tokens_per_s,
+            decode_tokens_per_s=self.decode_tokens_per_s,
             recent_success=recent,
             recent_calls=calls,
             reason=reason,
+            answer_s=self.rates.measured_service_s,
+            requests_per_load=self.host.requests_per_load(self.model),
         )
 
     def _reason(self) -> str:
@@ -114,3 +148,16 @@ class Backend:
     @property
     def _entry(self) -> Installed | None:
         return (self.host.tags.value or {}).get(self.model)
+
+    @property
+    def _size_gb(self) -> float | None:
+        """Return the size of the model's weights: as the host lists it, else by its parameters."""
+        entry = self._entry
+        if entry is not None and entry.size_gb:
+            return entry.size_gb
+        return self.parameters_b * GB_PER_BILLION if self.parameters_b else None
+
+    @property
+    def _read_gb(self) -> float | None:
+        size_gb = self._size_gb
+        return None if size_gb is None else size_gb * active_share(self.model)

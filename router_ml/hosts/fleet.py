@@ -72,6 +72,14 @@ class Fleet:
         for model in catalogue.models:
             self.backends(model.name)
 
+    def use(self, catalogue: Catalogue) -> None:
+        """Serve another catalogue from now on; what was learned of hosts and of models it keeps stays."""
+        self.catalogue = catalogue
+        self.names.use(catalogue)
+        for model in catalogue.models:
+            self.backends(model.name)
+        self.expire()
+
     @property
     def hosts(self) -> tuple[HostState, ...]:
         """Return every host."""
@@ -155,12 +163,18 @@ class Fleet:
         return away + backend.queue_s() + load_s
 
     def _backend(self, model: str, url: str) -> Backend:
-        known: Any = self._uncatalogued if self.catalogue.find(model) is None else self._backends
+        entry = self.catalogue.find(model)
+        known: Any = self._uncatalogued if entry is None else self._backends
         backend: Backend | None = known.get((model, url))
         if backend is None:
-            gate = Gate(self._options.parallel, self._options.max_waiting)
-            breaker = Breaker(self._options.breaker, self._clock)
-            backend = known[model, url] = Backend(model, self._host(url), breaker, gate, LiveRates(self._clock))
+            backend = known[model, url] = Backend(
+                model,
+                self._host(url),
+                Breaker(self._options.breaker, self._clock),
+                Gate(self._options.parallel, self._options.max_waiting),
+                LiveRates(self._clock),
+                entry.parameters_b if entry else None,
+            )
         return backend
 
     def _host(self, url: str) -> HostState:

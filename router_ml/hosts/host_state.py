@@ -9,8 +9,9 @@ from typing import TypeVar
 from router_ml.hosts.failure import HostError, classify
 from router_ml.hosts.host import Host, Installed, Running
 from router_ml.hosts.options import GatewayOptions
-from router_ml.hosts.rates import Average
+from router_ml.hosts.pace import Pace
 from router_ml.hosts.refresh import Fresh
+from router_ml.hosts.stay import Stays, keep_alive_s
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ class HostState:
         self.running: Fresh[Mapping[str, Running]] = Fresh(
             lambda: self._listed(host.running), options.residency_ttl_s, clock
         )
-        self.load_s_per_gb = Average(weight=0.3)
+        self.pace = Pace(clock)
+        self.stays = Stays(clock, keep_alive_s(options.keep_alive))
         self.seen_up = False
         self._down_since: float | None = None
         self._checked_at = float("-inf")
@@ -68,6 +70,10 @@ class HostState:
         """Return the window a model was loaded with, by the latest listing; None if the host did not report it."""
         entry = (self.running.value or {}).get(model)
         return entry.context_tokens if entry else None
+
+    def requests_per_load(self, model: str) -> float:
+        """Return how many requests would share a load of a model now."""
+        return self.stays.requests(model, len(self.running.value or ()))
 
     def missing(self, model: str) -> None:
         """Note a 404: the model counts as missing until the next listing of installed models, which follows soon."""

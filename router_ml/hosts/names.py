@@ -19,10 +19,15 @@ class ModelNames:
     """Find the catalogue's name of a model under any of its names."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._canonical: dict[str, str] = {}
+        self.use(catalogue)
+
+    def use(self, catalogue: Catalogue) -> None:
+        """Read the names of another catalogue from now on."""
+        canonical: dict[str, str] = {}
         for model in catalogue.models:
             for name in (model.name, *model.aliases):
-                self._canonical.setdefault(normal(name), model.name)
+                canonical.setdefault(normal(name), model.name)
+        self._canonical = canonical
 
     def canonical(self, name: str) -> str:
         """Return the catalogue's name, or the name itself, normalised, where the catalogue does not know it."""

@@ -54,7 +54,7 @@ class ChatEndpoint:
         given = await while_connected(request, self._service.gateway.achat(**arguments, stream=call.stream))
         self._service.decided.remember(given.decision)
         model = given.model or str(body.get("model") or AUTO)
-        headers = decision_headers(given.decision, given.model)
+        headers = decision_headers(given.decision, given.model, given.think)
         note(request, model=model, decision_id=given.decision.decision_id)
         if isinstance(given, AsyncAnswerStream):
             events = self._dialect.events(body, model)

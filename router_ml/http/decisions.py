@@ -65,7 +65,7 @@ class DecisionEndpoints:
         self._service.decided.remember(decision)
         self._service.watch.recorder.record(decision_event(decision, unit=caller.session_id, text=subject.query))
         note(request, model=decision.model, decision_id=decision.decision_id)
-        return json_response(decision.as_dict(), headers=decision_headers(decision, decision.model))
+        return json_response(decision.as_dict(), headers=decision_headers(decision, decision.model, decision.think))
 
     async def systemone(self, request: Request) -> Response:
         """Serve System One's API; a model that a host has answers on that host."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from router_ml.types import Candidate, Decision
+from router_ml.arm import think_text
+from router_ml.types import Candidate, Decision, Think
 
 _MAX_REASON = 300  # characters
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
 
-def decision_headers(decision: Decision, model: str) -> dict[str, str]:
-    """Return the `x-router-ml-*` headers of a decision and the model that answered ("" for a clarifying question)."""
-    candidate = next((c for c in decision.ranked if c.model == model), None)
-    think = getattr(decision, "think", None)
-    arm = model if think is None else f"{model};think={str(think).lower()}"
+def decision_headers(decision: Decision, model: str, think: Think | None = None) -> dict[str, str]:
+    """Return the `x-router-ml-*` headers of a decision, the model that answered ("" for a clarifying question), and how
+    it was asked."""
+    own = [candidate for candidate in decision.ranked if candidate.model == model]
+    candidate = next((c for c in own if c.think == think), own[0] if own else None)
+    arm = model if think is None else f"{model};think={think_text(think)}"
     found = {
         "model": model,
         "decision-id": decision.decision_id,

@@ -33,7 +33,11 @@ class Health:
         degraded = getattr(self._service.decider, "degraded", "")
         parts = {
             "hosts": {"answering": len(hosts), "of": len(self._service.proxy.hosts)},
-            "bundle": {"name": getattr(self._service.decider, "name", None), "problem": degraded or None},
+            "bundle": {
+                "name": getattr(self._service.decider, "name", None),
+                "problem": degraded or None,
+                "refused": getattr(self._service.decider, "refused", "") or None,
+            },
         }
         ready = bool(hosts) and not degraded
         return json_response({"status": "ready" if ready else "not ready", **parts}, 200 if ready else 503)

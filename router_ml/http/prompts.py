@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router_ml.arm import is_think
 from router_ml.decide.selection.policy import Policy
 from router_ml.events.event import decision_event
 from router_ml.hosts.names import ModelNames
@@ -21,7 +22,7 @@ from router_ml.http.problems import Problem
 from router_ml.http.proxy import TAGS_TTL_S
 from router_ml.http.service import Service
 from router_ml.http.streaming import encoded, json_response
-from router_ml.types import Decision
+from router_ml.types import Candidate, Decision
 
 
 class PromptEndpoints:
@@ -69,22 +70,26 @@ class PromptEndpoints:
         caller = caller_of(request)
         chosen = service.models.named(caller.policy) if caller.policy else policy
         context = {**caller.context, **({"attachment": "image"} if body.get("images") else {})}
+        if is_think(body.get("think")):
+            context["think"] = body["think"]
         machine = service.gateway.machine()
         decision = await asyncio.to_thread(service.decider.decide, prompt, context, chosen, machine)
         service.decided.remember(decision)
         service.watch.recorder.record(decision_event(decision, unit=caller.session_id, text=prompt))
-        model, own_name = await self._installed(decision)
+        arm, entry = await self._installed(decision)
+        model, own_name = arm.model, str(entry.get("model") or entry.get("name") or arm.model)
+        stated = entry.get("capabilities")
+        think = arm.think if not isinstance(stated, list) or "thinking" in stated else None
         note(request, model=model, decision_id=decision.decision_id)
         return await service.proxy.forward(
             request,
-            encoded({**body, "model": own_name}),
+            encoded({**({} if think is None else {"think": think}), **body, "model": own_name}),
             decision_id=decision.decision_id,
-            headers=decision_headers(decision, model),
+            headers=decision_headers(decision, model, context.get("think", think)),
         )
 
-    async def _installed(self, decision: Decision) -> tuple[str, str]:
-        """Return the best model that a host has: its name in the catalogue and the host's name for it."""
-        listed = (str(m.get("model") or m.get("name")) for m in await self._service.proxy.models(TAGS_TTL_S))
-        own = {self._names.canonical(name): name for name in listed}
-        wanted = (decision.model, *(candidate.model for candidate in decision.ranked))
-        return next(((name, own[name]) for name in wanted if name in own), (decision.model, decision.model))
+    async def _installed(self, decision: Decision) -> tuple[Candidate, Mapping[str, Any]]:
+        """Return the best arm of a model that a host has, and the host's entry of it; else the best arm."""
+        listed = await self._service.proxy.models(TAGS_TTL_S)
+        own = {self._names.canonical(str(m.get("model") or m.get("name"))): m for m in listed}
+        return next(((c, own[c.model]) for c in decision.ranked if c.model in own), (decision.candidate, {}))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue, load_catalogue
-from router_ml.decide.router import Router
 from router_ml.events.event import Recorders
 from router_ml.hosts.options import GatewayOptions
 from router_ml.http.dashboard.recent import RecentRequests
@@ -18,7 +17,7 @@ from router_ml.http.options import ServerOptions
 from router_ml.http.proxy import Proxy
 from router_ml.http.routed_models import RoutedModels
 from router_ml.monitor.watch import Watch, open_watch
-from router_ml.serve.build import build_gateway, gateway_options
+from router_ml.serve.build import build_gateway, found_on_hosts, gateway_options, live_router
 from router_ml.serve.choose import Decider
 from router_ml.serve.gateway import Gateway
 from router_ml.settings import Settings, base_url
@@ -98,7 +97,7 @@ def open_service(
     Raises `SettingsError`, `CatalogueError` and `PolicyError`."""
     hosts = tuple(base_url(url) for url in options.hosts) or (settings.ollama_host,)
     settings = dataclasses.replace(settings, ollama_host=hosts[0])
-    decider = decider or Router.load_or_heuristic(settings=settings, remember=settings.decision_cache_size)
+    decider = decider or live_router(settings, catalogue or found_on_hosts(settings, hosts))
     served = _hosted(catalogue or _known(decider, settings), hosts)
     models = RoutedModels(served, settings.policy, options.policy_files)  # first: a bad policy file starts nothing
     recent, watch = RecentRequests(), open_watch(settings)

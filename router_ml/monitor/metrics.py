@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from router_ml.arm import think_text
 from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent
 from router_ml.events.judgement import Judgement, judgement_of
 from router_ml.monitor.labels import Labels
@@ -60,6 +61,9 @@ class Counters:
     tokens: dict[LabelSet, Histogram] = field(default_factory=dict)  # model, variant, "input" or "output"
     events: dict[str, int] = field(default_factory=dict)  # cache_hit, clarification, fallback
     decisions: dict[tuple[str, str], int] = field(default_factory=dict)  # model, complexity
+    arms: dict[tuple[str, str], int] = field(
+        default_factory=dict
+    )  # requests by model and `think`, where it has a choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class LiveMetrics:
                 tokens=_copied(now.tokens),
                 events=dict(now.events),
                 decisions=dict(now.decisions),
+                arms=dict(now.arms),
             )
 
     def _fold(self) -> None:
@@ -172,6 +177,8 @@ class LiveMetrics:
         counters = self._counters
         labels = (model, variant, "" if event.ok else self._errors.of(event.error or "error"))
         _count(counters.requests, labels)
+        if event.think is not None:
+            _count(counters.arms, (model, think_text(event.think)))
         for flag, name in ((event.cache_hit, "cache_hit"), (event.fallback, "fallback")):
             if flag:
                 _count(counters.events, name)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from router_ml.arm import split_key, think_text
 from router_ml.events.writer import WriterState
 from router_ml.monitor.metrics import Counters, Histogram, LabelSet, LiveMetrics
 from router_ml.monitor.summary import Snapshot
@@ -64,6 +65,10 @@ def _counted(counters: Counters) -> Iterator[Metric]:
         "router_ml_decisions", "counter", "Decisions by chosen model and complexity.",
         [({"model": m, "complexity": c}, count) for (m, c), count in sorted(counters.decisions.items())],
     )  # fmt: skip
+    yield _family(
+        "router_ml_arm_requests", "counter", "Requests by how the model was asked, of models that have a choice.",
+        [({"model": m, "think": think}, count) for (m, think), count in sorted(counters.arms.items())],
+    )  # fmt: skip
     for name, text in (
         ("cache_hit", "Requests answered from the cache."),
         ("clarification", "Requests answered with a clarifying question."),
@@ -115,6 +120,13 @@ def _windowed(snapshot: Snapshot) -> Iterator[Metric]:
     ):
         values = [(model, getattr(summary, attribute)) for model, summary in snapshot.by_model.items()]
         samples: Samples = [({"model": model}, value) for model, value in values if value is not None]
+        yield _family(f"router_ml_{name}", "gauge", text, samples)
+    for name, attribute, text in (
+        ("arm_success_ratio", "success_rate", "Mean success of the last five minutes, by how the model was asked."),
+        ("arm_latency_p50_seconds", "latency_p50_s", "Median latency of the last five minutes, by the same."),
+    ):
+        arms = [(split_key(key), getattr(summary, attribute)) for key, summary in snapshot.by_arm.items()]
+        samples = [({"model": m, "think": think_text(t)}, value) for (m, t), value in arms if value is not None]
         yield _family(f"router_ml_{name}", "gauge", text, samples)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from router_ml.arm import arm_key
 from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent
 from router_ml.events.judgement import RIGHT, Judgement, note_feedback, success_of
 from router_ml.types import Candidate
@@ -54,6 +55,7 @@ class Snapshot:
     total: Summary
     by_model: Mapping[str, Summary]
     by_variant: Mapping[str, Summary]
+    by_arm: Mapping[str, Summary] = field(default_factory=dict)  # of models that can be asked in several ways
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -63,6 +65,7 @@ class Snapshot:
             "total": self.total.as_dict(),
             "by_model": {name: s.as_dict() for name, s in self.by_model.items()},
             "by_variant": {name: s.as_dict() for name, s in self.by_variant.items()},
+            "by_arm": {name: s.as_dict() for name, s in self.by_arm.items()},
         }
 
 
@@ -79,8 +82,9 @@ def request_record(outcome: OutcomeEvent, candidates: Sequence[Candidate] = ()) 
     to the predictions at that time."""
     if not candidates or outcome.cache_hit:
         return RequestRecord(outcome, False, False)
-    chosen = next((c for c in candidates if c.model == outcome.model), candidates[0])
-    others = [c for c in candidates if c.model != chosen.model and c.admissible]
+    own = [c for c in candidates if c.model == outcome.model]
+    chosen = next((c for c in own if c.think == outcome.think), own[0] if own else candidates[0])
+    others = [c for c in candidates if c is not chosen and c.admissible]
     over = any(
         c.p_success >= chosen.p_success - _BETTER and c.latency_s.p50 <= chosen.latency_s.p50 * _HALF for c in others
     )
@@ -122,9 +126,12 @@ def summarise_requests(
                 groups.setdefault(name, []).append(request)
         return {name: _summary(group, judged) for name, group in sorted(groups.items())}
 
-    return Snapshot(
-        since_s, until_s, _summary(chosen, judged), grouped(lambda o: o.model), grouped(lambda o: o.variant)
-    )
+    total, by_model, by_variant = _summary(chosen, judged), grouped(lambda o: o.model), grouped(lambda o: o.variant)
+    return Snapshot(since_s, until_s, total, by_model, by_variant, grouped(_arm))
+
+
+def _arm(outcome: OutcomeEvent) -> str | None:
+    return None if outcome.think is None else arm_key(outcome.model, outcome.think)
 
 
 def _summary(requests: Sequence[RequestRecord], judged: Mapping[str, Judgement]) -> Summary:

@@ -65,6 +65,7 @@ def open_writer(settings: Settings) -> EventWriter:
         settings.events or settings.state_dir,
         key_dir=settings.state_dir,
         keep_text=settings.keep_text,
+        keep_features=settings.keep == "features",
     )
     return EventWriter(opener, retention=Retention())
 

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from router_ml.hosts.failure import Failure
 from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
-from router_ml.types import Decision
+from router_ml.types import Decision, Think
 
 ChatResponse: TypeAlias = ollama.ChatResponse  # what callers written for the ollama client read
 PROMPT_CUT = "prompt_cut"  # in `Attempt.adapted`: the server dropped the beginning of the prompt
@@ -48,6 +48,7 @@ class Attempt:
     first_token_s: float | None = None  # from the start of this attempt
     breaker: str = "closed"  # its state afterwards
     adapted: tuple[str, ...] = ()  # what was changed in the request for this model
+    think: Think | None = None  # how it was asked; None: nothing was said, or it has no choice
 
     @property
     def ok(self) -> bool:
@@ -73,6 +74,7 @@ class Answer:
     cached: bool = False
     host: str | None = None
     clarify: bool = False  # no model was called: the message is a clarifying question
+    think: Think | None = None  # how the model that answered was asked
 
     @functools.cached_property
     def response(self) -> ChatResponse:
@@ -91,8 +93,10 @@ class Answer:
 
     @property
     def fallback(self) -> bool:
-        """Whether a model other than the chosen one answered."""
-        return not self.clarify and self.model != self.decision.model
+        """Whether another arm than the chosen one answered."""
+        if self.clarify or self.model != self.decision.model:
+            return not self.clarify
+        return any(a.model == self.model and a.think != self.think for a in self.attempts if not a.ok)
 
     @property
     def adapted(self) -> tuple[str, ...]:

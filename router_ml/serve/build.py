@@ -6,16 +6,19 @@ import atexit
 import copy
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from router_ml.bundles.format import MANIFEST
+from router_ml.bundles.registry import active_stamp
 from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.decide.reload import LiveRouter
 from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.errors import PolicyError, RouterError, SettingsError
 from router_ml.events.event import Recorder
+from router_ml.hosts.inventory import catalogue_of_hosts
 from router_ml.hosts.options import GatewayOptions
 from router_ml.monitor.watch import Watch, open_watch
 from router_ml.serve import Decider, Gateway
@@ -23,6 +26,7 @@ from router_ml.serve.answer import Answer
 from router_ml.serve.answer_cache.exact import ExactCache
 from router_ml.serve.answer_cache.semantic import SemanticCache
 from router_ml.serve.choose import Assigner
+from router_ml.serve.judge import settings_judge
 from router_ml.serve.node import CoordinatorNode, IntentClassifier
 from router_ml.settings import Settings, load_settings
 from router_ml.types import MachineState
@@ -44,8 +48,8 @@ def build_gateway(
     **more: Any,
 ) -> Gateway:
     """Return a gateway as the settings describe it (by default the environment's): the active bundle's router (or the
-    rules), the catalogue's models at their hosts, events into the event store, live metrics and alerts, experiments in
-    their stored state.
+    rules), the catalogue's models at their hosts (without a catalogue, the models that the hosts have), events into
+    the event store, live metrics and alerts, experiments in their stored state.
 
     What is given replaces what would be built; `more` are further arguments of `Gateway`. Give `watch=open_watch(...)`
     to read live metrics and alerts. With a `recorder` of your own there are neither, nor experiments unless you give
@@ -56,8 +60,10 @@ def build_gateway(
     options = options or gateway_options(settings)
     policy = _known_policy(settings.policy) if policy is None else policy
     cache = answer_cache(settings) if cache is None else cache
+    listed = None
     if decider is None:
-        decider = Router.load_or_heuristic(settings=settings, remember=settings.decision_cache_size)
+        listed = catalogue or found_on_hosts(settings, (default_host or settings.ollama_host,))
+        decider = live_router(settings, listed)
     if catalogue is None:
         known = getattr(decider, "catalogue", None)
         catalogue = known if isinstance(known, Catalogue) else load_catalogue(settings.catalogue)
@@ -78,11 +84,32 @@ def build_gateway(
         cache=cache,
         semantic_cache=semantic_cache,
         closers=closers,
-        **{"decider_of": bundle_routers(settings), **more},
+        **{"decider_of": bundle_routers(settings, listed), "judge": settings_judge(settings, recorder), **more},
     )
+    if isinstance(decider, LiveRouter):
+        decider.on_change = functools.partial(_use_catalogue, weakref.ref(gateway))
     atexit.register(_close, weakref.ref(gateway))  # what waits to be written is written, close or no close
     gateway.warm_up()
     return gateway
+
+
+def live_router(settings: Settings, catalogue: Catalogue | None = None) -> LiveRouter:
+    """Return the router of the active bundle, or of the rules, which takes each bundle that is promoted later.
+
+    `catalogue` replaces the catalogue of the settings or of the bundle."""
+    remember = settings.decision_cache_size
+    return LiveRouter(
+        Router.load_or_heuristic(settings=settings, catalogue=catalogue, remember=remember),
+        lambda: Router.load(settings=settings, catalogue=catalogue, remember=remember),
+        lambda: active_stamp(settings),
+        settings.reload_s,
+    )
+
+
+def _use_catalogue(gateway: weakref.ref[Gateway], router: Router) -> None:
+    living = gateway()
+    if living is not None:
+        living.use_catalogue(router.catalogue)
 
 
 def _close(gateway: weakref.ref[Gateway]) -> None:
@@ -107,7 +134,7 @@ def build_node(
     Unlike a bare `CoordinatorNode()` it loads the bundle at once. Raises `SettingsError` and `PolicyError`."""
     settings = settings or load_settings()
     return CoordinatorNode(
-        decider or Router.load_or_heuristic(settings=settings),
+        decider or live_router(settings),
         classifier=classifier,
         recorder=recorder,
         policy=_known_policy(settings.policy) if policy is None else policy,
@@ -139,7 +166,12 @@ def answer_cache(settings: Settings) -> ExactCache[Answer] | None:
     return ExactCache(max_entries=settings.answer_cache_size) if settings.answer_cache_size else None
 
 
-def bundle_routers(settings: Settings) -> Callable[[str], Router]:
+def found_on_hosts(settings: Settings, hosts: Sequence[str]) -> Catalogue | None:
+    """Return a catalogue of the models on the hosts where the user has none; None where no host has any."""
+    return None if settings.catalogue is not None else catalogue_of_hosts(hosts)
+
+
+def bundle_routers(settings: Settings, catalogue: Catalogue | None = None) -> Callable[[str], Router]:
     """Return a function from a bundle's folder to its router: what the variants of an experiment run.
 
     A bundle is loaded once, and once more when its manifest changes; one that cannot be loaded raises its error at once
@@ -148,7 +180,7 @@ def bundle_routers(settings: Settings) -> Callable[[str], Router]:
     @functools.lru_cache(maxsize=16)
     def load(folder: str, stamp: float) -> Router | RouterError:
         try:
-            return Router.load(folder, settings=settings, remember=settings.decision_cache_size)
+            return Router.load(folder, settings=settings, catalogue=catalogue, remember=settings.decision_cache_size)
         except RouterError as error:
             return error
 

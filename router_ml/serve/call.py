@@ -11,6 +11,7 @@ from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import is_empty, may_be_empty, says_something
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.stream import Opened, Sink
+from router_ml.types import Think
 
 
 class ModelCall:
@@ -24,10 +25,12 @@ class ModelCall:
         timeout_s: float,
         idle_s: float,
         clock: Callable[[], float],
+        think: Think | None = None,
     ) -> None:
         self._state, self._backend, self._request = state, backend, request
         self._idle_s = idle_s
         self._clock = clock
+        self.think = think  # how the model is asked
         self.began_s = clock()
         self.timeout_s = max(0.0, min(timeout_s, state.deadline_s - self.began_s))
         self.first_token_s: float | None = None
@@ -66,6 +69,6 @@ class ModelCall:
         self.first_token_s = now_s - self.began_s
         if self._state.first_token_s is None:
             self._state.first_token_s = now_s - self._state.began_s
-        sink.opened(Opened(self._state.chosen, self._backend.model, tuple(self._state.attempts)))
+        sink.opened(Opened(self._state.chosen, self._backend.model, tuple(self._state.attempts), self.think))
         for part in parts:
             sink.part(part)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from cachetools import LRUCache
 
@@ -18,13 +19,15 @@ from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
 from router_ml.hosts.fleet import Fleet
 from router_ml.serve.answer import Answer
-from router_ml.serve.order import pin, plain_decision, restrict, stick
+from router_ml.serve.order import pin, plain_decision, restrict, stick, unexplored
+from router_ml.serve.request import ChatRequest
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.turn import ToolLoops
-from router_ml.types import Context, Decision, MachineState
+from router_ml.types import Context, Decision, MachineState, Think
 
 log = logging.getLogger(__name__)
 
+Arm: TypeAlias = tuple[str, Think | None]  # a model, and how it is asked
 Assigner = Callable[[str, Context], Assignment | None]
 
 _SESSIONS = 10_000  # sessions whose last model is remembered
@@ -67,6 +70,7 @@ class DecisionStep:
         self._clock = clock
         self._pool = pool
         self._sessions: LRUCache[str, str] = LRUCache(_SESSIONS)
+        self._drawn: LRUCache[str, tuple[str, Arm | None]] = LRUCache(_SESSIONS)  # the turn last drawn for, and its arm
         self._tool_loops = ToolLoops(clock)
 
     def assign(self, state: RequestState) -> None:
@@ -94,6 +98,7 @@ class DecisionStep:
             decision = self._continued(decision, turn.model)
         elif session is not None and state.model is None:
             decision = stick(decision, self._sessions.get(session), self._stick_margin, self._names)
+            decision = self._once_a_turn(decision, session, state.request)
         state.decision = restrict(decision, state.allowed, self._names)
         state.decide_s = self._clock() - began_s
 
@@ -110,8 +115,19 @@ class DecisionStep:
     def _continued(self, decision: Decision, model: str) -> Decision:
         """Return the decision with the model that asked for the tool in front, where it may serve the request."""
         if not any(self._names.same(candidate.model, model) for candidate in decision.ranked):
-            return decision
+            return unexplored(decision, None, self._names)
         return pin(decision, model, self._names, "asked for the tool whose result this is")
+
+    def _once_a_turn(self, decision: Decision, session: str, request: ChatRequest) -> Decision:
+        """Return the decision; where exploration drew before in the same turn of a session (a retry), what it drew."""
+        if decision.propensity == 1.0:
+            return decision
+        turn = request.conversation.turn_key
+        known, arm = self._drawn.get(session, ("", None))
+        if known == turn:
+            return unexplored(decision, arm, self._names)
+        self._drawn[session] = (turn, (decision.model, decision.think))
+        return decision
 
     def shadow(self, state: RequestState, machine: MachineState) -> Decision | None:
         """Return what the challenger of a shadow experiment would have chosen; None if there is none or it fails."""
@@ -149,7 +165,10 @@ class DecisionStep:
     def _decide(self, state: RequestState, machine: MachineState) -> Decision:
         if state.assignment is not None:
             try:
-                return self._pinned(state, self._by_variant(state, machine, state.assignment.variant))
+                decision = self._pinned(state, self._by_variant(state, machine, state.assignment.variant))
+                if state.request.think is None:
+                    state.request = dataclasses.replace(state.request, think=state.assignment.variant.think)
+                return decision
             except InputError:
                 raise
             except Exception as error:
@@ -163,7 +182,10 @@ class DecisionStep:
             decider = self._decider_of(variant.bundle)
         policy = variant.policy or state.policy
         state.allowed = self._allowed(policy)
-        decision = decider.decide(state.request.text, state.context, policy, machine, variant=variant.name)
+        context = state.context
+        if variant.think is not None and context.think is None:
+            context = dataclasses.replace(context, think=variant.think)
+        decision = decider.decide(state.request.text, context, policy, machine, variant=variant.name)
         return pin(decision, variant.model, self._names) if variant.model else decision
 
     def _by_default(self, state: RequestState, machine: MachineState) -> Decision:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class Demand:
-    """How often each model is chosen; recent choices count most."""
+    """How often each model is wanted, in memory or not; recent requests count most."""
 
     def __init__(self, memory: float = 0.9) -> None:
         self._memory = memory

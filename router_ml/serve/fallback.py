@@ -1,4 +1,4 @@
-"""Calls the models of a decision in their order until one answers."""
+"""Calls the arms of a decision in their order until one answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from router_ml.catalogue import Catalogue
+from router_ml.arm import is_think
 from router_ml.errors import (
     AttemptsFailed,
     DeadlineExceeded,
@@ -28,33 +29,51 @@ from router_ml.hosts.rates import was_cold
 from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import PROMPT_CUT, Answer, Attempt, Timings, is_empty, may_be_empty
 from router_ml.serve.call import ModelCall
-from router_ml.serve.order import attempt_timeout_s, chain, outage_wait_s, shifted
+from router_ml.serve.order import arm_chain, attempt_timeout_s, outage_wait_s, shifted
 from router_ml.serve.request import OptionPins, adapt, can
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.stream import Sink
 from router_ml.serve.window import prompt_was_cut, widened
-from router_ml.types import Quantiles
+from router_ml.types import Quantiles, Think
 
 _COLD_TIMEOUTS = 3  # in a row: then a model is no longer believed to be loading
 _MAX_ATTEMPTS = 50  # of one request; a host that comes and goes gets no more
 _SERVICE_MARGIN = 1.5  # a call that had to wait begins only where this many times its usual duration is left
 
 
+class Route(NamedTuple):
+    """One arm on one host."""
+
+    backend: Backend
+    think: Think | None
+
+
 @dataclass(slots=True)
 class _Untried:
-    """The backends a request may still be sent to, best first."""
+    """The routes a request may still be sent along, best first."""
 
-    left: list[Backend]
-    open: list[Backend] = field(default_factory=list)  # skipped, their circuit breakers being open
+    left: list[Route]
+    open: list[Route] = field(default_factory=list)  # skipped, their circuit breakers being open
     at_once: bool = False  # nothing else can serve: an open circuit is probed before its wait is over
 
-    def return_(self, backend: Backend) -> None:
-        """Put a backend back in front: its host took no connection, which says nothing about the model."""
-        self.left.insert(0, backend)
+    def return_(self, route: Route) -> None:
+        """Put a route back in front: its host took no connection, which says nothing about the model."""
+        self.left.insert(0, route)
 
-    def without(self, model: str) -> None:
-        """Drop a model on all its hosts."""
-        self.left = [backend for backend in self.left if backend.model != model]
+    def failed(self, route: Route, kind: str) -> None:
+        """Drop what would fail alike: this model on this host, and after an empty answer on every host.
+
+        Where thinking took too long the arm that does not think stays; where it led to no answer that arm is next."""
+        thought = bool(route.think) and kind in ("empty", "timeout", "cut_short")
+
+        def stays(other: Route) -> bool:
+            if other.backend is route.backend:
+                return thought and other.think is False
+            return kind != "empty" or other.backend.model != route.backend.model
+
+        self.left = [other for other in self.left if stays(other)]
+        if kind == "empty":
+            self.left.sort(key=lambda other: other.backend is not route.backend)
 
 
 class FallbackRunner:
@@ -63,12 +82,11 @@ class FallbackRunner:
     def __init__(
         self,
         fleet: Fleet,
-        catalogue: Catalogue,
         pins: OptionPins,
         options: GatewayOptions,
         clock: Callable[[], float],
     ) -> None:
-        self._fleet, self._catalogue, self._pins = fleet, catalogue, pins
+        self._fleet, self._pins = fleet, pins
         self._options = options
         self._clock = clock
 
@@ -86,61 +104,72 @@ class FallbackRunner:
 
     async def _first_answer(self, state: RequestState, sink: Sink | None) -> Answer:
         untried = _Untried(self._ordered(state))
-        while (backend := await self._next(state, untried)) is not None:
-            reply = await self._try(state, backend, untried, sink)
+        while (route := await self._next(state, untried)) is not None:
+            reply = await self._try(state, route, untried, sink)
+            latest = state.attempts[-1]
             if reply is not None:
-                if state.attempts[-1].ok or state.empty is not None:
-                    return self._finished(state, backend, reply)
-                state.empty = (backend, reply)
-                untried.without(backend.model)
-            elif state.attempts[-1].first_token_s is not None:
-                raise StreamInterrupted(f"the stream of {backend.model} failed: {state.attempts[-1].error}")
+                if latest.ok or state.empty is not None:
+                    return self._finished(state, route.backend, reply)
+                state.empty = (route.backend, reply)
+            elif latest.first_token_s is not None:
+                raise StreamInterrupted(f"the stream of {latest.model} failed: {latest.error}")
+            if latest.failure is not None and latest.failure.kind != "refused":
+                untried.failed(route, latest.failure.kind)
             self._raise_if_over(state)
         raise _nothing_left(state.attempts)
 
     # -- which backend is next ------------------------------------------------------------------------------------
 
-    def _ordered(self, state: RequestState) -> list[Backend]:
+    def _ordered(self, state: RequestState) -> list[Route]:
         """Return the chain, with the models that cannot see the images or use the tools at its end."""
-        models = list(chain(state.chosen, self._options.last_resort, self._fleet.names, state.allowed))
+        arms = list(arm_chain(state.chosen, self._last_resort, self._fleet.names, state.allowed))
         needs = ["tools"] * bool(state.request.tools) + ["vision"] * state.request.has_images
         if needs:
-            models.sort(key=lambda model: self._lacks(self._fleet.backends(model)[0], needs))
-        return [backend for model in models for backend in self._fleet.backends(model)]
+            arms.sort(key=lambda arm: self._lacks(self._fleet.backends(arm[0])[0], needs))
+        return [Route(backend, think) for model, think in arms for backend in self._fleet.backends(model)]
+
+    @property
+    def _last_resort(self) -> str | None:
+        """Return the model tried after every ranked one: one the catalogue lacks only where the host has it."""
+        model = self._options.last_resort
+        return model if model is not None and self._fleet.knows(model) else None
 
     def _lacks(self, backend: Backend, needs: Sequence[str]) -> int:
         return sum(not self._can(backend, capability) for capability in needs)
 
     def _can(self, backend: Backend, capability: str) -> bool:
-        return can(self._catalogue.find(backend.model), backend.capabilities(self._catalogue), capability)
+        return can(self._fleet.catalogue.find(backend.model), backend.capabilities(self._fleet.catalogue), capability)
 
-    async def _next(self, state: RequestState, untried: _Untried) -> Backend | None:
-        """Return the next backend to call, or None; note why others are skipped.
+    async def _next(self, state: RequestState, untried: _Untried) -> Route | None:
+        """Return the next route to take, or None; note why others are skipped.
 
         Where every host that is left is down, wait for one. Where nothing was called since every circuit is open, let
         this call through."""
         while untried.left and len(state.attempts) < _MAX_ATTEMPTS:
-            backend = next((b for b in untried.left if not b.host.down), None) or await self._back(state, untried.left)
-            if backend is None:
+            up = next((route for route in untried.left if not route.backend.host.down), None)
+            route = up or await self._back(state, untried.left)
+            if route is None:
                 break
-            untried.left.remove(backend)
-            failure = backend.unavailable() or self._crowded_out(state, backend)
+            untried.left.remove(route)
+            failure = route.backend.unavailable() or self._crowded_out(state, route.backend)
             if failure is None:
-                return backend
-            self._failed(state, backend, failure)
+                return route
+            self._failed(state, route, failure)
+            untried.failed(route, failure.kind)
             if failure.kind == "open":
-                untried.open.append(backend)
-        for backend in untried.left:
-            self._failed(state, backend, Failure("refused", f"{backend.host.url} takes no connections"))
-        untried.left = []
+                untried.open.append(route)
+        while untried.left:
+            route = untried.left.pop(0)
+            self._failed(state, route, Failure("refused", f"{route.backend.host.url} takes no connections"))
+            untried.failed(route, "refused")
         if untried.open and not any(a.failure is None or a.failure.called for a in state.attempts):
             untried.at_once = True
             return untried.open.pop(0)
         return None
 
-    async def _back(self, state: RequestState, left: Sequence[Backend]) -> Backend | None:
+    async def _back(self, state: RequestState, left: Sequence[Route]) -> Route | None:
         """Wait for the first of the hosts, all down, that takes connections again; None if none does in time."""
-        hosts: dict[str, HostState] = {backend.host.url: backend.host for backend in left}
+        hosts: dict[str, HostState] = {route.backend.host.url: route.backend.host for route in left}
         total_s, left_s = state.deadline_s - state.began_s, state.deadline_s - self._clock()
         waits = [
             asyncio.ensure_future(host.back_within(outage_wait_s(host.down_s, host.seen_up, total_s, left_s)))
@@ -153,7 +182,7 @@ class FallbackRunner:
         finally:
             for pending in waits:
                 pending.cancel()
-        return next((backend for backend in left if not backend.host.down), None)
+        return next((route for route in left if not route.backend.host.down), None)
 
     def _crowded_out(self, state: RequestState, backend: Backend) -> Failure | None:
         """Return why a model is not loaded on a host that is too busy for this request already."""
@@ -169,65 +198,67 @@ class FallbackRunner:
         if self._clock() >= state.deadline_s:
             raise DeadlineExceeded(f"no answer within the deadline; tried {_listed(state.attempts)}")
 
-    # -- one backend ----------------------------------------------------------------------------------------------
+    # -- one route ------------------------------------------------------------------------------------------------
 
-    async def _try(self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None) -> Reply | None:
+    async def _try(self, state: RequestState, route: Route, untried: _Untried, sink: Sink | None) -> Reply | None:
         """Call one backend, and once more if it refused only an optional part of the request."""
-        reply = await self._attempt(state, backend, untried, sink)
+        backend = route.backend
+        reply = await self._attempt(state, route, untried, sink)
         failure = state.attempts[-1].failure
         if failure is not None and failure.kind == "refused":
-            untried.return_(backend)
+            untried.return_(route)
         if reply is not None or failure is None or not failure.unsupported:
             return reply
         backend.lacks |= {failure.unsupported}
         can_do_without = failure.unsupported == "thinking" or (failure.unsupported == "tools" and not untried.left)
         if can_do_without and self._clock() < state.deadline_s:
-            return await self._attempt(state, backend, untried, sink)
+            return await self._attempt(state, route, untried, sink)
         return None
 
-    async def _attempt(
-        self, state: RequestState, backend: Backend, untried: _Untried, sink: Sink | None
-    ) -> Reply | None:
-        timeout_s = self._timeout_s(state, backend, untried)
-        candidate = state.candidate(backend.model)
-        service_s = backend.rates.service_s or (candidate.latency_s.p50 if candidate else 1.0)
+    async def _attempt(self, state: RequestState, route: Route, untried: _Untried, sink: Sink | None) -> Reply | None:
+        backend = route.backend
+        timeout_s = self._timeout_s(state, route, untried)
+        candidate = state.candidate(backend.model, route.think)
+        service_s = self._service_s(state, route) or (candidate.latency_s.p50 if candidate else 1.0)
         needed_s = _SERVICE_MARGIN * service_s
         try:
             waited_s = await backend.gate.enter(max(0.0, timeout_s - needed_s), service_s)
         except Shed as shed:
-            self._failed(state, backend, Failure("shed", str(shed), retry_after_s=shed.retry_after_s))
+            self._failed(state, route, Failure("shed", str(shed), retry_after_s=shed.retry_after_s))
             return None
         try:
             state.waited_s += waited_s
             if waited_s and state.deadline_s - self._clock() < needed_s:
-                self._failed(state, backend, Failure("shed", "too little time is left", retry_after_s=service_s))
+                self._failed(state, route, Failure("shed", "too little time is left", retry_after_s=service_s))
                 return None
-            return await self._call(state, backend, timeout_s, sink, untried.at_once)
+            return await self._call(state, route, timeout_s, sink, untried.at_once)
         finally:
             backend.gate.leave()
 
     async def _call(
-        self, state: RequestState, backend: Backend, timeout_s: float, sink: Sink | None, at_once: bool
+        self, state: RequestState, route: Route, timeout_s: float, sink: Sink | None, at_once: bool
     ) -> Reply | None:
-        request, adapted = self._fitted(state, backend)
+        backend = route.backend
+        request, adapted = self._fitted(state, route)
         warm = backend.resident is True
         permit = backend.breaker.acquire(at_once)
         if permit is None:
-            self._failed(state, backend, backend.open_circuit())
+            self._failed(state, route, backend.open_circuit())
             return None
-        call = ModelCall(state, backend, request, timeout_s, self._options.idle_s, self._clock)
+        think = self._asked(backend, request)
+        call = ModelCall(state, backend, request, timeout_s, self._options.idle_s, self._clock, think)
         try:
             reply = await call.run(sink)
         except asyncio.CancelledError:
             permit.released()
             raise
         except Exception as error:
-            failure = await self._judged(state, backend, classify(error, cold=not warm), call.timeout_s)
+            failure = await self._judged(state, route, classify(error, cold=not warm), call.timeout_s)
             if failure.blames_model:
                 permit.failed(broken_connection=failure.kind == "connection")
             else:
                 permit.released()
-            self._failed(state, backend, failure, call, adapted)
+            self._failed(state, route, failure, call, adapted)
             return None
         permit.succeeded()
         if prompt_was_cut(reply, state.context.prompt_tokens, request.arguments, backend):
@@ -235,31 +266,39 @@ class FallbackRunner:
             backend.prompts_cut += 1
         if is_empty(reply) and not may_be_empty(state.request.options):
             self._fleet.answered(backend, loaded=bool(was_cold(reply.load_s, warm)))
-            self._failed(state, backend, Failure("empty", "the reply holds no text and no tool call"), call, adapted)
+            self._failed(state, route, Failure("empty", "the reply holds no text and no tool call"), call, adapted)
         else:
             self._learn(state, backend, reply, call, warm)
             self._pins.worked(backend.model, request.arguments.get("options"))
-            state.attempts.append(self._attempt_of(backend, None, call, adapted))
+            state.attempts.append(self._attempt_of(route, None, call, adapted))
         return reply
 
-    def _fitted(self, state: RequestState, backend: Backend) -> tuple[HostRequest, tuple[str, ...]]:
+    def _fitted(self, state: RequestState, route: Route) -> tuple[HostRequest, tuple[str, ...]]:
         """Return the request as this backend gets it, and what was changed for it."""
-        capabilities = backend.capabilities(self._catalogue)
-        model = self._catalogue.find(backend.model)
+        backend = route.backend
+        capabilities = backend.capabilities(self._fleet.catalogue)
+        model = self._fleet.catalogue.find(backend.model)
         keep_alive = self._options.keep_alive
-        arguments, adapted = adapt(state.request, model, capabilities, self._pins, backend.model, keep_alive)
+        name, think = backend.model, route.think
+        arguments, adapted = adapt(state.request, model, capabilities, self._pins, name, keep_alive, think)
         arguments, raised = widened(arguments, state.context.prompt_tokens, model, backend, self._options.max_num_ctx)
         return HostRequest(backend.wire_name, arguments), (*adapted, *raised)
+
+    def _asked(self, backend: Backend, request: HostRequest) -> Think | None:
+        """Return how a model is asked; None where nothing is said, or it has no choice."""
+        think = request.arguments.get("think")
+        return think if is_think(think) and self._can(backend, "thinking") else None
 
     def _failed(
         self,
         state: RequestState,
-        backend: Backend,
+        route: Route,
         failure: Failure,
         call: ModelCall | None = None,
         adapted: tuple[str, ...] = (),
     ) -> None:
         """Note a failed attempt, and what it says about the model and its host."""
+        backend = route.backend
         if state.request.is_quoted_in(failure.message):
             failure = dataclasses.replace(failure, message="the server's message quotes the request and is left out")
         if failure.blames_model:
@@ -268,10 +307,11 @@ class FallbackRunner:
             backend.host.missing(backend.model)
         if failure.kind == "refused" and call is not None:
             backend.host.refused()
-        state.attempts.append(self._attempt_of(backend, failure, call, adapted))
+        state.attempts.append(self._attempt_of(route, failure, call, adapted))
 
-    async def _judged(self, state: RequestState, backend: Backend, failure: Failure, timeout_s: float) -> Failure:
+    async def _judged(self, state: RequestState, route: Route, failure: Failure, timeout_s: float) -> Failure:
         """Return what a failure is once it is known whether the model, its host or the deadline caused it."""
+        backend = route.backend
         if failure.kind == "connection" and not await self._still_up(state, backend.host):
             return dataclasses.replace(failure, kind="refused", message=f"{failure.message}; the host is down")
         if failure.kind == "cold_timeout":
@@ -280,7 +320,7 @@ class FallbackRunner:
             # memory, is not loading.
             if backend.cold_timeouts >= _COLD_TIMEOUTS or backend.host.running.failing:
                 return dataclasses.replace(failure, kind="timeout")
-        candidate = state.candidate(backend.model)
+        candidate = state.candidate(backend.model, route.think)
         if failure.kind == "timeout" and candidate is not None and timeout_s < candidate.latency_s.p95:
             return dataclasses.replace(failure, kind="cut_short", message="the deadline left it too little time")
         return failure
@@ -293,9 +333,10 @@ class FallbackRunner:
         except TimeoutError:
             return True
 
-    def _timeout_s(self, state: RequestState, backend: Backend, untried: _Untried) -> float:
-        candidate = state.candidate(backend.model)
-        able = [other for other in untried.left if other.unavailable() is None and not other.host.down]
+    def _timeout_s(self, state: RequestState, route: Route, untried: _Untried) -> float:
+        backend = route.backend
+        candidate = state.candidate(backend.model, route.think)
+        able = [r for r in untried.left if r.backend.unavailable() is None and not r.backend.host.down]
         return attempt_timeout_s(
             candidate.latency_s if candidate else None,
             backend.resident,
@@ -304,13 +345,24 @@ class FallbackRunner:
             [self._expected(state, other) for other in able],
             self._options,
             probe=untried.at_once or backend.breaker.state == "half_open",
-            decode_tokens_per_s=backend.rates.decode_tokens_per_s,
-            service_s=backend.rates.service_s,
+            decode_tokens_per_s=backend.decode_tokens_per_s,
+            service_s=self._service_s(state, route),
         )
 
-    def _expected(self, state: RequestState, backend: Backend) -> Quantiles | None:
-        """Return what a backend should take, its load included."""
-        candidate = state.candidate(backend.model)
+    def _service_s(self, state: RequestState, route: Route) -> float | None:
+        """Return the seconds of a call of this arm at the live rate; None if unknown.
+
+        The mean over the model's calls is that of a model with one arm only: thinking takes many times as long."""
+        rates = route.backend.rates
+        if route.think is None:
+            return rates.service_s
+        candidate, rate = state.candidate(route.backend.model, route.think), rates.decode_tokens_per_s
+        return candidate.output_tokens / rate if candidate and candidate.output_tokens and rate else None
+
+    def _expected(self, state: RequestState, route: Route) -> Quantiles | None:
+        """Return what a route should take, its load included."""
+        backend = route.backend
+        candidate = state.candidate(backend.model, route.think)
         if candidate is None:
             return None
         load_s = 0.0 if backend.resident is not False else backend.load_s or self._options.cold_load_s
@@ -329,13 +381,13 @@ class FallbackRunner:
             reply.eval_s,
             resident=warm,
         )
-        if cold and reply.load_s is not None:
-            backend.loaded_in(reply.load_s)
+        backend.answered(bool(cold))
         state.resident = None if cold is None else not cold
 
     def _attempt_of(
-        self, backend: Backend, failure: Failure | None, call: ModelCall | None, adapted: tuple[str, ...]
+        self, route: Route, failure: Failure | None, call: ModelCall | None, adapted: tuple[str, ...]
     ) -> Attempt:
+        backend = route.backend
         return Attempt(
             model=backend.model,
             host=backend.host.url,
@@ -345,9 +397,11 @@ class FallbackRunner:
             first_token_s=call.first_token_s if call else None,
             breaker=backend.breaker.state,
             adapted=adapted,
+            think=call.think if call else route.think,
         )
 
     def _finished(self, state: RequestState, backend: Backend, reply: Reply) -> Answer:
+        think = next((a.think for a in reversed(state.attempts) if a.model == backend.model), None)
         timings = Timings(
             total_s=self._clock() - state.began_s,
             queue_s=None if reply.queue_s is None else state.waited_s + reply.queue_s,
@@ -357,7 +411,8 @@ class FallbackRunner:
             decide_s=state.decide_s,
             first_token_s=state.first_token_s,
         )
-        return Answer(reply, state.chosen, backend.model, timings, tuple(state.attempts), host=backend.host.url)
+        attempts, url = tuple(state.attempts), backend.host.url
+        return Answer(reply, state.chosen, backend.model, timings, attempts, host=url, think=think)
 
 
 def _nothing_left(attempts: Sequence[Attempt]) -> GatewayError | QueryError:

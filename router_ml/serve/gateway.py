@@ -36,8 +36,10 @@ from router_ml.serve.background import BackgroundLoop
 from router_ml.serve.choose import Assigner, Decider, DecisionStep
 from router_ml.serve.clarify import asks_clarifying_question, clarifying_answer
 from router_ml.serve.fallback import FallbackRunner
+from router_ml.serve.judge import BlindJudge
+from router_ml.serve.order import wanted
 from router_ml.serve.preload import Preloader
-from router_ml.serve.record import EventRecorder
+from router_ml.serve.record import CANCELLED, EventRecorder
 from router_ml.serve.request import ChatArguments, Messages, OptionPins, build_request
 from router_ml.serve.request_state import RequestState, context_of
 from router_ml.serve.stream import AnswerStream, AsyncAnswerStream, Item, Opened, Sink
@@ -54,11 +56,11 @@ _MAX_DEADLINE_S = 1e7  # 115 days: what a deadline without end means to the cloc
 class Gateway:
     """Sends requests to models. Thread-safe; plain and async callers share one background loop and its connections.
 
-    `decider` chooses (a `Router`); `catalogue` says which models and hosts there are; `recorder` gets the events;
-    `assigner` says which variant of a running experiment a unit (session or request) gets, and `decider_of` which
-    decider serves a variant's bundle. `cache` and `semantic_cache` are off unless given; answers are cached per user
-    (`context["user_id"]`) or session, and across all users only with `cache_unscoped`. `host_types` makes hosts
-    by the prefix of their address. `closers` are called when the gateway is closed.
+    `decider` chooses (a `Router`); `catalogue` says which models and hosts there are; `recorder` gets the events and
+    `judge` a share of the answers; `assigner` says which variant of a running experiment a unit (session or request)
+    gets, and `decider_of` which decider serves a variant's bundle. `cache` and `semantic_cache` are off unless given;
+    answers are cached per user (`context["user_id"]`) or session, and across all users only with `cache_unscoped`.
+    `host_types` makes hosts by the prefix of their address. `closers` are called when the gateway is closed.
 
     A gateway that is no longer referenced closes itself, and so does one that is open when the interpreter ends. In a
     process forked from the one it was made in it starts anew, without what it had learned of the hosts."""
@@ -72,6 +74,7 @@ class Gateway:
         policy: Policy | str = "balanced",
         options: GatewayOptions | None = None,
         recorder: Recorder | None = None,
+        judge: BlindJudge | None = None,
         assigner: Assigner | None = None,
         decider_of: Callable[[str], Decider] | None = None,
         cache: ExactCache[Answer] | None = None,
@@ -87,9 +90,9 @@ class Gateway:
         self._clock = clock
         self._closed = False
         self._start_lock = threading.Lock()
-        self._recorder = EventRecorder(recorder or NullRecorder(), catalogue, clock)
+        self._recorder = EventRecorder(recorder or NullRecorder(), catalogue, clock, judge)
         self._parts = functools.partial(
-            _Parts, decider, catalogue, default_host, self.options, assigner, decider_of, cache, semantic_cache,
+            _Parts, decider, default_host, self.options, assigner, decider_of, cache, semantic_cache,
             cache_unscoped, clock, host_types,
         )  # fmt: skip
         self._running: list[_Parts] = []  # the last one is in use; those before it are a parent process's
@@ -112,7 +115,8 @@ class Gateway:
 
         `more`, all optional: `tools`, `context` (see `select_model`; `user_id` scopes cached answers), `policy`,
         `deadline_s` (of the whole request), `model` (tried first), and `think`, `format`, `options`, `keep_alive`,
-        `logprobs`, `top_logprobs` as the ollama client takes them. A pydantic class as `format` is sent as its schema.
+        `logprobs`, `top_logprobs` as the ollama client takes them. `think` holds for whichever model answers. A
+        pydantic class as `format` is sent as its schema.
 
         With `stream=True` it returns once the first part is there; iterate to read on. Where the policy asks
         clarifying questions and the query is ambiguous, no model is called: `answer.clarify` is true and the message is
@@ -205,6 +209,16 @@ class Gateway:
         self._check_open()
         self._loop.submit(self._fleet.refresh())
 
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Serve the models of another catalogue from now on; requests under way end with the one they began with."""
+        self.catalogue = self._recorder.catalogue = catalogue
+        if self._loop.usable and not self._closed:
+            self._loop.submit(self._use(catalogue))
+
+    async def _use(self, catalogue: Catalogue) -> None:
+        self._fleet.use(catalogue)
+        await self._fleet.refresh()
+
     def preload(self, model: str) -> None:
         """Load a model into memory. Raises `NoModelAvailable` if its host does not do so within the deadline."""
         self._check_open()
@@ -259,7 +273,7 @@ class Gateway:
             if question is not None and asks_clarifying_question(state, question):
                 answer = clarifying_answer(state, question, self._clock())
             else:
-                self._preloader.chose(state.chosen.model)
+                self._preloader.wanted(wanted(state.chosen))
                 answer = await self._fallback.run(state, sink)
         try:
             self._answered(state, answer)
@@ -296,7 +310,10 @@ class Gateway:
         limit_s = _deadline(self.options.deadline_s if deadline_s is None else deadline_s)
         self._check_open()
         chosen = self._policy if policy is None else policy
-        return RequestState(request, context_of(request, context), chosen, began_s, began_s + limit_s, model)
+        context = context_of(request, context)
+        if request.think is None and context.think is not None:
+            request = dataclasses.replace(request, think=context.think)
+        return RequestState(request, context, chosen, began_s, began_s + limit_s, model)
 
     async def _stream(self, state: RequestState, sink: Sink) -> None:
         try:
@@ -308,7 +325,7 @@ class Gateway:
             sink.ended(error)
         else:
             if not sink.started:  # a cached or empty answer, or a question: one part that is the whole
-                sink.opened(Opened(state.chosen, answer.model, ()))
+                sink.opened(Opened(state.chosen, answer.model, (), answer.think))
                 sink.part(answer.reply)
             elif not sink.finished:  # thinking alone: its parts were passed on, but not the last one
                 sink.part(answer.reply.end())
@@ -319,7 +336,7 @@ class Gateway:
         try:
             yield
         except asyncio.CancelledError:
-            self._recorder.failed(state, "cancelled")
+            self._recorder.failed(state, CANCELLED)
             self._decision.interrupted(state)
             raise
         except InputError:  # a mistake of the caller is not an outcome of a model
@@ -380,7 +397,7 @@ class Gateway:
                     self._start()
 
     def _start(self) -> None:
-        parts = self._parts()
+        parts = self._parts(catalogue=self.catalogue)
         self._running.append(parts)
         self._loop, self._pool, self._fleet = parts.loop, parts.pool, parts.fleet
         self._decision, self._fallback = parts.decision, parts.fallback
@@ -397,7 +414,6 @@ class _Parts:
     def __init__(
         self,
         decider: Decider,
-        catalogue: Catalogue,
         default_host: str,
         options: GatewayOptions,
         assigner: Assigner | None,
@@ -407,6 +423,8 @@ class _Parts:
         cache_unscoped: bool,
         clock: Callable[[], float],
         host_types: Mapping[str, HostFactory],
+        *,
+        catalogue: Catalogue,
     ) -> None:
         self.loop = BackgroundLoop()
         self.pool = pool = ThreadPoolExecutor(2, thread_name_prefix="router-ml-decide")
@@ -421,7 +439,7 @@ class _Parts:
             clock=clock,
             pool=pool,
         )
-        self.fallback = FallbackRunner(fleet, catalogue, pins, options, clock)
+        self.fallback = FallbackRunner(fleet, pins, options, clock)
         self.answers = CachedAnswers(cache, semantic_cache, unscoped=cache_unscoped, clock=clock, pool=pool)
         self.preloader = Preloader(fleet, pins, options)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from router_ml.catalogue import Catalogue, Model
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.options import GatewayOptions
-from router_ml.types import Candidate, Decision, Quantiles
+from router_ml.types import Candidate, Decision, Quantiles, Think
 
 _RESERVED_SHARE = 0.5  # the most of the remaining time that is reserved for the models further down
 _OUTAGE_MAX_S = 30.0  # a host that has been down for longer is not waited for
@@ -21,11 +21,30 @@ def chain(
     decision: Decision, last_resort: str | None, names: ModelNames, allowed: Sequence[str] | None = None
 ) -> tuple[str, ...]:
     """Return the models to try, each once: the ranked ones, then the last resort; only the `allowed` ones."""
-    ordered = [decision.model, *(candidate.model for candidate in decision.ranked)]
-    if last_resort:
-        ordered.append(last_resort)
-    unique = dict.fromkeys(names.canonical(name) for name in ordered)
-    return tuple(name for name in unique if allowed is None or name in allowed)
+    return tuple(dict.fromkeys(model for model, _ in arm_chain(decision, last_resort, names, allowed)))
+
+
+def arm_chain(
+    decision: Decision, last_resort: str | None, names: ModelNames, allowed: Sequence[str] | None = None
+) -> tuple[tuple[str, Think | None], ...]:
+    """Return the arms to try, model and `think`, each once: the ranked ones, then the last resort where no arm of it is
+    among them; only those of `allowed` models."""
+    first = decision.candidate if decision.ranked else None
+    think = first.think if first is not None and first.model == decision.model else None
+    ordered = [(decision.model, think), *((candidate.model, candidate.think) for candidate in decision.ranked)]
+    if last_resort and not any(names.same(model, last_resort) for model, _ in ordered):
+        ordered.append((last_resort, None))
+    unique = dict.fromkeys((names.canonical(model), think) for model, think in ordered)
+    return tuple(arm for arm in unique if allowed is None or arm[0] in allowed)
+
+
+def wanted(decision: Decision) -> str:
+    """Return the model that a decision would have chosen if all were in memory.
+
+    A model that was put in front for another reason, by its caller or for its session, is wanted itself."""
+    best = max((c for c in decision.ranked if c.admissible), key=lambda c: c.utility, default=None)
+    held = best is not None and best.model != decision.model
+    return decision.model if held or decision.if_warm is None else decision.if_warm
 
 
 def outage_wait_s(down_s: float, seen_up: bool, total_s: float, left_s: float) -> float:
@@ -103,6 +122,20 @@ def stick(decision: Decision, previous: str | None, margin: float | None, names:
     return _in_front(decision, held, reason)
 
 
+def unexplored(decision: Decision, arm: tuple[str, Think | None] | None, names: ModelNames) -> Decision:
+    """Return the decision without what exploration drew, so with propensity 1: for a turn that was drawn for before.
+
+    The arm that has the turn (a model, and how it was asked) stays where it is still within the limits; else the
+    candidate of highest utility comes first."""
+    if decision.propensity == 1.0:
+        return decision
+    fit = [c for c in decision.ranked if c.admissible]
+    had = next((c for c in fit if arm is not None and names.same(c.model, arm[0]) and c.think == arm[1]), None)
+    if had is not None:
+        return _in_front(decision, had, f"{decision.reason}; a turn that began with {had.model} stays with it")
+    return _in_front(decision, max(fit, key=lambda c: c.utility), decision.reason)
+
+
 def pin(
     decision: Decision, model: str, names: ModelNames, why: str = "was named by the caller", unknown: bool = False
 ) -> Decision:
@@ -150,7 +183,7 @@ _NORMAL_P90 = 1.282
 def plain_decision(catalogue: Catalogue, policy: str, reason: str) -> Decision:
     """Return what is decided where the router itself fails: the balanced model, then fast, then accurate, with the
     catalogue's priors for an ambiguous query."""
-    models = sorted(catalogue.models, key=lambda m: _PLAIN_ORDER[m.role])
+    models = sorted((model.default_arm for model in catalogue.models), key=lambda m: _PLAIN_ORDER[m.role])
     ranked = tuple(_plain_candidate(model, 1.0 - 0.1 * i) for i, model in enumerate(models))
     return Decision(
         model=models[0].name,
@@ -170,4 +203,5 @@ def _plain_candidate(model: Model, utility: float) -> Candidate:
     prior = model.prior
     p50, spread = prior.latency_s["ambiguous"], prior.latency_log_sd
     latency = Quantiles(p50, p50 * math.exp(_NORMAL_P90 * spread), p50 * math.exp(_NORMAL_P95 * spread))
-    return Candidate(model.name, prior.success["ambiguous"], latency, 0.0, utility, ("the router could not decide",))
+    p, why = prior.success["ambiguous"], ("the router could not decide",)
+    return Candidate(model.name, p, latency, 0.0, utility, why, think=model.think)

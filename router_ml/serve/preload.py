@@ -30,9 +30,11 @@ class Preloader:
             await backend.host.host.load(backend.wire_name, self._pins.of(model), self._options.keep_alive)
         self._fleet.answered(backend, loaded=True)
 
-    def chose(self, model: str) -> None:
-        """Count what is wanted."""
+    def wanted(self, model: str) -> None:
+        """Count a request for the model that would serve it if all were in memory: what is not loaded because it is
+        not in memory would never be."""
         self._demand.chose(model)
+        self._fleet.backends(model)[0].host.stays.wanted(model)
 
     def consider(self) -> None:
         """Begin to load the likely next model, where that is enabled and nothing runs."""

@@ -20,11 +20,14 @@ from router_ml.events.event import (
 )
 from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Answer, Attempt, Timings, may_be_empty
+from router_ml.serve.judge import BlindJudge
 from router_ml.serve.request_state import RequestState
+from router_ml.serve.signals import Signals, invalid, left
 from router_ml.types import Decision
 
 log = logging.getLogger(__name__)
 
+CANCELLED = "cancelled"  # the error of a request that its user left
 _DECISIONS = 10_000  # the latest decisions, on which feedback is known to be meant for this gateway
 
 
@@ -33,16 +36,25 @@ class EventRecorder:
 
     A recorder that raises costs an event, never an answer."""
 
-    def __init__(self, recorder: Recorder, catalogue: Catalogue, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        catalogue: Catalogue,
+        clock: Callable[[], float],
+        judge: BlindJudge | None = None,
+    ) -> None:
+        self._judge = judge
         self._recorder = recorder
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._clock = clock
         self._lock = threading.Lock()
         self._decided: LRUCache[str, None] = LRUCache(_DECISIONS)
+        self._signals = Signals(clock)
 
     def forked(self) -> None:
         """Renew the lock in a forked process: a thread of the parent may have held it."""
         self._lock = threading.Lock()
+        self._signals = Signals(self._clock)
 
     def judged(self, decision_id: str, score: float, comment: str | None) -> bool:
         """Record feedback, 0 bad .. 1 good; return whether it was one of the latest given here.
@@ -55,11 +67,16 @@ class EventRecorder:
     def answered(self, state: RequestState, answer: Answer) -> None:
         """Record a request that was answered."""
         self._request(state, self._outcome(state, answer, None))
+        self._signals.answered(state, answer)
+        if self._judge is not None and not answer.clarify:
+            self._judge.consider(state.chosen.decision_id, state.request.conversation.messages, answer.content)
 
     def failed(self, state: RequestState, error: str) -> None:
         """Record a request that was not; one that nothing was decided about leaves no event."""
         if state.decision is not None:
             self._request(state, self._outcome(state, None, error))
+            if error == CANCELLED and (sign := left(state)) is not None:
+                self._record(sign)
 
     def served_from_cache(self, state: RequestState, answer: Answer) -> None:
         """Record a cached answer; no model was chosen or called."""
@@ -76,6 +93,8 @@ class EventRecorder:
     def _request(self, state: RequestState, outcome: OutcomeEvent) -> None:
         decision = state.chosen
         self._remember(decision.decision_id)
+        if (sign := self._signals.of_earlier(state)) is not None:
+            self._record(sign)
         self._record(
             decision_event(
                 decision,
@@ -109,14 +128,17 @@ class EventRecorder:
         reply = answer.reply if answer else None
         cached = answer is not None and answer.cached
         model = answer.model if answer and answer.model else decision.model
-        candidate = state.candidate(model)
-        accurate = self._catalogue.by_role("accurate")
-        best = state.candidate(accurate.name) if accurate else None
+        think = answer.think if answer else decision.think
+        candidate = state.candidate(model, think)
+        accurate = self.catalogue.by_role("accurate")
+        best = state.candidate(accurate.name, accurate.default_arm.think) if accurate else None
+        unusable = invalid(state, answer) if answer else None
         timings = answer.timings if answer else Timings(total_s=self._clock() - state.began_s)
         return OutcomeEvent(
             decision_id=decision.decision_id,
             model=model,
-            success=_success(state, answer),
+            success=_success(state, answer, error, unusable),
+            invalid=unusable,
             latency_s=timings.total_s,
             ok=answer is not None,
             prompt_tokens=reply.prompt_tokens if reply else None,
@@ -145,19 +167,24 @@ class EventRecorder:
             variant=decision.variant,
             unit=state.assignment.unit if state.assignment else state.context.session_id,
             pinned=state.model is not None,
+            think=think,
         )
 
     def _cost_usd(self, model: str, reply: Reply) -> float:
-        entry = self._catalogue.find(model)
+        entry = self.catalogue.find(model)
         if entry is None:
             return 0.0
         input_usd = (reply.prompt_tokens or 0) * entry.price_input_usd_per_mtok
         return (input_usd + (reply.output_tokens or 0) * entry.price_output_usd_per_mtok) / 1e6
 
 
-def _success(state: RequestState, answer: Answer | None) -> float | None:
-    """Return 0 if no model answered, or each with nothing; None if the answer was not judged."""
-    if answer is None or (answer.empty and not may_be_empty(state.request.options)):
+def _success(state: RequestState, answer: Answer | None, error: str | None, unusable: str | None) -> float | None:
+    """Return 0 if no model answered, each with nothing, or with what cannot be used; None if it was not judged.
+
+    A user who leaves has judged nothing."""
+    if error == CANCELLED:
+        return None
+    if answer is None or unusable or (answer.empty and not may_be_empty(state.request.options)):
         return 0.0
     return None
 
@@ -174,4 +201,5 @@ def _attempt_event(decision: Decision, index: int, attempt: Attempt) -> AttemptE
         host=attempt.host,
         breaker=attempt.breaker,
         variant=decision.variant,
+        think=attempt.think,
     )

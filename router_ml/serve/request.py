@@ -16,7 +16,7 @@ from router_ml.numbers import short_repr
 from router_ml.serve.encode import json_ready
 from router_ml.serve.wire import items, valid, wire_message, wire_tool
 from router_ml.suggestions import suggestion
-from router_ml.types import Context, Tool
+from router_ml.types import Context, Think, Tool
 
 _QUOTE_CHARS = 12  # what a message and a request share from so many characters on is a quotation
 _QUOTABLE_CHARS = 200_000  # of a request that is searched for quotations
@@ -186,10 +186,12 @@ def adapt(
     pins: OptionPins,
     name: str,
     keep_alive: float | str | None = None,
+    think: Think | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the client's keyword arguments for one model, and the names of what had to be changed for it.
 
-    `capabilities` is what the server reports (None: nothing); the catalogue counts where it reports nothing."""
+    `think` is how the arm is asked where the caller says nothing. `capabilities` is what the server reports (None:
+    nothing); the catalogue counts where it reports nothing."""
     changed: list[str] = []
     options, imposed = pins.fit(name, request.options)
     changed.extend(imposed)
@@ -199,11 +201,14 @@ def adapt(
             arguments["tools"] = list(request.tools)
         else:
             changed.append("tools")
+    can_think = can(model, capabilities, "thinking")
     if request.think is not None:
-        if request.think is False or can(model, capabilities, "thinking"):
+        if request.think is False or can_think:
             arguments["think"] = request.think
         else:
             changed.append("think")
+    elif think is not None and can_think:  # a model that cannot refuses `think: true`
+        arguments["think"] = think
     extras = {
         "format": request.format,
         "keep_alive": keep_alive if request.keep_alive is None else request.keep_alive,

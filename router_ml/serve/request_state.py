@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from router_ml.arm import is_think
 from router_ml.context import conversation_context
 from router_ml.decide.selection.policy import Policy
 from router_ml.experiments.assignment import Assignment
@@ -15,7 +16,7 @@ from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Attempt
 from router_ml.serve.answer_cache.key import CacheKey
 from router_ml.serve.request import ChatRequest, prompt_tokens
-from router_ml.types import Candidate, Context, Decision
+from router_ml.types import Candidate, Context, Decision, Think
 
 
 @dataclass
@@ -51,10 +52,10 @@ class RequestState:
         """Return the policy as an event or a cache key names it."""
         return self.policy if isinstance(self.policy, str) else self.policy.name
 
-    def candidate(self, model: str) -> Candidate | None:
-        """Return what was predicted of a model, or None."""
-        ranked = self.decision.ranked if self.decision else ()
-        return next((c for c in ranked if c.model == model), None)
+    def candidate(self, model: str, think: Think | None = None) -> Candidate | None:
+        """Return what was predicted of an arm, else of the model's best arm, or None."""
+        own = [c for c in (self.decision.ranked if self.decision else ()) if c.model == model]
+        return next((c for c in own if c.think == think), own[0] if own else None)
 
 
 def context_of(request: ChatRequest, given: Context | Mapping[str, Any] | None) -> Context:
@@ -62,6 +63,8 @@ def context_of(request: ChatRequest, given: Context | Mapping[str, Any] | None) 
 
     Raises `ContextError` if what was given has the wrong shape."""
     context = conversation_context(request.conversation, given, request.tools)
+    if is_think(request.think):
+        context = dataclasses.replace(context, think=request.think)
     if context.prompt_tokens is not None:
         return context
     return dataclasses.replace(context, prompt_tokens=prompt_tokens(request.conversation, context.tools))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from router_ml.errors import StreamInterrupted
 from router_ml.hosts.reply import Reply
 from router_ml.serve.answer import Answer, Attempt, ChatResponse, response_of
-from router_ml.types import Decision
+from router_ml.types import Decision, Think
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Opened:
     decision: Decision
     model: str
     attempts: tuple[Attempt, ...]
+    think: Think | None = None  # how it was asked
 
 
 Item = Opened | Reply | Answer | BaseException
@@ -56,6 +57,7 @@ class _Stream:
     def __init__(self, opened: Opened, task: concurrent.futures.Future[None]) -> None:
         self.decision = opened.decision
         self.model = opened.model  # the catalogue's name of the model that answers
+        self.think = opened.think  # how it was asked
         self.attempts = opened.attempts  # those before it
         self._task = task
         self._answer: Answer | None = None
@@ -76,7 +78,7 @@ class _Stream:
             return response_of(item)
         self._over = True
         if isinstance(item, Answer):
-            self._answer, self.model, self.attempts = item, item.model, item.attempts[:-1]
+            self._answer, self.model, self.think, self.attempts = item, item.model, item.think, item.attempts[:-1]
             return None
         assert isinstance(item, BaseException)
         raise item

@@ -30,7 +30,7 @@ def widened(
     loaded = backend.host.context_tokens(backend.model)
     if needed <= (loaded or DEFAULT_WINDOW_TOKENS):
         return arguments, ()
-    able = model.context_window_tokens if model is not None else None
+    able = None if model is None else model.max_context_tokens or model.context_window_tokens
     wanted = min(-(-needed // _STEP_TOKENS) * _STEP_TOKENS, max_num_ctx, able or max_num_ctx)
     if wanted <= (loaded or DEFAULT_WINDOW_TOKENS):
         return arguments, ()

@@ -274,7 +274,7 @@ def test_outcomes_are_exported_for_training_and_old_ones_pruned(run: Run, state:
     assert {o.query_id: o.success for o in read_outcomes(out)} == {"old": 1.0, "d": 0.0}
     assert "1 outcomes" in run("events", "export", "--out", str(out), "--since", "7d")[1]
     assert "3 events" in run("events", "export", "--out", str(out), "--what", "events")[1]
-    assert "ROUTER_ML_KEEP_TEXT" in run("events", "export", "--out", str(out), "--what", "queries")[1]
+    assert "ROUTER_ML_KEEP=text" in run("events", "export", "--out", str(out), "--what", "queries")[1]
     assert "1 events deleted" in run("events", "prune", "--days", "5")[1]
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router_ml.arm import arm_key
 from router_ml.decide.api import select_model
 from router_ml.decide.features.surface import NAMES, surface_features
 from router_ml.decide.router import Router
@@ -173,7 +174,9 @@ def test_any_text_in_any_context_gets_a_learned_decision(router: Router, text: s
     decision = router.decide(text, context)
     _sound(decision)
     assert decision.complexity in LABELS
-    assert sorted([c.model for c in decision.ranked]) == sorted(m.name for m in router.models) or decision.excluded
+    assert sorted(arm_key(c.model, c.think) for c in decision.ranked) == sorted(a.key for a in router.arms) or (
+        decision.excluded
+    )
 
 
 class _Hostile:

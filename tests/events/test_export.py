@@ -52,13 +52,15 @@ def test_a_row_holds_what_was_offered_chosen_and_with_which_probability(store: E
 def test_not_judged_is_no_reward_and_explicit_outranks_inferred(store: EventStore) -> None:
     rows = rows_of(
         store,
-        *(decision(name) for name in ("silent", "person", "guess", "failed", "open", "own")),
+        *(decision(name) for name in ("silent", "person", "guess", "again", "failed", "open", "own")),
         OutcomeEvent("silent", "small", None, 1.0),
         OutcomeEvent("person", "small", 1.0, 1.0),
         FeedbackEvent("person", "thumb", 0.0),
         FeedbackEvent("person", "retry", 1.0),
         OutcomeEvent("guess", "small", None, 1.0),
-        FeedbackEvent("guess", "retry", 0.0),
+        FeedbackEvent("guess", "copied", 0.0),
+        OutcomeEvent("again", "small", None, 1.0),
+        FeedbackEvent("again", "retry", 0.0),
         OutcomeEvent("failed", "small", 0.0, 1.0, ok=False, error="timeout"),
         OutcomeEvent("own", "large", 1.0, 1.0, fallback=True),
     )
@@ -67,6 +69,7 @@ def test_not_judged_is_no_reward_and_explicit_outranks_inferred(store: EventStor
         "silent": (None, False, None),
         "person": (0.0, True, "explicit"),
         "guess": (0.0, True, "inferred"),
+        "again": (None, False, None),  # nobody sends a sign for an answer that is not asked for again
         "failed": (0.0, False, "outcome"),
         "open": (None, False, None),
         "own": (1.0, True, "outcome"),

@@ -37,7 +37,7 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
 
         url: Any = request.getfixturevalue("postgres_url")
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("DROP TABLE IF EXISTS event, query_text, event_store")
+            connection.execute("DROP TABLE IF EXISTS event, query_text, query_features, event_store")
     else:
         url = tmp_path / "events.db"
 

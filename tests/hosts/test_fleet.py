@@ -76,7 +76,7 @@ async def test_a_load_never_seen_is_estimated_by_size() -> None:
         assert fleet.state().models[QWEN3].load_s is None
         (llama,) = fleet.backends(LLAMA)
         llama.rates.succeeded(3.0, 2.4)
-        llama.loaded_in(2.4)
+        llama.answered(cold=True)
         assert fleet.state().models[LLAMA].load_s == pytest.approx(2.4)
         assert fleet.state().models[QWEN3].load_s == pytest.approx(2.4 / 2.0 * 5.0)
         await fleet.close()

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_ml.hosts.rates import Average, LiveRates, was_cold
+from router_ml.hosts.average import Average
+from router_ml.hosts.rates import LiveRates, was_cold
 
 
 def _rates(now: list[float] | None = None) -> LiveRates:

@@ -62,7 +62,7 @@ def traffic(n: int, seed: int = 1) -> list[Event]:
             )
         )
         if draw.random() < 0.2:
-            events.append(FeedbackEvent(f"d{i}", draw.choice(["thumb", "retry"]), float(draw.random() < 0.5)))
+            events.append(FeedbackEvent(f"d{i}", draw.choice(["thumb", "copied"]), float(draw.random() < 0.5)))
     return events
 
 
@@ -76,7 +76,7 @@ def test_a_window_agrees_with_a_recomputation_from_the_store(tmp_path: Path) -> 
     rows = [s.event for s in open_store(tmp_path).read()]
     outcomes = [e for e in rows if isinstance(e, OutcomeEvent) and e.at_s >= NOW_S - 3600]
     person = {e.decision_id: e.score for e in rows if isinstance(e, FeedbackEvent) and e.kind == "thumb"}
-    guess = {e.decision_id: e.score for e in rows if isinstance(e, FeedbackEvent) and e.kind == "retry"}
+    guess = {e.decision_id: e.score for e in rows if isinstance(e, FeedbackEvent) and e.kind == "copied"}
     snapshot = live.snapshot(3600.0)
     for name, summary in snapshot.by_model.items():
         mine = [o for o in outcomes if o.model == name]
@@ -211,7 +211,7 @@ def test_feedback_counts_before_and_after_its_outcome_and_an_explicit_word_outra
     live.record(OutcomeEvent("early", "m", None, 1.0, at_s=NOW_S))
     live.record(OutcomeEvent("late", "m", None, 1.0, at_s=NOW_S))
     live.record(FeedbackEvent("late", "thumb", 1.0))
-    live.record(FeedbackEvent("late", "retry", 0.0))
+    live.record(FeedbackEvent("late", "copied", 0.0))
     live.record(OutcomeEvent("never", "m", None, 1.0, at_s=NOW_S))
     total = live.snapshot().total
     assert (total.requests, total.judged, total.success_rate) == (3, 2, 0.5)

@@ -271,7 +271,7 @@ class OllamaDouble:
         memory = self._scheduler.memory
         memory.expire(now)
         models = []
-        for entry in memory.loaded.values():
+        for entry in (e for e in memory.loaded.values() if e.name in self.models):
             stay = min(entry.expires_s - now, 1e9)
             expires = datetime.now(UTC) + timedelta(seconds=stay)
             models.append(

@@ -9,12 +9,13 @@ import sys
 import pytest
 
 from router_ml.decide.router import Router
-from router_ml.errors import SettingsError
+from router_ml.errors import GatewayError, SettingsError
 from router_ml.events.connect import open_store
 from router_ml.events.store import EventFilter
 from router_ml.serve.build import build_gateway, build_node
 from router_ml.settings import Settings, load_settings
-from tests.ollama_double import OllamaDouble
+from tests.ollama_double import DoubleModel, OllamaDouble
+from tests.ollama_double.faults import Fault
 from tests.serve.deciders import Recording
 
 
@@ -105,3 +106,26 @@ def test_a_node_reads_the_settings_given_to_it(tmp_path) -> None:
     assert build_node(settings, recorder=Recording())({"query": "hi"})["routing"]["policy"] == "accurate"
     with pytest.raises(SettingsError, match="ROUTER_ML_POLICY"):
         build_node(Settings(state_dir=tmp_path, policy="quick"))
+
+
+def test_without_a_catalogue_the_models_of_the_host_are_served_and_no_other(tmp_path) -> None:
+    with OllamaDouble([DoubleModel("gemma3:4b", "Gemma says hello.", family="gemma3")]) as double:
+        settings = Settings(models_dir=tmp_path / "none", ollama_host=double.url, state_dir=tmp_path / "state",
+                            deadline_s=20.0)  # fmt: skip
+        with build_gateway(settings, recorder=Recording()) as gateway:
+            answer = gateway.chat("Hello")
+            assert answer.model == "gemma3:4b"
+            assert {row["model"] for row in gateway.status()["backends"]} == {"gemma3:4b"}
+        asked = {seen.model for seen in double.seen if seen.path == "/api/chat"}
+    assert asked == {"gemma3:4b"}  # the last resort, qwen3:8b, is not there
+
+
+def test_the_last_resort_is_not_called_where_it_is_not_installed(tmp_path) -> None:
+    broken = DoubleModel("gemma3:4b", family="gemma3")
+    with OllamaDouble([broken]) as double:
+        double.faults.set("gemma3:4b", Fault.ERROR_500)
+        settings = Settings(models_dir=tmp_path / "none", ollama_host=double.url, state_dir=tmp_path / "state",
+                            deadline_s=3.0)  # fmt: skip
+        with build_gateway(settings, recorder=Recording()) as gateway, pytest.raises(GatewayError):
+            gateway.chat("Hello")
+        assert "qwen3:8b" not in {str(seen.body.get("model")) for seen in double.seen if seen.path == "/api/chat"}

@@ -155,7 +155,7 @@ def test_the_cold_model_most_wanted_is_loaded_ahead() -> None:
 
 
 FORECAST = Forecast([0.80, 0.84, 0.90], [(1, 2, 3), (2, 3, 4), (3, 4, 4.9)], [100] * 3, [0.0] * 3)
-EXPLORING = Policy("exploring", exploration=0.2, latency_weight_per_s=0.02)
+EXPLORING = Policy("exploring", exploration=0.2, exploration_gap=None, latency_weight_per_s=0.02)
 
 
 def draws() -> Iterator[tuple[float, list[float]]]:

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from router_ml.bundles.format import ENCODER
 from training.cache import ArrayCache, cache_dir
 from training.complexity.finetune import (
+    DIFFICULTY,
     Recipe,
+    Targets,
     _batches,
     _parts,
     _Session,
@@ -182,6 +184,21 @@ def test_of_the_token_table_only_what_was_read_learns(rate: float, moved: set[in
     before = table.detach().clone()
     session = _Session(encoder, Recipe(token_learning_rate=rate, dropout=0.0))
     session.schedule(4)
-    losses = [session.step([[3, 7], [9, 3]], np.array([0, 1])) for _ in range(4)]
+    losses = [session.step([[3, 7], [9, 3]], Targets.of_labels(np.array([0, 1]))) for _ in range(4)]
     assert losses[-1] < losses[0]
     assert set(np.flatnonzero((table.detach() != before).any(dim=1).numpy())) == moved
+
+
+def test_a_row_counts_for_what_it_has() -> None:
+    session = _Session(_Encoder(), Recipe(dropout=0.0, difficulty_weight=0.5, family_weight=0.2))
+    outputs = torch.zeros(3, 10)
+    outputs[1, DIFFICULTY] = 3.0
+    targets = Targets(
+        np.array([[1, 0, 0, 0], [0, 0, 0, 0], [0.5, 0.5, 0, 0]], np.float32),
+        np.array([np.nan, 1.0, np.nan], np.float32),
+        np.array([-1, 2, -1]),
+    )
+    loss, labels = session._loss(outputs, targets)
+    assert float(labels) == pytest.approx(2 * np.log(4))  # two labelled rows of four equal logits
+    smooth_l1 = 2.0 - 0.5  # beyond an error of 1 it is the error less a half
+    assert float(loss) == pytest.approx(2 * np.log(4) + 0.2 * np.log(5) + 0.5 * smooth_l1)

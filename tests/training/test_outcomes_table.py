@@ -74,3 +74,15 @@ def test_few_rows_do_not_tell_one_labels_success_from_anothers() -> None:
     labels = np.eye(4)
     (profile,) = derived_profiles(table, labels, Catalogue(()))
     assert list(profile.prior.success.values()) == pytest.approx([(2 + 0.5) / 5] * 4)
+
+
+def test_a_weak_sign_moves_success_from_the_models_mean_by_its_weight() -> None:
+    queries = [Query(str(i), "q") for i in range(5)]
+    outcomes = [
+        *(Outcome(str(i), "m", success, 1.0) for i, success in enumerate((1.0, 1.0, 0.0, 1.0))),
+        Outcome("4", "m", 0.0, 1.0, weight=0.5, judged_by="retry"),
+        Outcome("0", "signs only", 0.0, 1.0, weight=0.5, judged_by="retry"),
+    ]
+    success = outcome_table(queries, outcomes).success
+    assert success[:, 0].tolist() == [1.0, 1.0, 0.0, 1.0, 0.375]  # half of the mean .75
+    assert np.isnan(success[:, 1]).all()

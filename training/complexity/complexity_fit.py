@@ -24,6 +24,7 @@ from router_ml.decide.predictors.complexity import LearnedComplexity
 from router_ml.decide.predictors.heads import LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.errors import BundleCorrupt, InputError
+from router_ml.numbers import is_number
 from router_ml.types import LABELS, Query
 from training.arrays import Labels, Singles
 from training.complexity.complexity_head import (
@@ -33,8 +34,10 @@ from training.complexity.complexity_head import (
     held_out_probabilities,
     rescaled,
 )
+from training.complexity.encoder_source import prepared_source
 from training.complexity.encoder_trainer import EncoderFiles, EncoderTrainer, ValidationRun
 from training.complexity.finetune import Recipe
+from training.complexity.graded import DifficultyPart, Graded, agreement, difficulty_head
 from training.complexity.logit_correction import fit_correction
 from training.embeddings import CachedEmbedder, frozen_vectors
 from training.measuring import plots as draw
@@ -67,6 +70,7 @@ class ComplexityPart:
     config: dict[str, Any]
     metrics: dict[str, float]
     encoder: dict[str, Any]
+    difficulty: DifficultyPart | None = None
 
     def probabilities(self, features: Features) -> Singles:
         """Return label probabilities (n, 4)."""
@@ -82,6 +86,7 @@ class Labelled:
     labels: Labels
     groups: list[str]
     table: Singles
+    shares: Singles  # (n, 4): of labellers for each label, what the encoder is tuned towards
 
     def __add__(self, other: Labelled) -> Labelled:
         return Labelled(
@@ -90,6 +95,7 @@ class Labelled:
             np.concatenate([self.labels, other.labels]),
             self.groups + other.groups,
             np.concatenate([self.table, other.table]),
+            np.concatenate([self.shares, other.shares]),
         )
 
     def rows(self, index: Labels) -> Labelled:
@@ -100,6 +106,7 @@ class Labelled:
             self.labels[index],
             [self.groups[i] for i in index],
             self.table[index],
+            self.shares[index],
         )
 
 
@@ -143,7 +150,25 @@ def labelled_rows(queries: Sequence[Query]) -> Labelled:
     table = Extractor(_NoVectors()).extract([q.text for q in queries], [q.context for q in queries]).table
     table[:, list(TOOL_COLUMNS)] = 0.0
     texts = [compose(query.text, query.context) for query in queries]
-    return Labelled(list(queries), texts, labels, [group_of(query) for query in queries], table)
+    shares = np.array([_shares(query) for query in queries], np.float32).reshape(-1, len(LABELS))
+    return Labelled(list(queries), texts, labels, [group_of(query) for query in queries], table, shares)
+
+
+def _shares(query: Query) -> list[float]:
+    """Return the shares of labellers for each label; the label alone where the row has none.
+
+    Raises `InputError` for shares that are no four numbers of 0 or more."""
+    given = query.extra.get("shares")
+    if given is None:
+        return [float(label == query.label) for label in LABELS]
+    if not (
+        isinstance(given, list)
+        and len(given) == len(LABELS)
+        and all(is_number(x) and x >= 0 for x in given)
+        and sum(given)
+    ):
+        raise InputError(f"query {query.id}: field 'shares' must be four numbers of 0 or more, found {given!r}")
+    return [float(x) / sum(given) for x in given]
 
 
 def borrow_complexity(bundle: Bundle, folder: Path) -> ComplexityPart:
@@ -154,7 +179,12 @@ def borrow_complexity(bundle: Bundle, folder: Path) -> ComplexityPart:
         raise BundleCorrupt(f"{bundle.path} was fitted on features that this version does not compute; fit it again")
     head = LinearHead(bundle.arrays["complexity/weights"], bundle.arrays["complexity/bias"])
     config = {**bundle.config["complexity"], "borrowed_from": bundle.name}
-    return ComplexityPart(head, config, {}, {**bundle.manifest.get("encoder", {}), "borrowed_from": bundle.name})
+    difficulty = None
+    if settings := bundle.config.get("difficulty"):
+        arrays = bundle.section("difficulty")
+        difficulty = DifficultyPart(arrays["weights"], arrays["bias"], settings, {})
+    encoder = {**bundle.manifest.get("encoder", {}), "borrowed_from": bundle.name}
+    return ComplexityPart(head, config, {}, encoder, difficulty)
 
 
 def learn_complexity(
@@ -166,11 +196,14 @@ def learn_complexity(
     source: str,
     seed: int,
     tune: bool,
+    graded: Graded | None = None,
     quick: bool = False,
     cache: bool,
     progress: bool,
 ) -> ComplexityPart:
-    """Learn from labelled queries, and write the encoder into `folder` and plots into `plots`."""
+    """Learn from labelled queries, and write the encoder into `folder` and plots into `plots`.
+
+    With graded requests the same encoder learns to read difficulty."""
     check_label_count(queries)
     data = labelled_rows(queries)
     test_mask = np.array([is_test(group) for group in data.groups])
@@ -181,7 +214,10 @@ def learn_complexity(
             f"{len(set(data.groups))} groups of labelled queries are too few to hold out a tenth of them for the test; "
             "give more queries, or leave out --alone to add the shipped corpus"
         )
-    run = _Run(train, test, EncoderTrainer(source, seed, cache=cache, progress=progress), source, seed, quick)
+    seen_graded, held_graded = (None, None) if graded is None else graded.split()
+    source = prepared_source(name := source, data.texts + ([] if seen_graded is None else seen_graded.texts))
+    trainer = EncoderTrainer(source, seed, graded=seen_graded, cache=cache, progress=progress)
+    run = _Run(train, test, trainer, source, seed, quick)
     learned = run.tuned(tracker, plots) if tune else run.untuned()
     learned.files.write(folder)
     unseen = learned.unseen
@@ -190,9 +226,15 @@ def learn_complexity(
     _draw(served[-len(test.texts) :], test, plots)
     metrics = _metrics(served, learned, test) | learned.validation
     recipe, files = learned.recipe, learned.files
+    difficulty = None
+    if graded is not None and held_graded is not None and recipe.epochs:
+        reading = vectors, unseen.labels, len(TABLE_NAMES)
+        judged = CachedEmbedder(folder, enabled=cache).embed(held_graded.texts)
+        difficulty = difficulty_head(files.all_weights, files.all_bias, judged, held_graded, reading)
+        metrics |= difficulty.metrics | {"data/grade_agreement": agreement(graded.grades)}
     config = {"recipe": asdict(recipe), "strength": learned.fitted.strength, "examples": files.examples}
-    encoder = {"source": source, "pooling": ["cls", "mean"], "recipe": recipe.name, **asdict(files.exported)}
-    return ComplexityPart(learned.head, config, metrics, encoder)
+    encoder = {"source": name, "pooling": ["cls", "mean"], "recipe": recipe.name, **asdict(files.exported)}
+    return ComplexityPart(learned.head, config, metrics, encoder, difficulty)
 
 
 @dataclass(frozen=True)
@@ -213,7 +255,7 @@ class _Run:
             return self.frozen()  # too few to hold some out, and too few to tune on
         recipe, unseen = self._recipe(UNTUNED), held + self.test
         what = "tuning the encoder"
-        files = self.trainer.train(seen.texts, seen.labels, unseen.texts, recipe, CHECKED_TEXTS_UNTUNED, what)
+        files = self.trainer.train(seen.texts, seen.shares, unseen.texts, recipe, CHECKED_TEXTS_UNTUNED, what)
         n_held = len(held.texts)
         fitted = fit_complexity(files.held_logits[:n_held], held.table, held.labels, held.groups)
         exact = fitted.probabilities(files.held_logits, unseen.table)
@@ -241,7 +283,7 @@ class _Run:
         """Leave the encoder as it is and fit the head on its vectors, for which few labels are enough."""
         train, test = self.train, self.test
         what = "exporting the encoder"
-        files = self.trainer.train(train.texts, train.labels, test.texts, FROZEN, CHECKED_TEXTS, what)
+        files = self.trainer.train(train.texts, train.shares, test.texts, FROZEN, CHECKED_TEXTS, what)
         vectors = self._embed(files, train + test) * FROZEN_SCALE
         block, rest = vectors[: len(train.texts)], vectors[len(train.texts) :]
         fitted = fit_complexity(block, train.table, train.labels, train.groups, seed=self.seed)
@@ -254,7 +296,7 @@ class _Run:
         seen, held = _split(self.train, "sharpness", TEMPERATURE_SHARE)  # a salt never changes
         recipe, unseen = self._recipe(TUNED), held + self.test
         what = "tuning the encoder on the training groups"
-        files = self.trainer.train(seen.texts, seen.labels, unseen.texts, recipe, CHECKED_TEXTS, what)
+        files = self.trainer.train(seen.texts, seen.shares, unseen.texts, recipe, CHECKED_TEXTS, what)
         head = self._head(fitted, files, unseen, len(held.texts))
         exact = fitted.probabilities(files.held_logits, unseen.table)
         factor = fit_inverse_temperature(exact[: len(held.texts)], held.labels)
@@ -281,7 +323,7 @@ class _Run:
         for fold, (seen, held) in enumerate(grouped_folds(self.train.groups, FOLDS, self.seed), 1):
             part, rest = self.train.rows(seen), self.train.rows(held)
             what = f"cross-validation {fold}/{FOLDS}"
-            run = self.trainer.validate(part.texts, part.labels, rest.texts, rest.labels, recipe, what)
+            run = self.trainer.validate(part.texts, part.shares, rest.texts, rest.labels, recipe, what)
             logits[held] = run.logits
             runs.append(run)
         return logits, runs

@@ -1,12 +1,13 @@
-"""Fine-tune the sentence encoder on the complexity labels; serving it still takes one encoder pass.
+"""Fine-tune the sentence encoder on complexity and difficulty; serving it still takes one encoder pass.
 
-Cross-entropy through a linear head on the normalised [CLS, mean] vector. The length of a run is a number of examples,
-so it is the same on every machine; processors differ in rounding alone. On two CPU cores it takes minutes: of the token
-table only the rows that a batch reads are touched, batches hold texts of similar length, and the arithmetic is bfloat16
-where the processor has instructions for it.
+Linear heads on the normalised [CLS, mean] vector: cross-entropy for the labels (shares of four where labellers
+differed) and the task family, a smooth absolute error for the difficulty. A row counts for what it has. The length of a
+run is a number of examples, so it is the same on every machine; processors differ in rounding alone. On two CPU cores
+it takes minutes: of the token table only the rows that a batch reads are touched, batches hold texts of similar length,
+and the arithmetic is bfloat16 where the processor has instructions for it.
 
-The token table is trained, too, since an encoder made for English knows few word pieces of other languages. Adagrad
-(Duchi et al. 2011, JMLR 12:2121-2159) gives rare pieces large steps and common ones small steps.
+The token table is trained, too, since rare word pieces are known least. Adagrad (Duchi et al. 2011, JMLR 12:2121-2159)
+gives rare pieces large steps and common ones small steps.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from router_ml.decide.features.onnx import MAX_TOKENS as SERVED_TOKENS
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER, load_sentence_transformer
-from router_ml.types import LABELS
+from router_ml.types import LABELS, TASK_FAMILIES
 from training.arrays import Labels, Singles
 from training.measuring.progress import duration
 
@@ -32,11 +33,43 @@ log = logging.getLogger(__name__)
 MAX_PART_TOKENS = 1024
 STEP_COST = 1.25  # time of a whole optimiser step over that of its forward and backward pass
 TIMINGS = 3  # of which the fastest counts
+N_OUTPUTS = len(LABELS) + 1 + len(TASK_FAMILIES)
+DIFFICULTY, FAMILIES = len(LABELS), slice(len(LABELS) + 1, N_OUTPUTS)  # their places among the outputs
 QUICK_SHARE = 0.1  # of the examples, for a fit that is only tried out
 
 ProgressCallback = Callable[[int, int, float], None]  # examples seen, examples in all, running loss
-Logits = Callable[[Sequence[str]], Singles]
+Logits = Callable[[Sequence[str]], Singles]  # texts to outputs (n, N_OUTPUTS)
 Checkpoint = Callable[[int, bool, Logits], None]  # examples seen, whether these were all, logits of texts
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What n texts are tuned towards."""
+
+    labels: Singles  # (n, 4) shares; zeros where there is no label
+    difficulty: Singles  # (n,) standardised; NaN where there is none
+    family: Labels  # (n,) index into TASK_FAMILIES; -1 where there is none
+
+    @classmethod
+    def of_labels(cls, labels: Labels | Singles) -> Targets:
+        """Return the targets of texts that have labels (0..3) or shares of labels (n, 4) alone."""
+        shares = np.eye(len(LABELS), dtype=np.float32)[labels] if labels.ndim == 1 else labels
+        n = len(shares)
+        return cls(shares.astype(np.float32), np.full(n, np.nan, np.float32), np.full(n, -1, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.family)
+
+    def __add__(self, other: Targets) -> Targets:
+        return Targets(
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.difficulty, other.difficulty]),
+            np.concatenate([self.family, other.family]),
+        )
+
+    def rows(self, index: Any) -> Targets:
+        """Return some of the rows."""
+        return Targets(self.labels[index], self.difficulty[index], self.family[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +88,8 @@ class Recipe:
     dropout: float = 0.1
     scale: float = 20.0  # of the unit vector before the head
     max_tokens: int = 128
-    label_smoothing: float = 0.0
+    difficulty_weight: float = 0.5  # of its loss beside that of the labels
+    family_weight: float = 0.2
 
     def examples(self, rows: int) -> int:
         """Return how many examples a run over so many rows sees: the same on every machine."""
@@ -81,11 +115,13 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuned encoder (a sentence-transformers model) and the head it was tuned with."""
+    """A tuned encoder (a sentence-transformers model) and the heads it was tuned with.
+
+    The heads are four labels, the standardised difficulty and the task families: `N_OUTPUTS` in all."""
 
     encoder: Any
-    weights: Singles  # (4, dim), acts on unit vectors
-    bias: Singles  # (4,)
+    weights: Singles  # (outputs, dim), acts on unit vectors
+    bias: Singles  # (outputs,)
     seconds: float
     examples: int
 
@@ -103,7 +139,7 @@ def pooled_encoder(source: str | Path, max_tokens: int) -> Any:
 
 def finetune(
     texts: Sequence[str],
-    labels: Labels,
+    targets: Targets,
     recipe: Recipe,
     *,
     source: str | Path = DEFAULT_ENCODER,
@@ -113,7 +149,7 @@ def finetune(
     checkpoint: Checkpoint | None = None,
     checkpoints: int = 4,
 ) -> Tuned:
-    """Tune an encoder on texts and their labels (0..3); with a recipe of no epochs it stays as it is.
+    """Tune an encoder on texts and their targets; with a recipe of no epochs it stays as it is.
 
     `what` names the run in the log line that estimates its time. `checkpoint` is called `checkpoints` times at equal
     distances, the last time at the end, for a learning curve.
@@ -128,7 +164,7 @@ def finetune(
     planned = recipe.examples(len(rows))
     if not planned:
         return session.finish(0.0, 0)
-    arithmetic = _fastest(session, rows, labels, recipe.batch_size)
+    arithmetic = _fastest(session, rows, targets, recipe.batch_size)
     session.use(arithmetic)
     torch.manual_seed(seed)  # timing drew random numbers, more or fewer depending on the number of cores
     session.schedule(max(1, planned // recipe.batch_size))
@@ -137,7 +173,7 @@ def finetune(
     started, seen, running = time.monotonic(), 0, float(np.log(len(LABELS)))
     marks = [planned * k // checkpoints for k in range(1, checkpoints + 1)]
     for batch in _batches(rows, recipe.batch_size, planned, rng):
-        running += 0.05 * (session.step([rows[i] for i in batch], labels[batch]) - running)
+        running += 0.05 * (session.step([rows[i] for i in batch], targets.rows(batch)) - running)
         seen += len(batch)
         if progress is not None:
             progress(min(seen, planned), planned, running)
@@ -158,7 +194,7 @@ class _Session:
         tokens = self._body.get_input_embeddings()
         tokens.requires_grad_(False)
         torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # else torch warns
-        self._head = torch.nn.Linear(int(encoder.get_embedding_dimension()), len(LABELS))
+        self._head = torch.nn.Linear(int(encoder.get_embedding_dimension()), N_OUTPUTS)
         self._dropout = torch.nn.Dropout(recipe.dropout)
         self._dense = [p for p in self._body.parameters() if p.requires_grad]
         adam = torch.optim.AdamW(
@@ -190,31 +226,38 @@ class _Session:
 
         self._schedulers = [self._torch.optim.lr_scheduler.LambdaLR(o, share) for o in self._optimizers]
 
-    def step(self, rows: Sequence[Sequence[int]], labels: Labels) -> float:
+    def step(self, rows: Sequence[Sequence[int]], targets: Targets) -> float:
         """Take one optimiser step and return the loss."""
         torch = self._torch
         self.encoder.train()
         self._zero_gradients()
         total = 0.0
         for part in _parts(rows):  # long texts in smaller portions: the memory of one backward pass stays small
-            target = torch.from_numpy(np.asarray(labels[part], dtype=np.int64))
-            logits = self._logits(rows[part])
-            loss = torch.nn.functional.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
-            share = len(target) / len(rows)
-            (loss * share).backward()
-            total += float(loss.detach()) * share
+            loss, labelled = self._loss(self._logits(rows[part]), targets.rows(part))
+            (loss / len(rows)).backward()
+            total += float(labelled) / len(rows)
         torch.nn.utils.clip_grad_norm_(self._dense, 1.0)
         for part_of_step in (*self._optimizers, *self._schedulers):
             part_of_step.step()
         return total
 
-    def timed(self, rows: Sequence[Sequence[int]], labels: Labels, arithmetic: Arithmetic) -> float:
+    def _loss(self, outputs: Any, targets: Targets) -> tuple[Any, Any]:
+        """Return the weighted sum of the rows' losses, and that of the labels alone."""
+        torch, functional = self._torch, self._torch.nn.functional
+        shares, family = torch.from_numpy(targets.labels), torch.from_numpy(targets.family)
+        known, hard = torch.from_numpy(np.isfinite(targets.difficulty)), torch.from_numpy(targets.difficulty)
+        labels = -(shares * functional.log_softmax(outputs[:, : len(LABELS)], dim=1)).sum()
+        families = functional.cross_entropy(outputs[:, FAMILIES], family, ignore_index=-1, reduction="sum")
+        error = functional.smooth_l1_loss(outputs[known, DIFFICULTY], hard[known], reduction="sum")
+        weighted = labels + self.recipe.family_weight * families + self.recipe.difficulty_weight * error
+        return weighted, labels.detach()
+
+    def timed(self, rows: Sequence[Sequence[int]], targets: Targets, arithmetic: Arithmetic) -> float:
         """Return the seconds of one forward and backward pass that changes nothing."""
         self.use(arithmetic)
         self.encoder.train()
-        target = self._torch.from_numpy(np.asarray(labels, dtype=np.int64))
         started = time.monotonic()
-        self._torch.nn.functional.cross_entropy(self._logits(rows), target).backward()  # type: ignore[no-untyped-call]
+        self._loss(self._logits(rows), targets)[0].backward()
         elapsed = time.monotonic() - started
         self._zero_gradients()
         return elapsed
@@ -224,10 +267,10 @@ class _Session:
             optimizer.zero_grad()
 
     def logits_of(self, texts: Sequence[str]) -> Singles:
-        """Return logits (n, 4) of texts, in evaluation mode."""
+        """Return the outputs (n, N_OUTPUTS) for texts, in evaluation mode."""
         rows = _tokenise(self.encoder, texts, self.recipe.max_tokens)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        out = np.zeros((len(rows), len(LABELS)), dtype=np.float32)
+        out = np.zeros((len(rows), N_OUTPUTS), dtype=np.float32)
         self.encoder.eval()
         with self._torch.inference_mode():
             for start in range(0, len(order), 32):
@@ -276,13 +319,13 @@ def _padded(torch: Any, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     return ids, mask
 
 
-def _fastest(session: _Session, rows: list[list[int]], labels: Labels, size: int) -> Arithmetic:
+def _fastest(session: _Session, rows: list[list[int]], targets: Targets, size: int) -> Arithmetic:
     """Time one average batch with one thread and with several, which on a busy machine can be slower.
 
     The number of threads changes rounding alone; bfloat16, which changes more, depends on the processor only."""
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     batch = by_length[len(by_length) * 6 // 10 :][:size]
-    chosen, truth = [rows[i] for i in batch], labels[batch]
+    chosen, truth = [rows[i] for i in batch], targets.rows(batch)
     bfloat16 = _has_bfloat16(session._torch)
     measured = []
     for threads in sorted({1, min(os.cpu_count() or 1, 4)}):

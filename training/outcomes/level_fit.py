@@ -1,7 +1,7 @@
 """The level of each model from own outcomes: Bayesian, so that a few outcomes count, and many outweigh every prior.
 
-What a model is expected to do before its outcomes is the catalogue's prior, or that of an unknown model. See
-`router_ml.decide.predictors.ability`.
+What a model is expected to do before its outcomes is the catalogue's prior, else what the library says, else that of
+an unknown model. See `router_ml.decide.predictors.ability`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from router_ml.decide.predictors.ability import Abilities, logit, sigmoid, widen
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.errors import InputError
+from router_ml.library import known, prior_of
 from router_ml.types import LABELS
 from training.arrays import Floats, Index, Matrix
 from training.outcomes.table import OutcomeTable
 from training.splits import permuted_folds
 
-UNKNOWN_SUCCESS, UNKNOWN_STRENGTH = 0.7, 2.0  # of a model in no catalogue
+UNKNOWN_SUCCESS, UNKNOWN_STRENGTH = 0.7, 2.0  # of a model that neither catalogue nor library knows
+_SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class LevelFit:
                     f"outcomes of {taken[entry.name]!r} and {name!r} are of one model of the catalogue, "
                     f"{entry.name!r}; use one name for it"
                 )
-        expected = [replace(entry or _unknown(name), name=name, aliases=()) for name, entry in self.entries.items()]
+        expected = [replace(entry or _unlisted(name), name=name, aliases=()) for name, entry in self.entries.items()]
         self._predictor = OutcomePredictor(Catalogue(tuple(expected)), reading=reading)
         self._models = list(models)
 
@@ -89,12 +91,11 @@ class LevelFit:
         for profile in profiles:
             prior_sd = self._predictor.prior_sd(profile.name)
             shift = abilities.shift(profile.name, ANY_FAMILY, prior_sd)
-            mean = logit(UNKNOWN_SUCCESS) * widened(prior_sd**2) + shift.mean
-            logits = {label: logit(p) for label, p in profile.prior.success.items()}
-            centre = sum(logits.values()) / len(logits)
-            success = {
-                label: sigmoid((mean + value - centre) / widened(shift.sd**2)) for label, value in logits.items()
-            }
+            own = {label: logit(p) for label, p in profile.prior.success.items()}
+            centre, wide = sum(own.values()) / len(own), widened(shift.sd**2)
+            expected = (self._predictor.observation(profile.name, 0.0, row).logit for row in _SURE)
+            moved = {label: z + shift.mean + own[label] - centre for label, z in zip(LABELS, expected, strict=True)}
+            success = {label: sigmoid(z / wide) for label, z in moved.items()}
             p = sum(success.values()) / len(success)
             strength = 1.0 / max(shift.sd**2 * p * (1 - p), 1e-6)
             settled.append(replace(profile, prior=replace(profile.prior, success=success, strength=strength)))
@@ -103,6 +104,8 @@ class LevelFit:
         return abilities, tuple(settled)
 
 
-def _unknown(name: str) -> Model:
+def _unlisted(name: str) -> Model:
+    if known(name) is not None:
+        return Model(name, prior_of(name))
     success = dict.fromkeys(LABELS, UNKNOWN_SUCCESS)
     return Model(name, Prior(dict.fromkeys(LABELS, 1.0), success, strength=UNKNOWN_STRENGTH))

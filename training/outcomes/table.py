@@ -5,7 +5,10 @@ Rules for odd rows, so that every fit treats them alike:
 - an outcome with an `error` and no `success` counts as a failure, and its latency as unknown;
 - a latency of zero is raised to a millisecond;
 - a model with fewer than `MIN_ROWS` known successes is not learned: it is routed by its prior, moved by those it has;
-- a model whose successes are all equal is learned as that constant, shrunk slightly towards one half.
+- a model whose successes are all equal is learned as that constant, shrunk slightly towards one half;
+- a judgement of weight w below 1 moves a success from the model's mean to the judgement's score by the share w: that is
+  the success to expect after such a sign. Signs that only ever say "wrong" take no part in that mean, and where a model
+  has nothing else its success is unknown.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.catalogue import Catalogue, Model, Prior
+from router_ml.catalogue import Catalogue, Model
 from router_ml.errors import InputError
+from router_ml.events.judgement import source_of
 from router_ml.jsonl import MAX_LATENCY_S
-from router_ml.types import LABELS, Label, Outcome, Query
+from router_ml.types import LABELS, Label, Outcome, Prior, Query
 from training.arrays import Index
 from training.arrays import Matrix as Table
 from training.splits import group_numbers
@@ -114,6 +118,7 @@ def outcome_table(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> Outc
     column = {model: j for j, model in enumerate(models)}
     matrices = {name: np.full((len(asked), len(models)), np.nan) for name in _MATRICES}
     seen: set[tuple[int, int]] = set()
+    weak: list[tuple[tuple[int, int], Outcome]] = []
     for outcome in outcomes:
         place = row[outcome.query_id], column[outcome.model]
         if place in seen:
@@ -121,10 +126,25 @@ def outcome_table(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> Outc
                 f"outcome of {outcome.model!r} for query {outcome.query_id!r} is repeated; delete one of the rows"
             )
         seen.add(place)
+        if outcome.success is not None and outcome.weight < 1.0:
+            weak.append((place, outcome))
         for name, value in _values(outcome).items():
             if value is not None:
                 matrices[name][place] = value
+    _temper(matrices["success"], weak)
     return OutcomeTable(asked, models, *(matrices[name] for name in _MATRICES))
+
+
+def _temper(success: Table, weak: Sequence[tuple[tuple[int, int], Outcome]]) -> None:
+    """Set successes that rest on weak judgements to what is to be expected after them."""
+    weight = np.where(np.isnan(success), 0.0, 1.0)
+    for place, outcome in weak:
+        two_sided = outcome.judged_by is None or source_of(outcome.judged_by).two_sided
+        weight[place] = outcome.weight if two_sided else 0.0
+    total = weight.sum(axis=0)
+    mean = (weight * np.nan_to_num(success)).sum(axis=0) / np.where(total, total, np.nan)
+    for place, outcome in weak:
+        success[place] = outcome.weight * success[place] + (1.0 - outcome.weight) * mean[place[1]]
 
 
 def _values(outcome: Outcome) -> dict[str, float | None]:
@@ -171,7 +191,9 @@ def not_learned(table: OutcomeTable) -> str:
 
 def query_keys(queries: Sequence[Query]) -> NDArray[np.uint64]:
     """Return a number for each query's text and context: the first 64 bits of their SHA-256."""
-    rows = (json.dumps([query.text, query.raw_context], sort_keys=True, default=str) for query in queries)
+    rows = (  # of queries without text, whose features alone were kept, the id
+        json.dumps([query.text or query.id, query.raw_context], sort_keys=True, default=str) for query in queries
+    )
     digests = (hashlib.sha256(row.encode()).digest()[:8] for row in rows)
     return np.array([int.from_bytes(digest) for digest in digests], dtype=np.uint64)
 

@@ -114,6 +114,13 @@ class Tracker:
         mlflow.log_params(dict(values))
 
     @_guarded
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        import mlflow
+
+        mlflow.set_tags(dict(values))
+
+    @_guarded
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics; the first segment of a name is its section of the page."""
         import mlflow
@@ -158,8 +165,10 @@ class Tracker:
         mlflow.log_artifacts(str(folder), artifact_path=under)
 
     @_guarded
-    def register(self, bundle: Path, description: str, metrics: Mapping[str, float]) -> str | None:
-        """Register the bundle as a model from code, as the challenger; return its version.
+    def register(
+        self, bundle: Path, description: str, metrics: Mapping[str, float], *, challenger: bool = True
+    ) -> str | None:
+        """Register the bundle as a model from code, as the challenger unless told otherwise; return its version.
 
         Only a promotion makes a champion, see `set_champion`."""
         import mlflow
@@ -180,7 +189,8 @@ class Tracker:
         tags = {BUNDLE_TAG: bundle.name, **{n: f"{metrics[n]:.4f}" for n in _SHOWN_METRICS if n in metrics}}
         for key, value in tags.items():
             client.set_model_version_tag(REGISTERED, version, key, value)
-        client.set_registered_model_alias(REGISTERED, CHALLENGER, version)
+        if challenger:
+            client.set_registered_model_alias(REGISTERED, CHALLENGER, version)
         return version
 
     def close(self, failed: bool = False) -> None:
@@ -226,20 +236,33 @@ def set_champion(bundle: str, root: Path | None = None) -> str | None:
 
     Return None if MLflow is missing or down, or the bundle is not registered: a promotion does not depend on it."""
     try:
-        uri = open_tracking(root)
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        found = client.search_model_versions(f"name='{REGISTERED}'")
-        known = [version for version in found if version.tags.get(BUNDLE_TAG) == bundle]
-        if not known:
+        client, newest = _newest_version(bundle, root)
+        if newest is None:
             return None
-        newest = str(max(int(version.version) for version in known))
         client.set_registered_model_alias(REGISTERED, CHAMPION, newest)
     except Exception as error:
         log.info("the alias %s in MLflow is not changed: %s", CHAMPION, error)
         return None
     return newest
+
+
+def _newest_version(bundle: str, root: Path | None) -> tuple[Any, str | None]:
+    uri = open_tracking(root)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    found = client.search_model_versions(f"name='{REGISTERED}'")
+    known = [int(version.version) for version in found if version.tags.get(BUNDLE_TAG) == bundle]
+    return client, str(max(known)) if known else None
+
+
+def registered_version(bundle: str, root: Path | None = None) -> str | None:
+    """Return the newest registered version of a bundle; None if there is none, or MLflow is missing or down."""
+    try:
+        return _newest_version(bundle, root)[1]
+    except Exception as error:
+        log.info("MLflow cannot be asked for versions: %s", error)
+        return None
 
 
 def log_bundle(folder: Path, experiment: str) -> bool:

@@ -41,7 +41,7 @@ class Levels:
         `spread`: by what the logit of a label's mean falls short of that of a query whose difficulty is known."""
         self.abilities = abilities
         self.prior_sd = tuple(map(prior_sd, models))
-        self._names = [model.name for model in models]
+        self._names = [model.key for model in models]
         self._raised = [spread * widened(sd**2) for sd in self.prior_sd]
         measured = abilities.measured | learned.keys()
         self.source: tuple[Source, ...] = tuple("learned" if name in measured else "prior" for name in self._names)

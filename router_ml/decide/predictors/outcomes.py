@@ -1,4 +1,4 @@
-"""Predict for each model the success, latency, tokens and cost of a query.
+"""Predict for each arm (a model with the way it is asked) the success, latency, tokens and cost of a query.
 
 Learned from outcomes where there are any; a model without outcomes has its priors for the predicted label, at once
 and without a fit. A query unlike the training queries is judged by the transfer head: a heavily regularised map
@@ -8,14 +8,17 @@ beat the default model's chance of success by a margin, which grows with the nov
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.catalogue import Catalogue, Model, model_from
+from router_ml.arm import split_key
+from router_ml.catalogue import Arm, Catalogue, Model, model_from
 from router_ml.decide.predictors.ability import Abilities, Observation
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.forest import Forest
@@ -39,9 +42,9 @@ _SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
 class Predictions(NamedTuple):
-    """Predictions for n queries and M models."""
+    """Predictions for n queries and M arms."""
 
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # keys of the arms
     p_success: Floats  # (n, M)
     latency_s: Floats  # (n, M, 3): p50, p90, p95
     output_tokens: Floats  # (n, M), expected; NaN unknown
@@ -174,9 +177,10 @@ def _forest(arrays: Mapping[str, NDArray[Any]], places: NDArray[np.intp]) -> For
 
 
 class OutcomePredictor:
-    """Predictions for every model of a catalogue, and for learned models that the catalogue lacks. Thread-safe.
+    """Predictions for every arm of a catalogue, and for learned ones that the catalogue lacks. Thread-safe.
 
-    `default_model` is the best single model of the training data, used unless the predictions favour another."""
+    `models` are the keys of the `arms`; `default_model` is that of the best single arm of the training data, used
+    unless the predictions favour another."""
 
     def __init__(
         self,
@@ -187,20 +191,20 @@ class OutcomePredictor:
     ) -> None:
         config = config or {}
         self.catalogue = catalogue
-        learned = [catalogue[name].name for name in config.get("models", ())]
-        self.models = (*learned, *(name for name in catalogue.names if name not in set(learned)))
+        learned = [_arm(catalogue, key) for key in config.get("models", ())]
+        self.arms = (*learned, *(arm for arm in catalogue.arms if arm not in learned))
+        self.models = tuple(arm.key for arm in self.arms)
         self.default_model: str | None = (
-            catalogue[config["default_model"]].name if config.get("default_model") else None
+            _arm(catalogue, config["default_model"]).key if config.get("default_model") else None
         )
         self._heads, self._n_learned, self._reading = heads, 0, reading
-        self._entries = [catalogue[name] for name in self.models]
-        self._set_priors(self._entries)
+        self._set_priors(self.arms)
         if heads is not None:
             self._set_learned(config, len(learned))
         rows = config.get("outcomes") or [math.inf] * len(learned)
-        self._rows = dict(zip(learned, map(float, rows), strict=True))
+        self._rows = dict(zip([arm.key for arm in learned], map(float, rows), strict=True))
         abilities = Abilities.from_config(config.get("abilities"))
-        own_names = {name: catalogue[name].name for name in abilities.models if name in catalogue}
+        own_names = {name: arm.key for name in abilities.models if (arm := catalogue.arm(name) or catalogue.find(name))}
         self.abilities = abilities.renamed(own_names)
 
     @classmethod
@@ -221,12 +225,18 @@ class OutcomePredictor:
             )
         profiles = [model_from(entry, "bundle profile") for entry in config.get("profiles", ())]
         heads = LearnedHeads(config, arrays) if config.get("models") else None
-        return cls(catalogue.extended(profiles), config, heads, reading)
+        known = _with_learned_arms(catalogue.extended(profiles), config.get("models", ()))
+        return cls(known, config, heads, reading)
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Return the models whose predictions were learned from outcomes by a fit."""
+        """Return the keys of the arms whose predictions were learned from outcomes by a fit."""
         return self.models[: self._n_learned] if self._heads is not None else ()
+
+    @property
+    def learned_latency(self) -> frozenset[str]:
+        """Return the models whose latency was learned from outcomes."""
+        return frozenset(self.models[model] for model, _ in self._latency) if self._heads is not None else frozenset()
 
     @property
     def measured(self) -> frozenset[str]:
@@ -243,7 +253,7 @@ class OutcomePredictor:
     @abilities.setter
     def abilities(self, abilities: Abilities) -> None:
         spread = self._reading.spread if self._reading else 1.0
-        self._levels = Levels(self._entries, abilities, self._rows, spread)  # one assignment: thread-safe
+        self._levels = Levels(self.arms, abilities, self._rows, spread)  # one assignment: thread-safe
 
     def prior_sd(self, model: str) -> float:
         """Return how unsure the catalogue's prior of a model is, as the standard deviation of a logit."""
@@ -262,14 +272,17 @@ class OutcomePredictor:
 
     @property
     def priors_only(self) -> OutcomePredictor:
-        """Return the same models, in the same order, without what is learned of queries: for when there is no
-        embedding. What own outcomes say of the models' level stays."""
+        """Return the same arms, in the same order, without what is learned of queries: for when there is no
+        embedding. What own outcomes say of the arms' level stays."""
         if self._heads is None and self._reading is None:
             return self
-        ordered = Catalogue(tuple(self.catalogue[name] for name in self.models), self.catalogue.source)
-        return OutcomePredictor(ordered, {"abilities": self.abilities.as_config()})
+        priors = copy.copy(self)
+        priors._heads, priors._reading, priors._n_learned, priors._rows = None, None, 0, {}
+        priors._priors = LabelPriors(self.arms)
+        priors.abilities = self.abilities
+        return priors
 
-    def _set_priors(self, models: list[Model]) -> None:
+    def _set_priors(self, models: Sequence[Model]) -> None:
         self._priors = LabelPriors(models)
         self._price_in = [m.price_input_usd_per_mtok * 1e-6 for m in models]
         self._price_out = [m.price_output_usd_per_mtok * 1e-6 for m in models]
@@ -284,9 +297,7 @@ class OutcomePredictor:
             places.append([(model, offset + column) for model, column in enumerate(has) if column >= 0])
             offset += len(places[-1])
         self._latency, self._tokens, self._cost = places  # (model, place among the quantities)
-        self._priors = LabelPriors(
-            [self.catalogue[name] for name in self.models], {model for model, _ in self._latency}
-        )
+        self._priors = LabelPriors(self.arms, {model for model, _ in self._latency})
         self._residuals = np.exp(np.array(config["latency_residuals"]).reshape(-1, 3)).tolist()
         # success is shrunk towards the model's level, the more the fewer outcomes there are
         self._learned_weight = [1.0 - float(weight) for weight in config["prior_weight"]]
@@ -379,6 +390,17 @@ class OutcomePredictor:
             prompt * price_in + _or_zero(output) * price_out
             for output, price_in, price_out in zip(tokens, self._price_in, self._price_out, strict=True)
         ]
+
+
+def _arm(catalogue: Catalogue, key: str) -> Model:
+    return catalogue.arm(key) or catalogue[key]
+
+
+def _with_learned_arms(catalogue: Catalogue, keys: Sequence[str]) -> Catalogue:
+    """Return the catalogue with an arm for each way of asking that was learned and that it lacks."""
+    lacking = [split_key(key) for key in keys if catalogue.arm(key) is None]
+    known = [(model, think) for name, think in lacking if (model := catalogue.find(name)) is not None]
+    return catalogue.extended(replace(model, arms=(Arm(think, model.prior),)) for model, think in known)
 
 
 def _combined(prior: list[float], known: list[float], places: list[tuple[int, int]]) -> list[float]:

@@ -66,8 +66,13 @@ class Limit:
 
 
 def _over_budget(candidate: Candidate, budget_s: float) -> str | None:
-    p95 = candidate.latency_s.p95
+    p95 = candidate.warm_p95_s
     return f"p95 {p95:.1f} s is over the budget of {budget_s:g} s" if p95 > budget_s else None
+
+
+def _over_load_wait(candidate: Candidate, most_s: float) -> str | None:
+    load_s = candidate.load_s
+    return f"loading takes {load_s:.1f} s, over the limit of {most_s:g} s" if load_s > most_s else None
 
 
 def _under_minimum(candidate: Candidate, minimum: float) -> str | None:
@@ -85,10 +90,12 @@ def _request_budget(context: Context) -> float | None:
 
 
 LATENCY = Limit("latency_budget_s", _over_budget, of_request=_request_budget)
+LOAD_WAIT = Limit("load_wait_s", _over_load_wait, of_request=_request_budget)
 LIMITS: dict[str, Limit] = {
     limit.name: limit
     for limit in (
         LATENCY,
+        LOAD_WAIT,
         Limit("min_p_success", _under_minimum, number(0.0, 1.0), lifted=0.0),
         Limit("max_cost_usd", _over_cost),
     )
@@ -126,7 +133,7 @@ def unable(model: Model, context: Context, machine: MachineState | None) -> str 
         return "cannot call tools"
     if (context.has_images or context.attachment_kind == "image") and not model.can("vision"):
         return "cannot see images"
-    window = model.context_window_tokens
+    window = _window(model, machine)
     if window is not None and context.prompt_tokens is not None and context.prompt_tokens > window:
         return f"the prompt of {context.prompt_tokens} tokens exceeds its window of {window}"
     if machine is not None:
@@ -143,5 +150,10 @@ def cut_to_widest(models: Sequence[Model], context: Context, machine: MachineSta
         return None
     short = replace(context, prompt_tokens=None)
     able = [model for model in models if unable(model, short, machine) is None]
-    windows = [model.context_window_tokens for model in able if model.context_window_tokens is not None]
+    windows = [window for model in able if (window := _window(model, machine)) is not None]
     return replace(context, prompt_tokens=max(windows)) if windows else None
+
+
+def _window(model: Model, machine: MachineState | None) -> int | None:
+    """Return the longest prompt a model reads: with a gateway, which asks the host for more, up to its maximum."""
+    return (machine is not None and model.max_context_tokens) or model.context_window_tokens

@@ -36,20 +36,26 @@ class Policy(_WithHash):
     success_weight: float = 1.0
     latency_weight_per_s: float = 0.02  # value of one second, in units of success
     cost_weight_per_usd: float = 10.0  # value of one dollar, in units of success
-    latency_budget_s: float | None = 5.0  # limit on p95; a shorter budget in the context wins
+    latency_budget_s: float | None = 5.0  # limit on p95 once the model is in memory; a shorter one of the context wins
     min_p_success: float = 0.0
     max_cost_usd: float | None = None  # per answer
     on_ambiguous: OnAmbiguous = "answer"  # "clarify": ask a clarifying question instead of guessing
     clarify_at: float = 0.5  # probability of "ambiguous" from which to ask a clarifying question
     default_margin: float = 0.05  # utility by which a query unlike the training data must favour leaving the default
-    exploration: float = 0.0  # share of requests sent to a random admissible model, so that outcomes teach us
+    exploration: float = 0.0  # share of requests sent to another admissible model, so that outcomes teach us
+    exploration_gap: float | None = 0.05  # loss of utility that halves a model's part of it; None: equal parts
+    exploration_half_life_outcomes: float | None = None  # outcomes learned from that halve the share; None: constant
+    exploration_floor: float = 0.02  # the share does not fall below this
     models: tuple[str, ...] | None = None  # only these, by name or alias; None: the whole catalogue
     limits: Mapping[str, Any] = field(default_factory=dict, hash=False)  # registered limits that are not fields
+    load_wait_s: float | None = 60.0  # limit on the wait of this request until the model is in memory; likewise
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise PolicyError(f"policy {short_repr(self.name)}: name must be a string")
         for name, parse in _WEIGHTS.items():
+            object.__setattr__(self, name, self._parsed(name, getattr(self, name), parse))
+        for name, parse in _OPTIONAL.items():
             object.__setattr__(self, name, self._parsed(name, getattr(self, name), parse))
         for limit in LIMITS.values():
             if limit.name in self.__dataclass_fields__:
@@ -97,8 +103,9 @@ _WEIGHTS = {
     **dict.fromkeys(
         ("success_weight", "latency_weight_per_s", "cost_weight_per_usd", "default_margin"), number(high=1e12)
     ),
-    **dict.fromkeys(("clarify_at", "exploration"), number(0.0, 1.0)),
+    **dict.fromkeys(("clarify_at", "exploration", "exploration_floor"), number(0.0, 1.0)),
 }
+_OPTIONAL = {"exploration_gap": number(1e-6), "exploration_half_life_outcomes": number(1.0)}  # may be "none"
 
 
 def _are_names(models: Any) -> bool:
@@ -114,7 +121,9 @@ def _refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> No
 PRESETS: Mapping[str, Policy] = {
     "fast": Policy("fast", latency_weight_per_s=0.1, latency_budget_s=5.0),
     "balanced": Policy("balanced"),
-    "accurate": Policy("accurate", latency_weight_per_s=0.001, cost_weight_per_usd=1.0, latency_budget_s=None),
+    "accurate": Policy(
+        "accurate", latency_weight_per_s=0.001, cost_weight_per_usd=1.0, latency_budget_s=None, load_wait_s=None
+    ),
 }
 
 
@@ -169,12 +178,13 @@ def policy_from(data: Mapping[str, Any], name: str) -> Policy:
 
     Raises `PolicyError` for an unknown key or value."""
     values = dict(data)
+    values.pop("learn", None)  # what `training.learn` may do, see docs/teach.md
     preset = values.pop("preset", "balanced")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise PolicyError(f"policy {name!r}: unknown preset {short_repr(preset)}; use {', '.join(PRESETS)}")
     own = {field.name for field in fields(Policy)} - {"limits"}
     _refuse_unknown(name, values, own | LIMITS.keys())
-    for key in ("models", *LIMITS):
+    for key in ("models", *_OPTIONAL, *LIMITS):
         if values.get(key) == "none":
             values[key] = None
     if isinstance(values.get("models"), list):

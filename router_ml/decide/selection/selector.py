@@ -1,16 +1,29 @@
-"""Choose a model: predictions, limits and the state of the machine in; a ranked chain and a reason out."""
+"""Choose an arm: predictions, limits and the state of the machine in; a ranked chain and a reason out.
+
+The selector sees a flat list of arms, each with its model's name. What a policy allows and what the machine is like
+goes by model; what is predicted goes by arm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
+from router_ml.arm import EFFORTS, arm_key, arm_phrase, think_text
 from router_ml.catalogue import Model
-from router_ml.decide.selection.limits import LATENCY, bounds, cut_to_widest, unable
+from router_ml.decide.selection.exploration import drawn, propensities, share_after
+from router_ml.decide.selection.limits import LATENCY, LOAD_WAIT, bounds, cut_to_widest, unable
 from router_ml.decide.selection.policy import Policy
-from router_ml.decide.selection.utility import live_latency, live_p_success, utility
-from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles, Source
+from router_ml.decide.selection.utility import (
+    LEARNED_PROMPT_TOKENS,
+    USUAL_PROMPT_TOKENS,
+    live_p_success,
+    live_timing,
+    prior_rate,
+    utility,
+    with_prompt,
+)
+from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles, Source, Think
 
 _UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
 _new = tuple.__new__  # of a named tuple, by place: half of the time, of which "heads and selection" has 50 us
@@ -18,7 +31,7 @@ REPORTED_WAIT_S = 0.05  # shorter waits are not reported
 
 
 class Forecast(NamedTuple):
-    """Predictions for one query, one entry per model of the selector, in its order."""
+    """Predictions for one query, one entry per arm of the selector, in its order."""
 
     p_success: Sequence[float]
     latency_s: Sequence[Sequence[float]]  # p50, p90, p95
@@ -36,15 +49,39 @@ class Selection(NamedTuple):
     reason: str
     propensity: float
     relaxed: bool  # no model was within every limit
+    if_warm: str | None = None  # the model of highest utility if all were in memory; None: the same
+
+
+class _Pace(NamedTuple):
+    """What is known of a model's speed before anything is measured here."""
+
+    source: Source
+    usual_prompt_tokens: int
+    decode_tokens_per_s: float | None
 
 
 class Selector:
-    """Ranks the models of a catalogue. Stateless; thread-safe."""
+    """Ranks the arms of a catalogue (`Catalogue.arms`). Stateless; thread-safe. `default_model` is the key of one."""
 
-    def __init__(self, models: Sequence[Model], default_model: str | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[Model],
+        default_model: str | None = None,
+        outcomes: float = 0.0,
+        learned_latency: Container[str] = (),
+    ) -> None:
+        """`outcomes` is how many the predictions were learned from: with them exploration falls."""
         self.models = tuple(models)
         self._no_interval, self._all_priors = (None,) * len(self.models), ("prior",) * len(self.models)
         self.default_model = default_model
+        self.outcomes = outcomes
+        self._other_ways = {think: _asked_otherwise(self.models, think) for think in (False, True, *EFFORTS)}
+        self._paces = [
+            _Pace("learned", LEARNED_PROMPT_TOKENS, prior_rate(model))
+            if model.key in learned_latency
+            else _Pace("prior", USUAL_PROMPT_TOKENS, prior_rate(model))
+            for model in self.models
+        ]
 
     def select(
         self,
@@ -68,10 +105,13 @@ class Selector:
             fit = self._keep_default(fit, policy, novelty, notes)
             chain = fit if len(fit) == len(candidates) else fit + [c for c in candidates if not c.admissible]
         else:
-            chain = _least_bad(candidates, LATENCY.bound(policy, context))
+            chain = _least_bad(candidates, LATENCY.bound(policy, context), LOAD_WAIT.bound(policy, context))
             notes.append(chain[0].reasons[0] if chain[0].reasons else "no model is within the limits")
-        chain, propensity = _explore(chain, len(fit) or 1, policy, draw, notes)
-        return Selection(tuple(chain), excluded, _reason(chain, notes), propensity, not fit)
+        if_warm = None if machine is None else _if_warm(candidates, policy, machine, context)
+        propensity = 1.0
+        if policy.exploration and draw is not None and len(fit) > 1:
+            chain, propensity = self._explore(chain, fit, policy, draw, notes)
+        return Selection(tuple(chain), excluded, _reason(chain, notes), propensity, not fit, if_warm)
 
     def _candidates(
         self,
@@ -86,11 +126,14 @@ class Selector:
         checks = bounds(policy, context)
         allows = None if policy.models is None else policy.allows
         states = machine.models if machine is not None else None
+        other_ways = self._other_ways.get(context.think, ()) if context.think is not None else ()
+        prompt_tokens = context.prompt_tokens or 0
         intervals, sources = forecast.p_interval or self._no_interval, forecast.source or self._all_priors
         cautious = "learned" in sources  # then a model nobody measured must win by the lower end of its interval
         out: list[Candidate] = []
-        for model, p, quantiles, tokens, cost, interval, source in zip(
+        for model, pace, p, quantiles, tokens, cost, interval, source in zip(
             self.models,
+            self._paces,
             forecast.p_success,
             forecast.latency_s,
             forecast.output_tokens,
@@ -102,20 +145,30 @@ class Selector:
             if allows is not None and not allows(model):
                 excluded[model.name] = "not among the policy's models"
                 continue
+            if other_ways and model.key in other_ways:
+                excluded[model.key] = f"the request asks for think = {think_text(context.think)}"
+                continue
             if able_only and (why := unable(model, context, machine)) is not None:
                 excluded[model.name] = why
                 continue
             latency, known_tokens = _new(Quantiles, quantiles), tokens if tokens == tokens else None
+            if prompt_tokens > pace.usual_prompt_tokens:
+                latency = with_prompt(latency, prompt_tokens - pace.usual_prompt_tokens, pace.decode_tokens_per_s)
+            latency_source, load_s, charged_s = pace.source, 0.0, 0.0
             reasons: tuple[str, ...] = ()
             state = states.get(model.name) if states is not None else None
             if state is not None:
                 p = live_p_success(p, state)
-                latency = live_latency(latency, known_tokens, context.prompt_tokens, state)
+                latency, latency_source, load_s, charged_s = live_timing(
+                    latency, latency_source, known_tokens, prompt_tokens, state
+                )
                 reasons = _state_reasons(state)
             counted = interval[0] if cautious and source == "prior" and interval is not None and interval[0] < p else p
-            value = utility(policy, counted, latency.p50, cost)
-            every = model.name, p, latency, cost, value, reasons, known_tokens, True, None, source, "prior", interval
-            candidate = _new(Candidate, every)
+            worth = utility(policy, counted, latency.p50 - load_s + charged_s, cost)
+            candidate = _new(Candidate, (  # by place: "heads and selection" takes 50 us at most
+                model.name, p, latency, cost, worth, reasons, known_tokens, True, model.think, source, latency_source,
+                interval, load_s,
+            ))  # fmt: skip
             for check, bound in checks:
                 if (broken := check(candidate, bound)) is not None:
                     candidate = candidate._replace(reasons=(broken, *reasons), admissible=False)
@@ -146,18 +199,52 @@ class Selector:
         )
         candidates = self._candidates(forecast, short, policy, machine, {})
         for candidate in candidates:
-            del excluded[candidate.model]
+            excluded.pop(candidate.model, None)
         return candidates
 
     def _keep_default(self, fit: list[Candidate], policy: Policy, novelty: float, notes: list[str]) -> list[Candidate]:
         """Keep the default model first for a query far from the training queries, unless another is clearly better."""
-        if not novelty or self.default_model is None or fit[0].model == self.default_model:
+        if not novelty or self.default_model is None or _is(fit[0], self.default_model):
             return fit
-        default = next((c for c in fit if c.model == self.default_model), None)
+        default = next((c for c in fit if _is(c, self.default_model)), None)
         if default is None or fit[0].utility - default.utility > policy.default_margin * novelty:
             return fit
         notes.append("unlike the training queries, so the default model stays")
         return [default, *(c for c in fit if c is not default)]
+
+    def _explore(
+        self,
+        chain: list[Candidate],
+        fit: list[Candidate],
+        policy: Policy,
+        draw: Callable[[], float],
+        notes: list[str],
+    ) -> tuple[list[Candidate], float]:
+        """Put another admissible candidate first as drawn; return the chain and the propensity of its first."""
+        share = share_after(
+            policy.exploration, policy.exploration_floor, policy.exploration_half_life_outcomes, self.outcomes
+        )
+        chances = propensities(fit, share, policy.exploration_gap)
+        pick = drawn(chances, share, draw)
+        if not pick:
+            return chain, chances[0]
+        notes.append("explored")
+        return [chain[pick], *chain[:pick], *chain[pick + 1 :]], chances[pick]
+
+
+def _is(candidate: Candidate, key: str) -> bool:
+    return arm_key(candidate.model, candidate.think) == key
+
+
+def _asked_otherwise(arms: Sequence[Model], think: Think) -> frozenset[str]:
+    """Return the keys of the arms left out where a request asks for `think`: those asked another way, of the models
+    that have one asked this way, or failing that one that thinks, or does not, as this way does."""
+    left_out: set[str] = set()
+    for name in {arm.name for arm in arms}:
+        own = [arm for arm in arms if arm.name == name and arm.think is not None]
+        exact = [arm for arm in own if arm.think == think] or [arm for arm in own if bool(arm.think) == bool(think)]
+        left_out |= {arm.key for arm in own if arm not in exact} if exact else set()
+    return frozenset(left_out)
 
 
 def _uncatalogued(names: Sequence[str], forecast: Forecast) -> list[Candidate]:
@@ -178,27 +265,37 @@ def _state_reasons(state: ModelState) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _least_bad(candidates: list[Candidate], budget_s: float | None) -> list[Candidate]:
+def _least_bad(candidates: list[Candidate], budget_s: float | None, load_wait_s: float | None) -> list[Candidate]:
     """Put first, where no candidate is within the limits, the fastest if time is the reason, else the likeliest."""
-    in_time = [c for c in candidates if budget_s is None or not c.latency_s.p95 > budget_s]
+    in_time = [
+        c
+        for c in candidates
+        if (budget_s is None or not c.warm_p95_s > budget_s) and (load_wait_s is None or not c.load_s > load_wait_s)
+    ]
     best = max(in_time, key=_P_SUCCESS) if in_time else min(candidates, key=lambda c: c.latency_s.p95)
     return [best, *(c for c in candidates if c is not best)]
 
 
-def _explore(
-    chain: list[Candidate], n_fit: int, policy: Policy, draw: Callable[[], float] | None, notes: list[str]
-) -> tuple[list[Candidate], float]:
-    """Put another admissible model first at the exploration rate; return the chain and the propensity of its first."""
-    if not policy.exploration or draw is None or n_fit < 2:
-        return chain, 1.0
-    share = policy.exploration / n_fit
-    if draw() >= policy.exploration:
-        return chain, 1.0 - policy.exploration + share
-    pick = min(int(draw() * n_fit), n_fit - 1)
-    if pick == 0:
-        return chain, 1.0 - policy.exploration + share
-    notes.append("explored")
-    return [chain[pick], *chain[:pick], *chain[pick + 1 :]], share
+def _if_warm(candidates: Sequence[Candidate], policy: Policy, machine: MachineState, context: Context) -> str | None:
+    """Return the candidate of highest utility if every model were in memory; None where that changes nothing.
+
+    Only what a load costs is taken back: candidates that break another limit stay out."""
+    for candidate in candidates:
+        if candidate.load_s:
+            break
+    else:
+        return None
+    checks = [(check, bound) for check, bound in bounds(policy, context) if check is not LOAD_WAIT.check]
+    best: Candidate | None = None
+    best_worth = 0.0
+    for c in candidates:
+        if not c.admissible and any(check(c, bound) is not None for check, bound in checks):
+            continue
+        charged_s = c.load_s / max(machine.models[c.model].requests_per_load, 1.0) if c.load_s else 0.0
+        worth = c.utility + policy.latency_weight_per_s * charged_s
+        if best is None or worth > best_worth:
+            best, best_worth = c, worth
+    return best.model if best is not None else None
 
 
 def _reason(chain: list[Candidate], notes: list[str]) -> str:
@@ -213,7 +310,7 @@ def _reason(chain: list[Candidate], notes: list[str]) -> str:
         extra = better.latency_s.p50 - p50
         price = f" for {extra:.1f} s more" if extra > 0 else ""
         barred = "" if better.admissible or not chosen.admissible else f", but {better.reasons[0]}"
-        head += f"; {better.model} would add {_decimal(gain)}{price}{barred}"
+        head += f"; {arm_phrase(better.model, better.think)} would add {_decimal(gain)}{price}{barred}"
     if not chosen.reasons and not notes:
         return head
     state = [word for word in chosen.reasons if word not in notes]

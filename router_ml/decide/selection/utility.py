@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+from router_ml.catalogue import Model
 from router_ml.decide.quantiles import log_normal
 from router_ml.decide.selection.policy import Policy
-from router_ml.types import ModelState, Quantiles
+from router_ml.types import LABELS, ModelState, Quantiles, Source
 
 LIVE_STRENGTH = 20.0  # calls after which the live success rate weighs as much as the prediction
+# Prompts are read in parallel, tokens generated one by one: 20 to 40 times as quick on a GPU, 5 to 10 times on a CPU.
+PROMPT_PER_DECODE_RATE = 20.0
+# Prompts up to here are part of what is predicted: of the priors (a query with its tools), and of what was learned.
+USUAL_PROMPT_TOKENS, LEARNED_PROMPT_TOKENS = 2_000, 4_000
+USUAL_OUTPUT_TOKENS = 100.0  # of a model whose priors do not say
 _USUAL = log_normal(1.0, 0.5)
 USUAL_SPREAD = (_USUAL.p90 / _USUAL.p50, _USUAL.p95 / _USUAL.p50)  # where the quantiles of a model are not known
 
@@ -31,23 +40,55 @@ def live_p_success(p_success: float, state: ModelState) -> float:
     return p_success + weight * (state.recent_success - p_success)
 
 
-def live_latency(
-    predicted: Quantiles, output_tokens: float | None, prompt_tokens: float | None, state: ModelState
-) -> Quantiles:
+class Timing(NamedTuple):
+    """How long a request should take on a model, and where that comes from."""
+
+    latency_s: Quantiles  # waiting and loading included
+    source: Source
+    load_s: float = 0.0  # of it, the wait until the model is in memory
+    charged_s: float = 0.0  # of that load, the share of this request
+
+
+def prior_rate(model: Model) -> float | None:
+    """Return the tokens/s that a model's priors imply: output tokens over seconds, the geometric mean of the labels."""
+    seconds, tokens = model.prior.latency_s, model.prior.output_tokens or dict.fromkeys(LABELS, USUAL_OUTPUT_TOKENS)
+    rates = [tokens[label] / seconds[label] for label in LABELS if tokens[label] > 0 and seconds[label] > 0]
+    return math.exp(sum(map(math.log, rates)) / len(rates)) if rates else None
+
+
+def with_prompt(predicted: Quantiles, more_tokens: int, decode_tokens_per_s: float | None) -> Quantiles:
+    """Return predicted quantiles, shifted by the seconds that so many prompt tokens more than usual take to be read.
+
+    Nothing is known of the prompt rate here: it is taken relative to the decode rate."""
+    if not decode_tokens_per_s:
+        return predicted
+    more_s = more_tokens / (PROMPT_PER_DECODE_RATE * decode_tokens_per_s)
+    return Quantiles(predicted.p50 + more_s, predicted.p90 + more_s, predicted.p95 + more_s)
+
+
+def live_timing(
+    predicted: Quantiles, source: Source, output_tokens: float | None, prompt_tokens: float, state: ModelState
+) -> Timing:
     """Return the latency on this machine now: queue, load where the model is not resident, then the answer itself.
 
     Where the decode rate is known the answer takes prompt tokens / prompt rate + output tokens / decode rate, spread
-    like the predicted quantiles (or as usual, where none are known); else the predicted quantiles stand."""
-    wait = state.queue_s
-    if state.resident is False and state.load_s is not None:
-        wait += state.load_s
+    like the predicted quantiles (or as usual, where none are known). Else priors give way to the mean seconds of many
+    answers, once they are known; else the predicted quantiles stand."""
     service = predicted
+    p50: float | None = None
     if output_tokens and state.decode_tokens_per_s:
         p50 = output_tokens / state.decode_tokens_per_s
-        if prompt_tokens and state.prompt_tokens_per_s:
-            p50 += prompt_tokens / state.prompt_tokens_per_s
+        if prompt_tokens:
+            rate = state.prompt_tokens_per_s or PROMPT_PER_DECODE_RATE * state.decode_tokens_per_s
+            p50 += prompt_tokens / rate
+    elif source == "prior":
+        p50 = state.answer_s
+    if p50 is not None:
         spread = (predicted.p90 / predicted.p50, predicted.p95 / predicted.p50) if predicted.p50 > 0 else USUAL_SPREAD
-        service = Quantiles(p50, p50 * spread[0], p50 * spread[1])
-    if not wait:
-        return service
-    return Quantiles(service.p50 + wait, service.p90 + wait, service.p95 + wait)
+        service, source = Quantiles(p50, p50 * spread[0], p50 * spread[1]), "measured"
+    load_s = state.load_s or 0.0 if state.resident is False else 0.0
+    wait_s = state.queue_s + load_s
+    if not wait_s:
+        return Timing(service, source)
+    latency = Quantiles(service.p50 + wait_s, service.p90 + wait_s, service.p95 + wait_s)
+    return Timing(latency, source, load_s, load_s / max(state.requests_per_load, 1.0))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from router_ml.decide.features.words import WordTokenizer
 from router_ml.jsonl import read_queries
@@ -60,6 +60,25 @@ def test_an_added_token_that_takes_the_spaces_around_it_is_left_to_the_tokenizer
 
     for text in ("a <hr> b", "these two words"):
         assert WordTokenizer(tokenizer(), MAX_TOKENS)(text) == tokenizer().encode(text).ids
+
+
+def _pieces(prepend: str = "always") -> Any:
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁send", -5.0), ("s", -3.0)]
+    tokenizer = Tokenizer(models.Unigram([*pieces, ("e", -3.0), ("n", -3.0), ("d", -3.0), ("▁it", -4.0)], unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+@given(st.text(alphabet="senditx 日", max_size=30))
+@example("send it")
+def test_pieces_that_begin_with_a_space_get_the_numbers_of_the_tokenizer(text: str) -> None:
+    words = WordTokenizer(_pieces(), MAX_TOKENS)
+    assert words._by_word
+    assert words(text) == _pieces().encode(" ".join(text.split()) if text.isascii() else text).ids[:MAX_TOKENS]
 
 
 def test_a_tokenizer_without_marks_is_left_alone() -> None:

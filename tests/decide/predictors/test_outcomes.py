@@ -23,7 +23,7 @@ def priors(label: int, prompt_tokens: float = np.nan):  # type: ignore[no-untype
 def test_priors_speak_for_the_label() -> None:
     found = priors(2)
     model = load_catalogue()["qwen3:8b"]
-    j = found.models.index("qwen3:8b")
+    j = found.models.index("qwen3:8b+think")
     assert found.p_success[0, j] == pytest.approx(model.prior.success["complex"])
     sd = model.prior.latency_log_sd
     assert found.latency_s[0, j, 0] * np.exp(sd**2 / 2) == pytest.approx(model.prior.latency_s["complex"], rel=1e-5)
@@ -140,7 +140,7 @@ def test_what_was_not_learned_of_a_model_is_its_prior() -> None:
     assert np.ptp(found.p_success[:, j]) > 0.05  # learned
     other = next(name for name in plain.models if name not in learned().learned)
     assert found.p_success[:, found.models.index(other)] == pytest.approx(plain.p_success[:, plain.models.index(other)])
-    eight = found.latency_s[:, found.models.index("qwen3:8b")]
+    eight = found.latency_s[:, found.models.index("qwen3:8b+think")]  # learned under the bare name: the default way
     assert eight[:, 2] / eight[:, 0] == pytest.approx(np.full(30, np.exp(0.7)), rel=1e-5)
 
 

@@ -58,9 +58,11 @@ def test_moderate_goes_to_the_fast_one_while_the_balanced_one_performs_badly(rou
 def test_complex_escalates_where_time_is_cheap_and_the_budget_allows(router_that_says: Maker) -> None:
     router = router_that_says("complex")
     assert router.decide("anything", policy="accurate").model == ACCURATE
-    assert router.decide("anything", policy=Policy("patient", latency_budget_s=None)).model == BALANCED
-    patient = Policy("worth it", latency_weight_per_s=0.004, latency_budget_s=None)
-    assert router.decide("anything", policy=patient).model == ACCURATE
+    unhurried = router.decide("anything", policy=Policy("patient", latency_budget_s=None))
+    assert (unhurried.model, unhurried.think) == (ACCURATE, False)
+    patient = Policy("worth it", latency_weight_per_s=0.002, latency_budget_s=None)
+    thorough = router.decide("anything", policy=patient)
+    assert (thorough.model, thorough.think) == (ACCURATE, True)
     assert router.decide("anything", {"latency_budget_s": 6}, policy="accurate").model == BALANCED
 
 
@@ -114,7 +116,7 @@ def test_nothing_within_the_budget_gives_the_fastest_and_says_so(router_that_say
     assert decision.model == FAST
     assert "over the budget of 0.01 s" in decision.reason
     assert not any(c.admissible for c in decision.ranked)
-    assert len(decision.ranked) == 3
+    assert len(decision.ranked) == 4  # one model both ways
 
 
 def test_nothing_likely_enough_gives_the_likeliest(router_that_says: Maker) -> None:
@@ -180,7 +182,8 @@ def test_a_prompt_longer_than_every_window_goes_to_the_widest(router_that_says: 
     assert set(decision.excluded) == {BALANCED, ACCURATE}
     assert "the prompt of 500000 tokens exceeds every window, 131072 is the widest" in decision.reason
     away = MachineState({FAST: ModelState(available=False)})
-    assert [c.model for c in router.decide("x", {"prompt_tokens": 500_000}, machine=away).ranked] == [ACCURATE]
+    cut = router.decide("x", {"prompt_tokens": 500_000}, machine=away)
+    assert [(c.model, c.think) for c in cut.ranked] == [(ACCURATE, False), (ACCURATE, True)]
 
 
 def test_unavailable_models_are_left_out_with_their_reason(router_that_says: Maker) -> None:
@@ -281,13 +284,65 @@ def test_live_rates_stand_in_for_predicted_latency(router_that_says: Maker) -> N
     assert slow.latency_s.p50 < slow.latency_s.p90 < slow.latency_s.p95
 
 
+def test_a_load_is_shared_by_the_requests_expected_while_the_model_stays(router_that_says: Maker) -> None:
+    router = router_that_says("moderate")
+    for requests, model in ((1.0, FAST), (50.0, BALANCED)):
+        cold = ModelState(resident=False, load_s=12.0, requests_per_load=requests)
+        decision = router.decide("x", machine=MachineState({FAST: ModelState(resident=True), BALANCED: cold}))
+        assert decision.model == model
+        candidate = next(c for c in decision.ranked if c.model == BALANCED)
+        warm_s = 2.7 * math.exp(-0.02)
+        assert candidate.utility == pytest.approx(0.91 - 0.02 * (warm_s + 12.0 / requests), abs=1e-6)
+        assert (candidate.load_s, candidate.admissible) == (12.0, True)  # though it takes longer than the 5 s
+        assert decision.if_warm == BALANCED
+
+
+def test_the_wait_for_a_load_has_a_limit_of_its_own(router_that_says: Maker) -> None:
+    router = router_that_says("moderate")
+    cold = ModelState(resident=False, load_s=12.0, requests_per_load=50.0)
+    machine = MachineState({FAST: ModelState(resident=True), BALANCED: cold})
+    for policy, context in ((Policy("quick", load_wait_s=10.0), None), ("balanced", {"latency_budget_s": 4.5})):
+        decision = router.decide("x", context, policy=policy, machine=machine)
+        left_out = next(c for c in decision.ranked if c.model == BALANCED)
+        assert decision.model == FAST
+        assert left_out.reasons[0].startswith("loading takes 12.0 s, over the limit of")
+        assert decision.if_warm == BALANCED  # what preloading goes by
+    every = MachineState(dict.fromkeys((FAST, BALANCED, ACCURATE), ModelState(resident=False, load_s=100.0)))
+    assert router.decide("x", machine=every).model == FAST
+
+
+def test_where_the_latency_comes_from_is_said(router_that_says: Maker) -> None:
+    machine = MachineState({
+        FAST: ModelState(decode_tokens_per_s=50.0),
+        BALANCED: ModelState(answer_s=4.0),
+        ACCURATE: ModelState(resident=True),
+    })  # fmt: skip
+    ranked = router_that_says("moderate").decide("x", machine=machine).ranked
+    found = {c.model: (c.latency_source, round(c.latency_s.p50, 3)) for c in ranked}
+    prior = ("prior", round(12.0 * math.exp(-0.02), 3))
+    assert found == {FAST: ("measured", 1.4), BALANCED: ("measured", 4.0), ACCURATE: prior}
+
+
+def test_a_long_prompt_takes_time_to_be_read(router_that_says: Maker) -> None:
+    """The priors of llama3.2:3b imply 32 tokens a second, so some 640 prompt tokens a second."""
+    router = router_that_says("simple")
+    for text, context in (("sum it up", {"prompt_tokens": 100_000}), ("word " * 80_000, None)):
+        llama = next(c for c in router.decide(text, context, policy="accurate").ranked if c.model == FAST)
+        assert 100.0 < llama.latency_s.p50 < 200.0
+    short = [c.latency_s.p50 for c in router.decide("sum it up").ranked]
+    assert [c.latency_s.p50 for c in router.decide("sum it up", {"prompt_tokens": 1_500}).ranked] == short
+    machine = MachineState({FAST: ModelState(decode_tokens_per_s=40.0)})  # no prompt was measured yet
+    ranked = router.decide("x", {"prompt_tokens": 8_000}, machine=machine).ranked
+    assert next(c for c in ranked if c.model == FAST).latency_s.p50 == pytest.approx(1.0 + 10.0)
+
+
 def test_reasons_are_short_and_name_the_alternative(router_that_says: Maker) -> None:
     reason = router_that_says("moderate", 1.0).decide("x").reason
     # 12.0 s in the mean is a p95 of 12.0 * exp(-.2**2 / 2 + 1.645 * .2) = 16.3 s
     barred = "p95 16.3 s is over the budget of 5 s"
-    assert reason == f"p_success .91 at 2.6 s; qwen3:8b would add .03 for 9.1 s more, but {barred}"
+    assert reason == f"p_success .91 at 2.6 s; qwen3:8b with thinking would add .03 for 9.1 s more, but {barred}"
     patient = router_that_says("moderate", 1.0).decide("x", policy=Policy("patient", latency_budget_s=None)).reason
-    assert patient == "p_success .91 at 2.6 s; qwen3:8b would add .03 for 9.1 s more"
+    assert patient == "p_success .91 at 2.6 s; qwen3:8b with thinking would add .03 for 9.1 s more"
 
 
 @pytest.mark.parametrize("wrong", ["nope", "", "Balanced", None, 5, {"name": "x"}, "missing.toml", Path("/nowhere")])
@@ -305,6 +360,8 @@ def test_an_unknown_policy_is_a_policy_error(router_that_says: Maker, wrong: Any
         {"min_p_success": 1.5},
         {"exploration": "often"},
         {"exploration": True},
+        {"exploration_gap": 0},
+        {"exploration_half_life_outcomes": "soon"},
         {"max_cost_usd": -0.1},
         {"latency_budget_s": math.nan},
         {"on_ambiguous": "shrug"},
