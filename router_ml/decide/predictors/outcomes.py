@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from router_ml.arm import split_key
 from router_ml.catalogue import Arm, Catalogue, Model, model_from
-from router_ml.decide.predictors.ability import Abilities, Observation
+from router_ml.decide.predictors.ability import Abilities, Observation, logit
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.heads import Floats
@@ -351,19 +351,19 @@ class OutcomePredictor:
         """Return predictions for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
         expected, latency, tokens = self._priors(complexity)
         levels = self._levels
-        if difficulty is None:
-            success, intervals = levels(expected, self._n_learned)
-        else:
-            lead = self._lead(complexity, difficulty)
-            success, intervals = levels(expected, self._n_learned, difficulty.families, lead)
+        lead = 0.0 if difficulty is None else self._lead(complexity, difficulty)
+        success, intervals = levels(expected, self._n_learned, difficulty and difficulty.families, lead)
         if self._heads is None:
             cost = self._costs(prompt_tokens, tokens)
             return Prediction(success, latency, tokens, cost, intervals, levels.source, 0.0)
         outputs, novelty, margin_share = self._heads(embedding, table, complexity)
         values = outputs.tolist()
         learned = self._success(values, success, margin_share)
-        intervals = levels.of_learned(learned) + intervals
-        success = learned if len(intervals) == self._n_learned else [*learned, *success[self._n_learned :]]
+        if intervals:  # a query that is harder than usual for the measured models is so for the others
+            lead += _mean_lead(learned, success)
+            success, intervals = levels(expected, self._n_learned, difficulty and difficulty.families, lead)
+            learned = [*learned, *success[self._n_learned :]]
+        success, intervals = learned, levels.of_learned(learned[: self._n_learned]) + intervals
         # a comparison costs less than a call of `min`, here and below
         known = [math.exp(log if log < _MAX_LOG else _MAX_LOG) for log in values[self._n_learned :]]
         if self._latency:
@@ -401,6 +401,11 @@ def _with_learned_arms(catalogue: Catalogue, keys: Sequence[str]) -> Catalogue:
     lacking = [split_key(key) for key in keys if catalogue.arm(key) is None]
     known = [(model, think) for name, think in lacking if (model := catalogue.find(name)) is not None]
     return catalogue.extended(replace(model, arms=(Arm(think, model.prior),)) for model, think in known)
+
+
+def _mean_lead(learned: Sequence[float], levels: Sequence[float]) -> float:
+    """Return by how much a query is easier for some models than their levels say, in logits; below 0: harder."""
+    return sum(logit(p) - logit(level) for p, level in zip(learned, levels, strict=False)) / len(learned)
 
 
 def _combined(prior: list[float], known: list[float], places: list[tuple[int, int]]) -> list[float]:

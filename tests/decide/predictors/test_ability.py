@@ -26,6 +26,8 @@ from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, Diffi
 from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.types import LABELS, TASK_FAMILIES
 
+TABLE = 65  # columns of the surface features
+
 
 class Known:
     def __init__(self, mean: float, sd: float) -> None:
@@ -139,7 +141,7 @@ def catalogue(*models: tuple[str, float]) -> Catalogue:
 
 def head(sd: float = 1.0, label_sd: float = 1.0) -> DifficultyHead:
     """The difficulty is the first number of the embedding."""
-    weights = np.zeros((1 + len(TASK_FAMILIES), 3), np.float32)
+    weights = np.zeros((1 + len(TASK_FAMILIES), 2 + TABLE), np.float32)
     weights[0, 0] = 1.0
     config = {"sd": sd, "label_means": [0.0, 1.0, 2.0, 1.0], "label_sd": label_sd}
     return DifficultyHead(config, {"weights": weights, "bias": np.zeros(len(weights), np.float32)})
@@ -149,7 +151,7 @@ def chances(predictor: OutcomePredictor, difficulty: np.ndarray, label: int = 1)
     n = len(difficulty)
     embedding = np.column_stack((difficulty, np.zeros(n))).astype(np.float32)
     labels = np.repeat(np.eye(4, dtype=np.float32)[[label]], n, axis=0)
-    return predictor(embedding, np.zeros((n, 1), np.float32), labels, np.full(n, np.nan, np.float32)).p_success
+    return predictor(embedding, np.zeros((n, TABLE), np.float32), labels, np.full(n, np.nan, np.float32)).p_success
 
 
 def test_difficulty_moves_a_prior_around_its_own_mean() -> None:
