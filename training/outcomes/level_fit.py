@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router_ml.catalogue import Catalogue, Model, Prior
+from router_ml.arm import split_key
+from router_ml.catalogue import Catalogue, Model
 from router_ml.decide.predictors.ability import Abilities, logit, sigmoid, widened
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor
@@ -22,7 +23,7 @@ from training.arrays import Floats, Index, Matrix
 from training.outcomes.table import OutcomeTable
 from training.splits import permuted_folds
 
-UNKNOWN_SUCCESS, UNKNOWN_STRENGTH = 0.7, 2.0  # of a model that neither catalogue nor library knows
+UNKNOWN_B, UNKNOWN_STRENGTH = 8.0, 2.0  # of a model that neither catalogue nor library knows
 _SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
@@ -50,15 +51,19 @@ class LevelFit:
         """Take models as the outcomes name them.
 
         Raises `InputError` if two of the names are those of one model in the catalogue."""
-        self.entries = {name: catalogue.find(name) for name in models}
+        self.entries = {name: catalogue.arm(name) for name in models}
         taken: dict[str, str] = {}
         for name, entry in self.entries.items():
-            if entry is not None and taken.setdefault(entry.name, name) != name:
+            if entry is not None and taken.setdefault(entry.key, name) != name:
                 raise InputError(
-                    f"outcomes of {taken[entry.name]!r} and {name!r} are of one model of the catalogue, "
-                    f"{entry.name!r}; use one name for it"
+                    f"outcomes of {taken[entry.key]!r} and {name!r} are of one model of the catalogue, "
+                    f"{entry.key!r}; use one name for it"
                 )
-        expected = [replace(entry or _unlisted(name), name=name, aliases=()) for name, entry in self.entries.items()]
+        plain = {"think": None, "arms": (), "aliases": ()}
+        expected = [
+            replace(entry or _unlisted(name), name=name, **plain)  # type: ignore[arg-type]
+            for name, entry in self.entries.items()
+        ]
         self._predictor = OutcomePredictor(Catalogue(tuple(expected)), reading=reading)
         self._models = list(models)
 
@@ -105,7 +110,8 @@ class LevelFit:
 
 
 def _unlisted(name: str) -> Model:
-    if known(name) is not None:
-        return Model(name, prior_of(name))
-    success = dict.fromkeys(LABELS, UNKNOWN_SUCCESS)
-    return Model(name, Prior(dict.fromkeys(LABELS, 1.0), success, strength=UNKNOWN_STRENGTH))
+    """Return a model that the catalogue lacks; one that the library lacks, too, could be of any size."""
+    bare, think = split_key(name)
+    if known(bare) is not None:
+        return Model(name, prior_of(bare, think=think))
+    return Model(name, replace(prior_of(name, UNKNOWN_B), strength=UNKNOWN_STRENGTH))
