@@ -32,7 +32,7 @@ from router_ml.monitor.rules import default_rules
 from router_ml.rule import Rule
 from router_ml.serve.answer import Answer, Attempt, Timings
 from router_ml.settings import CHECKOUT, Settings
-from router_ml.types import Candidate, Decision
+from router_ml.types import Candidate, Decision, Prior
 
 PAGES = {
     str(path.relative_to(CHECKOUT)): path.read_text(encoding="utf-8")
@@ -234,7 +234,8 @@ def _defaults(cls: Any) -> dict[str, str]:
         ("Context", 0, context._READ),
         ("Policy", 0, _names(Policy)),
         ("Catalogue", 0, _names(catalogue.Model)),
-        ("Catalogue", 1, _names(catalogue.Prior)),
+        ("Catalogue", 1, _names(Prior)),
+        ("Catalogue", 2, _names(catalogue.Measured)),
         ("Answer", 0, _names(Answer) | _properties(Answer)),
         ("Answer", 1, _names(Timings)),
         ("Answer", 2, _names(Attempt)),
@@ -257,7 +258,8 @@ def test_the_reference_names_every_field_and_no_other(heading: str, index: int, 
     [
         ("Policy", 0, Policy),
         ("Catalogue", 0, catalogue.Model),
-        ("Catalogue", 1, catalogue.Prior),
+        ("Catalogue", 1, Prior),
+        ("Catalogue", 2, catalogue.Measured),
         ("GatewayOptions", 0, GatewayOptions),
         ("BreakerOptions", 0, BreakerOptions),
         ("ServerOptions", 0, ServerOptions),

@@ -81,7 +81,7 @@ class Selector:
         self._paces = [
             _Pace("learned", LEARNED_PROMPT_TOKENS, prior_rate(model))
             if model.key in learned_latency
-            else _Pace("prior", USUAL_PROMPT_TOKENS, prior_rate(model))
+            else _Pace(model.prior.latency_source, USUAL_PROMPT_TOKENS, prior_rate(model))
             for model in self.models
         ]
 

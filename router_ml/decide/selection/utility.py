@@ -49,8 +49,11 @@ class Timing(NamedTuple):
 
 
 def prior_rate(model: Model) -> float | None:
-    """Return the tokens/s that a model's priors imply: the slope of output tokens over seconds (least squares over the
-    labels), for every answer also takes seconds that no token does; at least tokens over seconds. None if unknown."""
+    """Return the tokens/s that `router-ml init` measured, else those that a model's priors imply: the slope of output
+    tokens over seconds (least squares over the labels), for every answer also takes seconds that no token does; at
+    least tokens over seconds. None if unknown."""
+    if model.measured is not None:
+        return model.measured.decode_tokens_per_s
     seconds = [model.prior.latency_s[label] for label in LABELS]
     tokens = [(model.prior.output_tokens or {}).get(label, USUAL_OUTPUT_TOKENS) for label in LABELS]
     mean_s, mean_tokens = sum(seconds) / len(LABELS), sum(tokens) / len(LABELS)
@@ -86,7 +89,7 @@ def live_timing(
         if prompt_tokens:
             rate = state.prompt_tokens_per_s or PROMPT_PER_DECODE_RATE * state.decode_tokens_per_s
             p50 += prompt_tokens / rate
-    elif source == "prior":
+    elif source != "learned":
         p50 = state.answer_s
     if p50 is not None:
         spread = (predicted.p90 / predicted.p50, predicted.p95 / predicted.p50) if predicted.p50 > 0 else USUAL_SPREAD
