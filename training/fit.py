@@ -402,9 +402,10 @@ def _renamed(model: Model, name: str) -> Model:
 
 def _name_notes(catalogue: Catalogue, names: Sequence[str]) -> list[str]:
     """Return what to say about the names of outcomes: which entry each was taken for, and what nobody measured."""
-    entries = {name: catalogue.find(name) for name in names}
-    taken = [f"{name} for {entry.name}" for name, entry in entries.items() if entry is not None and entry.name != name]
-    measured = {entry.name for entry in entries.values() if entry is not None}
+    entries = {name: catalogue.arm(name) for name in names}
+    found = [(name, entry) for name, entry in entries.items() if entry is not None]
+    taken = [f"{name} for {entry.key}" for name, entry in found if name not in (entry.key, entry.name)]
+    measured = {entry.name for _, entry in found}
     rest = [model.name for model in catalogue if model.name not in measured]
     notes = [f"outcomes were taken for models of the {catalogue.source}: {', '.join(taken)}"] if taken else []
     if rest and names:

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
 from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
+from router_ml.decide.predictors.ability import Abilities
 from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredictor, LearnedComplexity
-from router_ml.decide.predictors.difficulty import Difficulty, DifficultyHead
+from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.novelty import NoveltyHead
@@ -37,7 +39,7 @@ from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, Catalogu
 from router_ml.events.features import KeptFeatures, encoder_key
 from router_ml.numbers import is_number
 from router_ml.settings import Settings, load_settings
-from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
+from router_ml.types import LABELS, Context, Decision, Explanation, Label, MachineState
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ class Router:
         self._features = self._remembered or features
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
-        self._outcomes = outcomes
+        self._outcomes, self._priors_only = outcomes, outcomes.priors_only
+        self._learning = threading.Lock()
         self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
@@ -227,6 +230,38 @@ class Router:
         """Return the keys of the arms whose chance of success rests on own outcomes; the others have their priors."""
         return self._outcomes.measured
 
+    def expectations(self) -> dict[str, dict[Label, tuple[float, tuple[float, float]]]]:
+        """Return each model's chance of success by label with its 90 % interval: its prior moved by own outcomes."""
+        return self._outcomes.now()
+
+    @property
+    def abilities(self) -> Abilities:
+        """Return what own outcomes say of the models' chances beside the catalogue's priors. Whoever keeps events
+        stores it (`as_config`), and may set it: from then on decisions count it."""
+        return self._outcomes.abilities
+
+    @abilities.setter
+    def abilities(self, abilities: Abilities) -> None:
+        with self._learning:
+            self._outcomes.abilities = abilities
+            self._priors_only.abilities = abilities
+
+    def learn(self, judged: Iterable[tuple[Decision, str, float]]) -> Abilities:
+        """Count judged answers at once: of each its decision, the key of the arm that answered, and its success (0..1).
+
+        Return the abilities after them. A new model is placed sensibly by 8 to 20 outcomes, without a fit; models the
+        router does not know are left out."""
+        rows = []
+        for decision, model, success in judged:
+            arm = self.catalogue.arm(model)
+            if arm is not None and arm.key in self._outcomes.models:
+                labels = np.array([decision.complexity_probabilities[label] for label in LABELS], np.float32)
+                rows.append(self._outcomes.observation(arm.key, success, labels, _recorded(decision)))
+        with self._learning:
+            found = self._outcomes.abilities.updated(rows, self._outcomes.prior_sd)
+            self._outcomes.abilities = self._priors_only.abilities = found
+        return found
+
     def decide_many(
         self,
         queries: Sequence[Any],
@@ -340,7 +375,7 @@ class Router:
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:
-        return self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
+        return self._outcomes if features.embedding.shape[1] else self._priors_only
 
     def _judge(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
         """Return features and complexity; an empty query is ambiguous."""
@@ -368,6 +403,11 @@ class Router:
         )
         features = Features(np.zeros((len(texts), 0), np.float32), table.astype(np.float32))
         return features, self._heuristic(None, features.table), why
+
+
+def _recorded(decision: Decision) -> Difficulty | None:
+    """Return the difficulty a decision recorded; its task families are not kept."""
+    return None if decision.difficulty is None else Difficulty(decision.difficulty, 0.0, ANY_FAMILY)
 
 
 def _family(difficulty: Difficulty | None) -> int | None:
