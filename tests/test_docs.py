@@ -29,6 +29,7 @@ from router_ml.http.options import ServerOptions
 from router_ml.monitor.metrics import LiveMetrics
 from router_ml.monitor.prometheus import prometheus
 from router_ml.monitor.rules import default_rules
+from router_ml.rule import Rule
 from router_ml.serve.answer import Answer, Attempt, Timings
 from router_ml.settings import CHECKOUT, Settings
 from router_ml.types import Candidate, Decision, Prior
@@ -243,6 +244,7 @@ def _defaults(cls: Any) -> dict[str, str]:
         ("ServerOptions", 0, _names(ServerOptions)),
         ("Experiment", 0, _names(Experiment)),
         ("Limits of an experiment", 0, _names(Limits)),
+        ("Rules", 0, _names(Rule)),
         ("Events", 0, set(KINDS)),
         ("Alerts", 0, {rule.name for rule in default_rules()}),
     ],

@@ -31,6 +31,7 @@ from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.decide.selection.rules import Reading, RuleBook
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
 from router_ml.events.features import KeptFeatures, encoder_key
@@ -79,6 +80,8 @@ class Router:
         self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
+        self._rules = catalogue.rules
+        self._rule_book = RuleBook(getattr(features, "embedder", None))
         self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
         self.catalogue = catalogue
         self.name = name
@@ -276,6 +279,7 @@ class Router:
         predictor = self._predictor(features)
         predict, reads, difficulty = predictor.predict_one, predictor.reads_difficulty, None
         keeps = self._keeps if features.embedding.shape[1] else ""
+        ruled = bool(chosen_policy.rules or self._rules)
         decisions = []
         for i, context in enumerate(parsed):  # not `zip`: iterators over arrays cost more than one row's indexing
             label = probabilities[i]
@@ -284,7 +288,8 @@ class Router:
             expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context), difficulty)
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
             request, judged = sized(texts[i], context), (label.tolist(), difficulty, novelty)
-            decision = self._decision(judged, forecast, request, chosen_policy, machine, degraded, variant)
+            asked = texts[i], features.embedding[i] if ruled else None
+            decision = self._decision(asked, judged, forecast, request, chosen_policy, machine, degraded, variant)
             if keeps:
                 kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
                 decision = dataclasses.replace(decision, features=kept)
@@ -293,6 +298,7 @@ class Router:
 
     def _decision(
         self,
+        asked: tuple[str, Floats | None],
         judged: tuple[list[float], Difficulty | None, float],
         forecast: Forecast,
         context: Context,
@@ -301,12 +307,16 @@ class Router:
         degraded: str,
         variant: str | None,
     ) -> Decision:
-        probabilities, difficulty, novelty = judged
-        choice = self._selector.select(
-            forecast, context, policy, machine=machine, novelty=novelty, draw=self._draw if policy.exploration else None
-        )
+        (text, vector), (probabilities, difficulty, novelty) = asked, judged
         top = max(probabilities)
-        label = LABELS[probabilities.index(top)]
+        place = probabilities.index(top)
+        label, rule = LABELS[place], None
+        if rules := policy.rules + self._rules:
+            rule = self._rule_book.first(rules, Reading(text, context, place, _family(difficulty), vector))
+        draw = self._draw if policy.exploration else None
+        choice = self._selector.select(
+            forecast, context, policy, machine=machine, novelty=novelty, draw=draw, rule=rule
+        )
         clarify = label == "ambiguous" and policy.on_ambiguous == "clarify" and top >= policy.clarify_at
         reason = f"{choice.reason} ({degraded})" if degraded else choice.reason
         return Decision(  # by place: names cost a third more
@@ -325,6 +335,7 @@ class Router:
             choice.excluded,
             bool(degraded),
             None if difficulty is None else difficulty.mean,
+            None if rule is None else rule.name,
             if_warm=choice.if_warm,
         )
 
@@ -357,6 +368,11 @@ class Router:
         )
         features = Features(np.zeros((len(texts), 0), np.float32), table.astype(np.float32))
         return features, self._heuristic(None, features.table), why
+
+
+def _family(difficulty: Difficulty | None) -> int | None:
+    """Return the likeliest kind of task, as an index into `TASK_FAMILIES`."""
+    return None if difficulty is None else difficulty.families.index(max(difficulty.families))
 
 
 def _prompt_tokens(context: Context) -> float:
