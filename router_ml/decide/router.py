@@ -28,6 +28,7 @@ from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredicto
 from router_ml.decide.predictors.difficulty import Difficulty, DifficultyHead
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
+from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
@@ -397,13 +398,18 @@ def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
 def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
     try:
         config, arrays = bundle.config.get("outcomes") or {}, bundle.section("outcomes")
-        return OutcomePredictor.from_arrays(config, arrays, catalogue, _difficulty(bundle))
+        return OutcomePredictor.from_arrays(config, arrays, catalogue, _difficulty(bundle), _novelty(bundle))
     except BundleError:
         raise
     except Exception as error:  # any field may be missing, or of another kind
         raise BundleCorrupt(
             f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
         ) from error
+
+
+def _novelty(bundle: Bundle) -> NoveltyHead | None:
+    config = bundle.config.get("novelty")
+    return NoveltyHead(config, bundle.section("novelty")) if config else None
 
 
 def _learned_from(bundle: Bundle) -> float:
