@@ -29,14 +29,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router_ml.catalogue import Model, Prior
+from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.experiments.experiment import Arm, Experiment, Limits, Variant
 from router_ml.experiments.trial import Trial
 from router_ml.experiments.unit import UnitRequest
 from router_ml.terminal import format_table, run_command
-from router_ml.types import LABELS, Context
+from router_ml.types import LABELS, Context, Prior
 from training.arrays import Index, Matrix
 from training.command import command_parser, write_json
 from training.offpolicy.gate import judge

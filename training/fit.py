@@ -145,6 +145,9 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         if (difficulty := complexity.difficulty) is not None:
             config["difficulty"] = difficulty.config
             arrays |= {"difficulty/weights": difficulty.weights, "difficulty/bias": difficulty.bias}
+        if (novelty := complexity.novelty) is not None:
+            config["novelty"] = novelty.config
+            arrays["novelty/centroids"] = novelty.centroids.astype(np.float16)
         metrics = dict(complexity.metrics)
         models = _as_written(job.catalogue, _models_of(job.outcomes))
         if job.outcomes:

@@ -28,9 +28,11 @@ from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredicto
 from router_ml.decide.predictors.difficulty import Difficulty, DifficultyHead
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
+from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.decide.selection.rules import Reading, RuleBook
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
 from router_ml.events.features import KeptFeatures, encoder_key
@@ -79,6 +81,8 @@ class Router:
         self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
+        self._rules = catalogue.rules
+        self._rule_book = RuleBook(getattr(features, "embedder", None))
         self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
         self.catalogue = catalogue
         self.name = name
@@ -276,6 +280,7 @@ class Router:
         predictor = self._predictor(features)
         predict, reads, difficulty = predictor.predict_one, predictor.reads_difficulty, None
         keeps = self._keeps if features.embedding.shape[1] else ""
+        ruled = bool(chosen_policy.rules or self._rules)
         decisions = []
         for i, context in enumerate(parsed):  # not `zip`: iterators over arrays cost more than one row's indexing
             label = probabilities[i]
@@ -284,7 +289,8 @@ class Router:
             expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context), difficulty)
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
             request, judged = sized(texts[i], context), (label.tolist(), difficulty, novelty)
-            decision = self._decision(judged, forecast, request, chosen_policy, machine, degraded, variant)
+            asked = texts[i], features.embedding[i] if ruled else None
+            decision = self._decision(asked, judged, forecast, request, chosen_policy, machine, degraded, variant)
             if keeps:
                 kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
                 decision = dataclasses.replace(decision, features=kept)
@@ -293,6 +299,7 @@ class Router:
 
     def _decision(
         self,
+        asked: tuple[str, Floats | None],
         judged: tuple[list[float], Difficulty | None, float],
         forecast: Forecast,
         context: Context,
@@ -301,12 +308,16 @@ class Router:
         degraded: str,
         variant: str | None,
     ) -> Decision:
-        probabilities, difficulty, novelty = judged
-        choice = self._selector.select(
-            forecast, context, policy, machine=machine, novelty=novelty, draw=self._draw if policy.exploration else None
-        )
+        (text, vector), (probabilities, difficulty, novelty) = asked, judged
         top = max(probabilities)
-        label = LABELS[probabilities.index(top)]
+        place = probabilities.index(top)
+        label, rule = LABELS[place], None
+        if rules := policy.rules + self._rules:
+            rule = self._rule_book.first(rules, Reading(text, context, place, _family(difficulty), vector))
+        draw = self._draw if policy.exploration else None
+        choice = self._selector.select(
+            forecast, context, policy, machine=machine, novelty=novelty, draw=draw, rule=rule
+        )
         clarify = label == "ambiguous" and policy.on_ambiguous == "clarify" and top >= policy.clarify_at
         reason = f"{choice.reason} ({degraded})" if degraded else choice.reason
         return Decision(  # by place: names cost a third more
@@ -325,6 +336,7 @@ class Router:
             choice.excluded,
             bool(degraded),
             None if difficulty is None else difficulty.mean,
+            None if rule is None else rule.name,
             if_warm=choice.if_warm,
         )
 
@@ -359,6 +371,11 @@ class Router:
         return features, self._heuristic(None, features.table), why
 
 
+def _family(difficulty: Difficulty | None) -> int | None:
+    """Return the likeliest kind of task, as an index into `TASK_FAMILIES`."""
+    return None if difficulty is None else difficulty.families.index(max(difficulty.families))
+
+
 def _prompt_tokens(context: Context) -> float:
     return math.nan if context.prompt_tokens is None else context.prompt_tokens
 
@@ -381,13 +398,18 @@ def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
 def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
     try:
         config, arrays = bundle.config.get("outcomes") or {}, bundle.section("outcomes")
-        return OutcomePredictor.from_arrays(config, arrays, catalogue, _difficulty(bundle))
+        return OutcomePredictor.from_arrays(config, arrays, catalogue, _difficulty(bundle), _novelty(bundle))
     except BundleError:
         raise
     except Exception as error:  # any field may be missing, or of another kind
         raise BundleCorrupt(
             f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
         ) from error
+
+
+def _novelty(bundle: Bundle) -> NoveltyHead | None:
+    config = bundle.config.get("novelty")
+    return NoveltyHead(config, bundle.section("novelty")) if config else None
 
 
 def _learned_from(bundle: Bundle) -> float:

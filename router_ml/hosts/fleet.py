@@ -22,6 +22,7 @@ from router_ml.hosts.host_state import HostState
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import GatewayOptions
+from router_ml.hosts.pace import active_share
 from router_ml.hosts.rates import LiveRates
 from router_ml.moved import renamed
 from router_ml.settings import base_url, host_type, without_credentials
@@ -174,6 +175,7 @@ class Fleet:
                 Gate(self._options.parallel, self._options.max_waiting),
                 LiveRates(self._clock),
                 entry.parameters_b if entry else None,
+                active_share(model),
             )
         return backend
 

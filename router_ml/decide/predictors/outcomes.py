@@ -25,6 +25,7 @@ from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.heads import Floats
 from router_ml.decide.predictors.levels import Levels
 from router_ml.decide.predictors.neighbours import Neighbours
+from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.priors import LabelPriors
 from router_ml.errors import BundleFormatError
 from router_ml.types import LABELS, Source
@@ -187,6 +188,7 @@ class OutcomePredictor:
         config: Mapping[str, Any] | None = None,
         heads: LearnedHeads | None = None,
         reading: DifficultyHead | None = None,
+        novelty: NoveltyHead | None = None,
     ) -> None:
         config = config or {}
         self.catalogue = catalogue
@@ -196,7 +198,7 @@ class OutcomePredictor:
         self.default_model: str | None = (
             _arm(catalogue, config["default_model"]).key if config.get("default_model") else None
         )
-        self._heads, self._n_learned, self._reading = heads, 0, reading
+        self._heads, self._n_learned, self._reading, self._novelty = heads, 0, reading, novelty
         self._set_priors(self.arms)
         if heads is not None:
             self._set_learned(config, len(learned))
@@ -213,9 +215,10 @@ class OutcomePredictor:
         arrays: Mapping[str, NDArray[Any]],
         catalogue: Catalogue,
         reading: DifficultyHead | None = None,
+        novelty: NoveltyHead | None = None,
     ) -> OutcomePredictor:
-        """Return the predictor stored in a bundle; an empty `config` gives the priors alone. `reading` is the bundle's
-        difficulty head.
+        """Return the predictor stored in a bundle; an empty `config` gives the priors alone. `reading` and
+        `novelty` are the bundle's heads for difficulty and, where it has no outcomes, novelty.
 
         Raises `BundleFormatError` for a newer format, and KeyError or ValueError for arrays that do not fit."""
         if config.get("format", 0) > FORMAT:
@@ -225,7 +228,7 @@ class OutcomePredictor:
         profiles = [model_from(entry, "bundle profile") for entry in config.get("profiles", ())]
         heads = LearnedHeads(config, arrays) if config.get("models") else None
         known = _with_learned_arms(catalogue.extended(profiles), config.get("models", ()))
-        return cls(known, config, heads, reading)
+        return cls(known, config, heads, reading, novelty)
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -273,10 +276,10 @@ class OutcomePredictor:
     def priors_only(self) -> OutcomePredictor:
         """Return the same arms, in the same order, without what is learned of queries: for when there is no
         embedding. What own outcomes say of the arms' level stays."""
-        if self._heads is None and self._reading is None:
+        if self._heads is None and self._reading is None and self._novelty is None:
             return self
         priors = copy.copy(self)
-        priors._heads, priors._reading, priors._n_learned, priors._rows = None, None, 0, {}
+        priors._heads, priors._reading, priors._novelty, priors._n_learned, priors._rows = None, None, None, 0, {}
         priors._priors = LabelPriors(self.arms)
         priors.abilities = self.abilities
         return priors
@@ -349,7 +352,8 @@ class OutcomePredictor:
             success, intervals = levels(expected, self._n_learned, difficulty.families, lead)
         if self._heads is None:
             cost = self._costs(prompt_tokens, tokens)
-            return Prediction(success, latency, tokens, cost, intervals, levels.source, 0.0)
+            novel = self._novelty(embedding) if self._novelty is not None else 0.0
+            return Prediction(success, latency, tokens, cost, intervals, levels.source, novel)
         outputs, novelty, margin_share = self._heads(embedding, table, complexity)
         values = outputs.tolist()
         learned = self._success(values, success, margin_share)
