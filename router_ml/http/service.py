@@ -21,6 +21,8 @@ from router_ml.serve.build import build_gateway, found_on_hosts, gateway_options
 from router_ml.serve.choose import Decider
 from router_ml.serve.gateway import Gateway
 from router_ml.settings import Settings, base_url
+from router_ml.shared_state.connect import open_shared_state
+from router_ml.shared_state.state import SharedState
 from router_ml.types import Decision
 
 _REMEMBERED = 1_000  # older ones are in the event store
@@ -65,6 +67,7 @@ class Service:
     decided: RecentDecisions
     recent: RecentRequests
     stopping: threading.Event  # set once the server stops
+    shared: SharedState  # with the other replicas
 
     def full_s(self) -> float | None:
         """Seconds until a model may have a free slot if every queue is full, else None.
@@ -103,19 +106,21 @@ def open_service(
     recent, watch = RecentRequests(), open_watch(settings)
     watch = dataclasses.replace(watch, recorder=Recorders((watch.recorder, recent)))
     limits = gateway_limits or gateway_options(settings)
+    shared = open_shared_state(settings)
     return Service(
-        gateway=build_gateway(settings, decider=decider, catalogue=served, watch=watch, options=limits),
+        gateway=build_gateway(settings, decider=decider, catalogue=served, watch=watch, options=limits, shared=shared),
         decider=decider,
         catalogue=served,
         watch=watch,
         settings=settings,
         options=options,
         models=models,
-        proxy=Proxy(_every_host(served, hosts), limits, watch.recorder),
+        proxy=Proxy(_every_host(served, hosts), limits, watch.recorder, shared),
         keys=KeyFile(options.keys_file or settings.state_dir / "keys.json"),
         decided=RecentDecisions(),
         recent=recent,
         stopping=threading.Event(),
+        shared=shared,
     )
 
 
