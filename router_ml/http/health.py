@@ -45,6 +45,9 @@ class Health:
             "replicas": shared.replicas,
             "problem": shared.problem or None,
         }
+        mirror = self._service.mirror
+        if mirror is not None:
+            parts["files"] = {"problem": mirror.problem or None, "refused": mirror.refused or None}
         ready = bool(hosts) and not degraded
         return json_response({"status": "ready" if ready else "not ready", **parts}, 200 if ready else 503)
 

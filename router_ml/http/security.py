@@ -114,7 +114,6 @@ class KeyGuard:
         scope["router_ml.key"] = key
         note_scope(scope, user=key.user)
         patience.begin()
-        patience.begin()
         wait_s = 0.0 if key.per_minute is None else await self._shared.wait_s(key.user, key.per_minute)
         if wait_s:
             return Problem("rate_limit", f"{key.per_minute} requests a minute are allowed", retry_after_s=wait_s)

@@ -179,7 +179,7 @@ def test_queries_unlike_the_training_are_seen() -> None:
 
 def test_every_rule_has_a_name_and_says_what_to_do() -> None:
     rules = default_rules()
-    assert len({rule.name for rule in rules}) == len(rules) == 7
+    assert len({rule.name for rule in rules}) == len(rules) == 8
     assert all(rule.advice.endswith(".") and len(rule.advice) > 40 for rule in rules)
 
 
