@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +12,7 @@ from router_ml.hosts.gate import CircuitOpen, Gate
 from router_ml.hosts.options import BreakerOptions
 from router_ml.hosts.shared_gate import shared_pair
 from router_ml.shared_state.redis import RedisState
-from tests.fixtures import RedisServer
+from tests.servers import RedisServer
 
 BACKEND = "m@http://host"
 
@@ -149,7 +148,7 @@ async def test_a_frozen_server_adds_at_most_five_milliseconds_once(
 ) -> None:
     state = replica_of()
     await state.enter(BACKEND, "warm", 4)
-    redis_server.signal(signal.SIGSTOP)
+    redis_server.freeze()
     try:
         began = time.perf_counter()
         assert await state.enter(BACKEND, "a", 4) is None
@@ -160,7 +159,7 @@ async def test_a_frozen_server_adds_at_most_five_milliseconds_once(
         assert time.perf_counter() - began < 0.1
         assert "no answer in time" in state.problem
     finally:
-        redis_server.signal(signal.SIGCONT)
+        redis_server.thaw()
     assert await asyncio.to_thread(until, lambda: not state.problem)
     assert await state.enter(BACKEND, "c", 400) is not None
 
