@@ -29,6 +29,7 @@ from typing import Any
 
 import httpx
 
+import router_ml
 from router_ml.events.connect import open_store
 from router_ml.events.event import DecisionEvent, OutcomeEvent
 from router_ml.events.store import EventFilter
@@ -38,6 +39,7 @@ from router_ml.experiments.state import ExperimentState, Halt
 from tests.ollama_double import OllamaDouble, default_models
 from tests.servers import PostgresServer, RedisServer, free_port
 
+CATALOGUE = Path(router_ml.__file__).with_name("catalogue.toml")
 _EXPERIMENT = "campaign"
 _HALT_WITHIN_S = 2.0
 _START_S = 90.0
@@ -85,13 +87,14 @@ class Process:
     command: list[str]
     url: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    log: Path | None = None
+    log: Path | None = None  # of a host that counts
+    errors: Path | None = None
     killed_s: list[float] = field(default_factory=list)
     _running: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it."""
-        with open(self.log or os.devnull, "ab") as log:
+        with open(self.errors or os.devnull, "ab") as log:
             self._running = subprocess.Popen(self.command, env={**os.environ, **self.environment}, stderr=log)
 
     def kill(self) -> None:
@@ -128,7 +131,12 @@ def running(options: argparse.Namespace) -> Iterator[Setup]:
         stack.callback(redis.kill)
         hosts = [_host(folder, number, options) for number in range(options.hosts)]
         shared = {} if options.alone else {"ROUTER_ML_REDIS": redis.url}
-        common = {"ROUTER_ML_EVENTS": postgres.url, "ROUTER_ML_PARALLEL": str(options.parallel), **shared}
+        common = {
+            "ROUTER_ML_CATALOGUE": str(CATALOGUE),
+            "ROUTER_ML_EVENTS": postgres.url,
+            "ROUTER_ML_PARALLEL": str(options.parallel),
+            **shared,
+        }
         replicas = [_replica(folder, number, [h.url for h in hosts], common) for number in range(options.replicas)]
         for part in (*hosts, *replicas):
             stack.callback(part.kill)
@@ -148,7 +156,8 @@ def _replica(folder: Path, number: int, hosts: Sequence[str], common: Mapping[st
     port, state = free_port(), folder / f"replica{number}"
     command = [sys.executable, "-m", "router_ml", "serve", "--port", str(port), "--ollama", *hosts]
     environment = {**common, "ROUTER_ML_STATE_DIR": str(state)}
-    return Process([*command, "--log-level", "WARNING"], f"http://127.0.0.1:{port}", environment)
+    errors = folder / f"replica{number}.log"
+    return Process([*command, "--log-level", "WARNING"], f"http://127.0.0.1:{port}", environment, errors=errors)
 
 
 def _wait(url: str) -> None:
@@ -161,7 +170,7 @@ def _wait(url: str) -> None:
     raise RuntimeError(f"nothing answers at {url}")
 
 
-killed_at: list[float] = []  # when Redis was killed
+breaks: list[tuple[float, str]] = []  # when which kind of part was killed
 
 
 # -- load and kills -------------------------------------------------------------------------------------------------
@@ -221,6 +230,7 @@ async def kills(setup: Setup, options: argparse.Namespace, sent: list[Sent], kil
             await asyncio.sleep(0.02)
         kind = draw.choice(("replica", "replica", "host", "redis", "frozen redis", "postgres"))
         killed[kind] += 1
+        breaks.append((time.monotonic(), kind))
         away_s = draw.uniform(*_DOWN_S)
         if kind == "frozen redis":
             setup.redis.freeze()
@@ -230,8 +240,6 @@ async def kills(setup: Setup, options: argparse.Namespace, sent: list[Sent], kil
         part: Any = {"redis": setup.redis, "postgres": setup.postgres}.get(kind)
         part = part or draw.choice(setup.replicas if kind == "replica" else setup.hosts)
         await asyncio.to_thread(part.kill)
-        if kind == "redis":
-            killed_at.append(time.monotonic())
         await asyncio.sleep(away_s)
         await asyncio.to_thread(part.start)
 
@@ -280,16 +288,15 @@ def count(log: Path, limit: int, calls: Calls) -> None:
             calls.answered[number] += what == "end"
 
 
-def stored(setup: Setup) -> tuple[set[str], list[float]]:
-    """Return the decisions whose outcome is stored, and when decisions of the experiment were made."""
+def stored(setup: Setup) -> tuple[set[str], set[str]]:
+    """Return the decisions whose outcome is stored, and those of the experiment."""
     store = open_store(setup.postgres.url, key_dir=setup.folder)
-    outcomes = set()
-    served = []
+    outcomes, served = set(), set()
     for _, event in store.read(EventFilter(("decision", "outcome"))):
         if isinstance(event, OutcomeEvent):
             outcomes.add(event.decision_id)
         elif isinstance(event, DecisionEvent) and event.experiment == _EXPERIMENT and not event.shadow:
-            served.append(event.at_s)
+            served.add(event.decision_id)
     store.close()
     return outcomes, served
 
@@ -307,16 +314,17 @@ def report(setup: Setup, options: argparse.Namespace, sent: list[Sent], halted_s
             count(host.log, options.parallel, calls)
     outcomes, served = stored(setup)
     good = [request for request in sent if request.status == 200]
-    lost = [
-        r for r in sent if r.status != 200 and not near(setup.replicas[r.replica].killed_s, r.began_s, r.began_s + 60)
-    ]
+    kills_of = [replica.killed_s for replica in setup.replicas]
+    lost = [r for r in sent if r.status != 200 and not near(kills_of[r.replica], r.began_s, r.began_s + 60)]
     busy = [r for r in lost if r.status in (429, 503)]
     excused = len(sent) - len(good) - len(lost)
     twice = sum(n > 1 for n in calls.answered.values())
     unstored = [r for r in good if r.decision_id not in outcomes]
-    unexcused = [r for r in unstored if not near(kills_of[r.replica], r.began_s, r.began_s + r.took_s + 10)]
-    late = sum(at_s > halted_s + _HALT_WITHIN_S for at_s in served) if halted_s else 0
-    after_loss = sum(near(killed_at, at - 5.0, at) for at in calls.over)
+    gone = [r for r in unstored if near(kills_of[r.replica], r.began_s, r.began_s + r.took_s + 10)]
+    clock_s = time.time() - time.monotonic()  # a decision is written down with its answer: the request's begin counts
+    late = sum(r.decision_id in served and r.began_s + clock_s > halted_s + _HALT_WITHIN_S for r in good)
+    without_redis = [at for at, kind in breaks if "redis" in kind]
+    after_loss = sum(near(without_redis, at - 5.0, at) for at in calls.over)
     took = sorted(request.took_s for request in good) or [0.0]
     print("| what | found | bound |\n|---|---|---|")
     print(f"| requests answered of {len(sent):,} ({len(sent) / took_s:.0f} a second) | {len(good):,} | |")
@@ -324,10 +332,13 @@ def report(setup: Setup, options: argparse.Namespace, sent: list[Sent], halted_s
     print(f"| lost otherwise (of these refused as busy) | {len(lost)} ({len(busy)}) | 0 |")
     print(f"| served twice | {twice} | 0 |")
     print(f"| most calls at once of a model on a host | {calls.most} | <= {options.parallel} |")
-    print(f"| calls begun beyond that (within 5 s of a kill of Redis) | {len(calls.over)} ({after_loss}) | 0 |")
+    print(f"| calls begun beyond that (within 5 s of Redis killed or frozen) | {len(calls.over)} ({after_loss}) | 0 |")
     print(f"| decisions of the experiment; later than 2 s after its halt | {len(served):,}; {late} | 0 |")
-    print(f"| answers without a stored outcome (of these without a kill near) | {len(unstored)} ({len(unexcused)}) | |")
+    print(f"| answers without a stored outcome (no kill near) | {len(unstored)} ({len(unstored) - len(gone)}) | |")
     print(f"| seconds of an answer, p50 (p99) | {took[len(took) // 2]:.3f} ({took[int(len(took) * 0.99)]:.3f}) | |")
+    for at_s in calls.over[:10]:
+        before = [f"{kind} {at_s - at:.2f} s before" for at, kind in breaks if 0 < at_s - at < 10]
+        print(f"beyond the limit: {', '.join(before)}", file=sys.stderr)
     for request in lost[:5]:
         print(f"lost: {request}", file=sys.stderr)
     return not (lost or twice or late or calls.over)

@@ -66,7 +66,7 @@ class RedisServer:
     """Redis without a file: empty each time it starts."""
 
     def __init__(self) -> None:
-        found = program("redis-server")
+        found = shutil.which("redis-server")  # a link, and the server is told from its other tools by its name
         if found is None:
             raise FileNotFoundError("Redis is not installed (redis-server is missing): apt-get install redis-server")
         self._program, self.port = found, free_port()

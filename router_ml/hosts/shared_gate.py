@@ -123,7 +123,7 @@ class SharedGate(Gate):
 
     @property
     def _equal_share(self) -> int:
-        return max(1, self._limit // self._shared.replicas)
+        return max(1, self._limit // (self._shared.replicas or self._limit))
 
     def _share(self, service_s: float) -> int:
         """Return how many calls this replica may run without an answer of the shared state."""

@@ -65,7 +65,7 @@ class RedisState:
         self._connect = connect or _connect
         self._local = LocalState()
         self._listeners: list[weakref.WeakMethod[Callable[[str, Figures], None]]] = []
-        self._known_replicas = 1
+        self._known_replicas = 0  # unknown: then a replica takes one place, for there may be many
         self._reset()
         _forget(self._connect(url, True))  # a wrong URL is found now
         _STATES.add(self)
@@ -93,7 +93,7 @@ class RedisState:
 
     @property
     def replicas(self) -> int:
-        """How many replicas there are; while Redis is away, how many there were."""
+        """How many replicas there are; while Redis is away, how many there were; 0 if that was never known."""
         return self._known_replicas
 
     async def enter(self, backend: str, lease: str, limit: int, at_once: bool = False) -> Entry | None:
@@ -151,7 +151,7 @@ class RedisState:
         """Take one request from the bucket of all replicas; while Redis is away, from an equal share of it."""
         found = await self._ask(lambda redis: redis.eval(scripts.TAKE, 1, _hashed("rate", user), per_minute))
         if found is None:
-            return self._local.take_share(user, per_minute, self._known_replicas)
+            return self._local.take_share(user, per_minute, self._known_replicas or per_minute)
         return int(found) / 1000
 
     async def _ask(self, send: Callable[[Any], Awaitable[T]]) -> T | None:
@@ -260,9 +260,10 @@ class RedisState:
             redis.zrem(_backend_keys(held[lease])[0], lease)
         self._settled = age_ms >= self._settle_ms
         # A new server has not met everybody: until it has, those that were there before count.
-        self._known_replicas = max(1, replicas if self._settled else max(replicas, self._known_replicas))
+        if self._settled or self._known_replicas:
+            self._known_replicas = replicas if self._settled else max(replicas, self._known_replicas)
         if not self._up:
-            log.info("state is shared with %d replicas", self._known_replicas)
+            log.info("state is shared; there are %d replicas", replicas)
             self._up, self._why = True, ""
 
     def _send(self, redis: Any, orders: list[tuple[Any, ...]]) -> None:

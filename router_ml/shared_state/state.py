@@ -35,7 +35,7 @@ class SharedState(Protocol):
 
     @property
     def replicas(self) -> int:
-        """How many replicas there are, by the latest count."""
+        """How many replicas there are, by the latest count; 0 if unknown."""
 
     async def enter(self, backend: str, lease: str, limit: int, at_once: bool = False) -> Entry | None:
         """Ask for one of `limit` places at a backend, and for its one probe where its circuit is half-open.
