@@ -349,17 +349,18 @@ async def campaign(setup: Setup, options: argparse.Namespace) -> bool:
     sent: list[Sent] = []
     killed: Counter[str] = Counter()
     began_s = time.monotonic()
-    tasks = [asyncio.ensure_future(load(setup, options, sent)), asyncio.ensure_future(halt(setup, options, sent))]
+    loading = asyncio.ensure_future(load(setup, options, sent))
+    halting = asyncio.ensure_future(halt(setup, options, sent))
     breaking = asyncio.ensure_future(kills(setup, options, sent, killed))
-    while not tasks[0].done():
-        await asyncio.wait([tasks[0]], timeout=5.0)
+    while not loading.done():
+        await asyncio.wait([loading], timeout=5.0)
         print(
             f"\r{len(sent):,} of {options.requests:,} requests, {sum(killed.values())} kills", end="", file=sys.stderr
         )
     print(file=sys.stderr)
     took_s = time.monotonic() - began_s
     await breaking
-    halted_s = await tasks[1]
+    halted_s = await halting or float("inf")  # too few requests to halt it
     await asyncio.sleep(3.0)  # events are written in the background
     print(f"killed: {json.dumps(killed)}")
     return report(setup, options, sent, halted_s, took_s)

@@ -40,7 +40,7 @@ _SESSION_TTL_S = 3600
 _CONNECTIONS = 32  # of one event loop
 _STREAM = PREFIX + "answers"
 _STREAM_LENGTH = 2000
-_TOLD_A_TICK = 200
+_TOLD_A_TICK = 500  # by all replicas together: each of them reads what all others tell
 
 _STATES: weakref.WeakSet[RedisState] = weakref.WeakSet()
 
@@ -190,7 +190,7 @@ class RedisState:
     def tell(self, backend: str, figures: Figures) -> None:
         """Tell the other replicas what an answer measured, within a second or so."""
         with self._lock:
-            if len(self._told) < _TOLD_A_TICK:
+            if len(self._told) < told_a_tick(self._known_replicas):
                 self._told.append((backend, figures))
 
     def listen(self, heard: Callable[[str, Figures], None]) -> None:
@@ -343,6 +343,11 @@ def _connect(url: str, waits: bool) -> Any:
         raise SettingsError(
             f"ROUTER_ML_REDIS must be a URL such as redis://127.0.0.1:6379/0, found {_place(url)!r}"
         ) from error
+
+
+def told_a_tick(replicas: int) -> int:
+    """Return how many answers a replica tells of between two exchanges."""
+    return max(5, _TOLD_A_TICK // max(1, replicas))
 
 
 def _command(order: tuple[Any, ...]) -> tuple[Any, ...]:
