@@ -3,8 +3,8 @@
 A discrete-event simulation of replicas and hosts with the policies that serve: the gate's pauses, the 5 ms of patience,
 the equal share without an answer, leases renewed and measurements exchanged every second. Redis is one server that
 takes its commands one after the other; `--measured` measures what each costs on this machine, where redis-server is
-installed. The load doubles from row to row, and calls get shorter so that the hosts stay equally busy: what grows is the
-number of requests, not of calls at once.
+installed. The load doubles from row to row, and calls get shorter so that the hosts stay equally busy: what grows is
+the number of requests, not of calls at once.
 """
 
 from __future__ import annotations
@@ -170,7 +170,9 @@ def measured() -> Costs:
         def each_s(*command: object, n: int = 5000) -> float:
             pipe = client.pipeline(transaction=False)
             for number in range(n):
-                pipe.execute_command(*(str(part).replace("@@", str(number)) for part in command))
+                pipe.execute_command(  # type: ignore[no-untyped-call]
+                    *(str(part).replace("@@", str(number)) for part in command)
+                )
             before = client.info("cpu")
             pipe.execute()
             after = client.info("cpu")
