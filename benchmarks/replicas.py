@@ -222,30 +222,41 @@ async def load(setup: Setup, options: argparse.Namespace, sent: list[Sent]) -> N
         await asyncio.gather(*(worker() for _ in range(options.clients)))
 
 
-async def kills(setup: Setup, options: argparse.Namespace, sent: list[Sent], killed: Counter[str]) -> None:
-    """Kill one part after the other, spread over the requests."""
+async def kills(
+    setup: Setup, options: argparse.Namespace, sent: list[Sent], killed: Counter[str], whole: asyncio.Lock
+) -> None:
+    """Kill one part after the other, spread over the requests; nobody holds `whole` while a part is away."""
     draw = random.Random(options.seed + 1)
     for number in range(options.kills):
         while len(sent) < (number + 1) * options.requests / (options.kills + 1):
             await asyncio.sleep(0.02)
         kind = draw.choice(("replica", "replica", "host", "redis", "frozen redis", "postgres"))
+        async with whole:
+            await _break(setup, kind, draw)
         killed[kind] += 1
-        breaks.append((time.monotonic(), kind))
-        away_s = draw.uniform(*_DOWN_S)
-        if kind == "frozen redis":
-            setup.redis.freeze()
-            await asyncio.sleep(away_s)
-            setup.redis.thaw()
-            continue
-        part: Any = {"redis": setup.redis, "postgres": setup.postgres}.get(kind)
-        part = part or draw.choice(setup.replicas if kind == "replica" else setup.hosts)
-        await asyncio.to_thread(part.kill)
+
+
+async def _break(setup: Setup, kind: str, draw: random.Random) -> None:
+    breaks.append((time.monotonic(), kind))
+    away_s = draw.uniform(*_DOWN_S)
+    if kind == "frozen redis":
+        setup.redis.freeze()
         await asyncio.sleep(away_s)
-        await asyncio.to_thread(part.start)
+        setup.redis.thaw()
+        return
+    part: Any = {"redis": setup.redis, "postgres": setup.postgres}.get(kind)
+    part = part or draw.choice(setup.replicas if kind == "replica" else setup.hosts)
+    await asyncio.to_thread(part.kill)
+    await asyncio.sleep(away_s)
+    await asyncio.to_thread(part.start)
+    if isinstance(part, Process):
+        await asyncio.to_thread(_wait, part.url)
 
 
-async def halt(setup: Setup, options: argparse.Namespace, sent: list[Sent]) -> float:
-    """Start an experiment at one replica, halt it at another after half the requests; return the Unix time."""
+async def halt(setup: Setup, options: argparse.Namespace, sent: list[Sent], whole: asyncio.Lock) -> float:
+    """Start an experiment at one replica, halt it at another after half the requests; return the Unix time.
+
+    No part is away just then: a halt that cannot leave its replica reaches the others later."""
     folders = [Path(replica.environment["ROUTER_ML_STATE_DIR"]) / FOLDER for replica in setup.replicas]
     old, new = Variant("old"), Variant("new", policy="fast")
     ExperimentState(folders[0]).start(Experiment(_EXPERIMENT, old, new, time.time(), unit="request"))
@@ -253,8 +264,11 @@ async def halt(setup: Setup, options: argparse.Namespace, sent: list[Sent]) -> f
         if len(sent) >= options.requests:
             return 0.0
         await asyncio.sleep(0.05)
-    at_s = time.time()
-    ExperimentState(folders[-1]).end(Halt(_EXPERIMENT, "ROLLBACK", at_s, "the campaign halts it"))
+    async with whole:
+        await asyncio.sleep(1.0)
+        at_s = time.time()
+        ExperimentState(folders[-1]).end(Halt(_EXPERIMENT, "ROLLBACK", at_s, "the campaign halts it"))
+        await asyncio.sleep(_HALT_WITHIN_S)
     return at_s
 
 
@@ -349,9 +363,10 @@ async def campaign(setup: Setup, options: argparse.Namespace) -> bool:
     sent: list[Sent] = []
     killed: Counter[str] = Counter()
     began_s = time.monotonic()
+    whole = asyncio.Lock()
     loading = asyncio.ensure_future(load(setup, options, sent))
-    halting = asyncio.ensure_future(halt(setup, options, sent))
-    breaking = asyncio.ensure_future(kills(setup, options, sent, killed))
+    halting = asyncio.ensure_future(halt(setup, options, sent, whole))
+    breaking = asyncio.ensure_future(kills(setup, options, sent, killed, whole))
     while not loading.done():
         await asyncio.wait([loading], timeout=5.0)
         print(

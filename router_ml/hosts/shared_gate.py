@@ -126,10 +126,12 @@ class SharedGate(Gate):
         return max(1, self._limit // (self._shared.replicas or self._limit))
 
     def _share(self, service_s: float) -> int:
-        """Return how many calls this replica may run without an answer of the shared state."""
+        """Return how many calls this replica may run without an answer of the shared state.
+
+        At first what the others were known to run counts, and one call that each may have begun since."""
         if time.monotonic() - self._others_at_s > max(_DRAIN_S, 2 * service_s):
             return self._equal_share
-        return min(self._equal_share, self._limit - self._others)
+        return min(self._equal_share, self._limit - self._others - (self._shared.replicas - 1))
 
     def _note(self, entry: Entry) -> None:
         """Take over what all replicas know of this backend. Raises `CircuitOpen`."""

@@ -21,10 +21,10 @@ def renew() -> None:
         left[0] = PATIENCE_S
 
 
-def left_s() -> float:
-    """Return what is left, in seconds."""
+def left_s(otherwise_s: float = PATIENCE_S) -> float:
+    """Return what is left, in seconds; `otherwise_s` outside of a request."""
     left = _left.get()
-    return PATIENCE_S if left is None else left[0]
+    return otherwise_s if left is None else left[0]
 
 
 def spend(seconds: float) -> None:

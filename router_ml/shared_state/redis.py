@@ -38,6 +38,8 @@ _THREAD_WAIT_S = 0.5  # the longest wait of the thread for one answer
 _COUNTED_S = 5.0  # a replica counts for so long after it was last heard of
 _SESSION_TTL_S = 3600
 _CONNECTIONS = 32  # of one event loop
+_TURNS = 3  # of the event loop: one reads the answer, one parses it
+_QUICK: dict[str, Any] = {"protocol": 2, "driver_info": None}  # a new connection introduces itself with no command
 _STREAM = PREFIX + "answers"
 _STREAM_LENGTH = 2000
 _TOLD_A_TICK = 500  # by all replicas together: each of them reads what all others tell
@@ -58,10 +60,12 @@ class RedisState:
         *,
         lease_s: float = LEASE_S,
         settle_s: float = SETTLE_S,
+        patience_s: float = patience.PATIENCE_S,
         connect: Callable[[str, bool], Any] | None = None,
     ) -> None:
         self._url = url
         self._lease_ms, self._settle_ms = int(lease_s * 1000), settle_s * 1000
+        self._patience_s = patience_s  # of what asks outside of a request
         self._connect = connect or _connect
         self._local = LocalState()
         self._listeners: list[weakref.WeakMethod[Callable[[str, Figures], None]]] = []
@@ -156,19 +160,24 @@ class RedisState:
 
     async def _ask(self, send: Callable[[Any], Awaitable[T]]) -> T | None:
         """Return the server's answer; None without one in time, which makes the server count as away."""
-        left_s = patience.left_s()
+        left_s = patience.left_s(self._patience_s)
         if not self._up or left_s <= 0:
             return None
         began_s = time.monotonic()
+        asking = asyncio.ensure_future(send(self._client()))
         try:
-            async with asyncio.timeout(left_s):
-                return await send(self._client())
-        except TimeoutError:
+            await asyncio.wait((asking,), timeout=left_s)
+            for _ in range(_TURNS):  # the answer may be here, and this loop the one that is late
+                if not asking.done():
+                    await asyncio.sleep(0)
+            if asking.done():
+                return await asking
             self._lost("no answer in time")
         except Exception as error:  # of the client: connection, protocol, a server that is loading
             self._clients.pop(asyncio.get_running_loop(), None)  # its other connections are broken, too
             self._lost(_reason(error))
         finally:
+            asking.cancel()
             patience.spend(time.monotonic() - began_s)
         return None
 
@@ -336,7 +345,7 @@ def _connect(url: str, waits: bool) -> Any:
         from redis.asyncio.retry import Retry as AsyncRetry
 
         pool = redis.asyncio.BlockingConnectionPool.from_url(
-            url, max_connections=_CONNECTIONS, timeout=1, retry=AsyncRetry(NoBackoff(), 0)
+            url, max_connections=_CONNECTIONS, timeout=1, retry=AsyncRetry(NoBackoff(), 0), **_QUICK
         )
         return redis.asyncio.Redis(connection_pool=pool)
     except ValueError as error:

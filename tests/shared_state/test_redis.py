@@ -28,8 +28,8 @@ def until(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
 def replica_of(redis_server: RedisServer) -> Iterator[Callable[..., RedisState]]:
     opened: list[RedisState] = []
 
-    def open_replica(lease_s: float = 2.0, settle_s: float = 0.0) -> RedisState:
-        state = RedisState(redis_server.url, lease_s=lease_s, settle_s=settle_s)
+    def open_replica(lease_s: float = 2.0, settle_s: float = 0.0, patience_s: float = 2.0) -> RedisState:
+        state = RedisState(redis_server.url, lease_s=lease_s, settle_s=settle_s, patience_s=patience_s)
         state.start()
         opened.append(state)
         assert until(lambda: not state.problem)
@@ -41,7 +41,9 @@ def replica_of(redis_server: RedisServer) -> Iterator[Callable[..., RedisState]]
 
 
 async def test_places_are_bounded_over_all_replicas(replica_of: Callable[..., RedisState]) -> None:
-    gates = [shared_pair(BACKEND, 3, 100, BreakerOptions(), replica_of())[0] for _ in range(3)]
+    replicas = [replica_of() for _ in range(3)]
+    assert await asyncio.to_thread(until, lambda: all(replica.replicas == 3 for replica in replicas))
+    gates = [shared_pair(BACKEND, 3, 100, BreakerOptions(), replica)[0] for replica in replicas]
     running = most = 0
 
     async def call(gate: Gate) -> None:
@@ -146,7 +148,7 @@ async def test_a_session_and_what_answers_measured_reach_the_other_replicas(
 async def test_a_frozen_server_adds_at_most_five_milliseconds_once(
     redis_server: RedisServer, replica_of: Callable[..., RedisState]
 ) -> None:
-    state = replica_of()
+    state = replica_of(patience_s=0.005)
     await state.enter(BACKEND, "warm", 4)
     redis_server.freeze()
     try:
@@ -167,7 +169,7 @@ async def test_a_frozen_server_adds_at_most_five_milliseconds_once(
 async def test_without_the_server_each_replica_takes_an_equal_share(
     redis_server: RedisServer, replica_of: Callable[..., RedisState]
 ) -> None:
-    states = [replica_of(), replica_of()]
+    states = [replica_of(patience_s=0.005), replica_of(patience_s=0.005)]
     assert await asyncio.to_thread(until, lambda: [s.replicas for s in states] == [2, 2])
     gate, _ = shared_pair(BACKEND, 4, 10, BreakerOptions(), states[0])
     redis_server.kill()
