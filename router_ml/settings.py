@@ -51,6 +51,7 @@ class Settings:
     parallel: int = 4  # ROUTER_ML_PARALLEL: calls at once per model and host
     stick_margin: float | None = None  # ROUTER_ML_STICK_MARGIN: utility a session's change of model must gain
     reload_s: float = 1.0  # ROUTER_ML_RELOAD_S: between two checks for a promoted bundle or a new catalogue; 0: none
+    learn_s: float = 2.0  # ROUTER_ML_LEARN_S: between two looks for judged answers; 0: only a fit learns from them
     preload: bool = False  # ROUTER_ML_PRELOAD=1: load the likely next model while the host is idle
     answer_cache_size: int = 0  # ROUTER_ML_ANSWER_CACHE: answers cached; 0 turns it off
     events: str | None = field(default=None, repr=False)  # ROUTER_ML_EVENTS: postgresql:// URL or path of the store
@@ -88,6 +89,7 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         events=env.get("ROUTER_ML_EVENTS") or None,
         redis=_redis(env, "ROUTER_ML_REDIS"),
         reload_s=defaults.reload_s if (reload_s := _number(env, "ROUTER_ML_RELOAD_S", low=0.0)) is None else reload_s,
+        learn_s=defaults.learn_s if (learn_s := _number(env, "ROUTER_ML_LEARN_S", low=0.0)) is None else learn_s,
         keep=_keep(env, "ROUTER_ML_KEEP"),
         judge=_optional_name(env, "ROUTER_ML_JUDGE", None),
         judge_share=_share(env, "ROUTER_ML_JUDGE_SHARE", defaults.judge_share),
