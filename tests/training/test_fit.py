@@ -183,8 +183,12 @@ def test_the_registered_model_loads_without_unpickling(
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     monkeypatch.setenv("ROUTER_ML_POLICY", "fast")
     model = mlflow.pyfunc.load_model("models:/router_ml@challenger")
-    decisions = [json.loads(answer) for answer in model.predict(["check read", "compare unless"])]
+    rows = [{"text": "check read"}, {"text": "compare unless", "context": '{"tools": [{"name": "mail"}]}'}]
+    decisions = [json.loads(answer) for answer in model.predict(rows)]
     assert [decision["policy"] for decision in decisions] == ["fast", "fast"]
+    (accurate,) = model.predict([{"text": "check read"}], params={"policy": "accurate"})
+    assert json.loads(accurate)["policy"] == "accurate"
+    assert model.metadata.saved_input_example_info
     assert decisions[0]["bundle"].startswith("first@")
     stored = [path for path in (place / "mlruns" / "artifacts").rglob("*") if path.suffix in (".pkl", ".pickle")]
     assert not stored

@@ -55,6 +55,7 @@ class RoutingUtility(NamedTuple):
             "utility_gain": float(gain.mean()),
             "utility_gain_se": float(gain.std() / np.sqrt(len(gain))),
             "accuracy": float(self.success_of_best(p).mean()),
+            "accuracy_gain": float((self.success_of_best(p) - self.best_single()).mean()),
             "brier": brier(clipped, truth),
             "ece": float(np.nanmean([ece(clipped[:, j], truth[:, j]) for j in range(p.shape[1])])),
             "auc": float(np.mean(aucs)) if aucs else float("nan"),
