@@ -163,9 +163,9 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         metrics["fit/seconds"] = time.monotonic() - started
         learner = str(config.get("outcomes", {}).get("learner", ""))
         title = f"{job.title}, learner {learner}" if learner else job.title
-        _write_manifest(job, folder, metrics, complexity, title)
-        router = Router.load(folder)
         headline = _headline(job, metrics)
+        _write_manifest(job, folder, metrics, complexity, {"run_name": title, "result": headline})
+        router = Router.load(folder)
         source = complexity.encoder.get("source", job.encoder)
         recipe = complexity.config.get("recipe", {}).get("name")
         if taken := complexity.encoder.get("borrowed_from"):
@@ -178,7 +178,7 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         target = _publish(folder, job)
     tracker.files(target, "bundle")
     if job.register:
-        tracker.register(target, f"{title}. {headline}", metrics)
+        tracker.register(target, f"{headline}. {title}", metrics)
     if job.show:
         _show(router)
     return target, metrics
@@ -275,13 +275,13 @@ def _write_heads(
 
 
 def _write_manifest(
-    job: FitJob, folder: Path, metrics: dict[str, float], complexity: ComplexityPart, title: str
+    job: FitJob, folder: Path, metrics: dict[str, float], complexity: ComplexityPart, said: dict[str, str]
 ) -> None:
     write_manifest(
         folder,
         {
             "name": job.name,
-            "run_name": title,
+            **said,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "data_sha256": job.data_sha256,
             "labels": list(LABELS),

@@ -48,14 +48,13 @@ REGISTRY_DESCRIPTION = (
     "Bundles of router_ml. The alias champion marks the one that was promoted, challenger the newest that was not."
 )
 _DIGEST_CHARACTERS = 36  # the most that MLflow stores
-_SHOWN_METRICS = (
-    "test/macro_f1",
-    "test/ece",
-    "val/outcomes_aiq_normalised",
-    "val/outcomes_accuracy",
-    "val/outcomes_accuracy_gain",
-    "val/outcomes_ece",
-)
+_VERSION_TAGS = {  # of metrics, in names that a narrow column shows
+    "test/macro_f1": "macro_f1",
+    "val/outcomes_aiq_normalised": "aiq",
+    "val/outcomes_accuracy": "accuracy",
+    "val/outcomes_accuracy_gain": "gain",
+    "val/outcomes_ece": "ece",
+}
 _EXAMPLE = {"text": "find a free hour with Dana", "context": '{"tools": [{"name": "calendar"}]}'}
 
 
@@ -213,11 +212,8 @@ class Tracker:
         client.update_registered_model(REGISTERED, REGISTRY_DESCRIPTION)
         client.update_model_version(REGISTERED, version, description)
         state = CHALLENGER if challenger else "judged worse"
-        tags = {
-            BUNDLE_TAG: bundle.name,
-            STATE_TAG: state,
-            **{n: f"{metrics[n]:.4f}" for n in _SHOWN_METRICS if n in metrics},
-        }
+        shown = {tag: f"{metrics[name]:.4f}" for name, tag in _VERSION_TAGS.items() if name in metrics}
+        tags = {BUNDLE_TAG: bundle.name, STATE_TAG: state, **shown}
         for key, value in tags.items():
             client.set_model_version_tag(REGISTERED, version, key, value)
         if challenger:
@@ -285,7 +281,9 @@ def log_bundle(folder: Path, experiment: str) -> bool:
     """Log a bundle that was fitted while MLflow was down. Raises `BundleError` if it cannot be used."""
     manifest = load_bundle(folder).manifest
     metrics = manifest.get("metrics", {})
-    note = f"logged later; fitted {manifest.get('created_at')}"
+    note = f"fitted {manifest.get('created_at')}, logged later"
+    if result := manifest.get("result"):
+        note = f"{result}; {note}"
     with tracked(experiment, str(manifest.get("run_name", manifest.get("name", folder.name))), note) as tracker:
         tracker.params({**manifest.get("given", {}), "data_sha256": manifest.get("data_sha256"), "bundle": folder.name})
         tracker.metrics(metrics)
