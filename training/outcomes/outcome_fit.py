@@ -31,7 +31,7 @@ from training.outcomes.blending import (
     latency_from_tokens,
 )
 from training.outcomes.calibration import fit_calibration
-from training.outcomes.conformal import residual_quantiles, smearing
+from training.outcomes.conformal import latency_error, residual_quantiles, smearing
 from training.outcomes.cross_fitting import FOLDS, HeldOut, cross_fit, fit_learners
 from training.outcomes.head_export import export_heads
 from training.outcomes.learner import TrainingRows
@@ -212,6 +212,8 @@ def _final(
     mix = latency_from_tokens(targets, predicted)
     novelty, unusual = (_between(held_out.distance, quantiles) for quantiles in (NOVELTY_QUANTILES, MARGIN_QUANTILES))
     served = _with_transfer(mix(predicted), held_out, novelty)
+    if np.isfinite(error := latency_error(targets, served)):
+        report["latency_error"] = error
     offset = smearing(targets, served)
     mix.matrix[:n_models, :n_models] *= calibration.slope
     mix.constant[:n_models] = calibration.intercept
