@@ -53,7 +53,8 @@ class Health:
 
     async def metrics(self, request: Request) -> Response:
         """Return all metrics in Prometheus' text format."""
-        text = await asyncio.to_thread(self._service.watch.prometheus)
+        backends = self._service.gateway.status()["backends"]
+        text = await asyncio.to_thread(self._service.watch.prometheus, backends)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def log_level(self, request: Request) -> Response:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from router_ml.events.connect import settings_store
 from router_ml.events.event import Recorder, Recorders
@@ -40,10 +41,10 @@ class Watch:
         self.alerts.close()
         self.writer.close()
 
-    def prometheus(self) -> str:
-        """Return all metrics as text for a scrape."""
+    def prometheus(self, backends: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Return all metrics as text for a scrape; `backends` are the gateway's rows, for its queues."""
         firing = [(alert.rule, alert.subject) for alert in self.alerts.firing()]
-        return prometheus(self.metrics, writer=self.writer.state(), firing=firing)
+        return prometheus(self.metrics, writer=self.writer.state(), firing=firing, backends=backends)
 
 
 def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch:
