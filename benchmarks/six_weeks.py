@@ -29,14 +29,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router_ml.catalogue import Model, Prior
+from router_ml.catalogue import Model
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.experiments.experiment import Arm, Experiment, Limits, Variant
 from router_ml.experiments.trial import Trial
 from router_ml.experiments.unit import UnitRequest
 from router_ml.terminal import format_table, run_command
-from router_ml.types import LABELS, Context
+from router_ml.types import LABELS, Context, Prior
 from training.arrays import Index, Matrix
 from training.command import command_parser, write_json
 from training.offpolicy.gate import judge
@@ -340,12 +340,7 @@ _ROWS = {
 def summary(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the figures as text: the weeks of the first run, then the worst of all runs."""
     rows = [("points of utility", *(f"week {week}" for week in range(1, 7)))]
-    for key, name in (
-        ("router", "router"),
-        ("static", "static best"),
-        ("best_of_day", "best of the day"),
-        ("oracle", "oracle"),
-    ):
+    for key, name in _ROWS.items():
         rows.append((name, *(f"{week[key]:.2f}" for week in found[0]["weeks"])))
     rows.append(("share explored", *(f"{week['explored']:.1%}" for week in found[0]["weeks"])))
     worst = {key: max(run[key] for run in found) for key in found[0] if isinstance(found[0][key], float)}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeGuard, get_args
 from router_ml.arm import EFFORTS, arm_key, is_think, split_key
 from router_ml.errors import CatalogueError, SettingsError, shown
 from router_ml.files import read_regular, reason
+from router_ml.rule import Rule, rules_from
 from router_ml.settings import base_url
 from router_ml.suggestions import warn_of_typos
 from router_ml.types import LABELS, ROLES, Label, Role, Source, Think
@@ -113,6 +114,7 @@ class Catalogue:
 
     models: tuple[Model, ...]
     source: str = "memory"
+    rules: tuple[Rule, ...] = ()  # what the user decrees, asked after those of the policy
     arms: tuple[Model, ...] = field(init=False, repr=False, compare=False)
     _by_name: dict[str, Model] = field(init=False, repr=False, compare=False)
 
@@ -169,7 +171,7 @@ class Catalogue:
             own = self.find(model.name)
             every[own.name if own else model.name] = every[own.name].with_arms(model.arms) if own else model
         extended = tuple(every.values())
-        return Catalogue(extended, source=self.source) if extended != self.models else self
+        return replace(self, models=extended) if extended != self.models else self
 
 
 def load_catalogue(path: Path | str | None = None) -> Catalogue:
@@ -207,7 +209,14 @@ def _parse(text: str, source: str) -> Catalogue:
     entries = data.get("model")
     if not isinstance(entries, list) or not entries:
         raise CatalogueError(f"{source} lists no model; add a [[model]] table with a 'name', or run: router-ml init")
-    return catalogue_from(entries, source)
+    return replace(catalogue_from(entries, source), rules=_rules(data.get("rule", []), text, source))
+
+
+def _rules(entries: Any, text: str, source: str) -> tuple[Rule, ...]:
+    try:
+        return rules_from(entries, text, source)
+    except ValueError as error:
+        raise CatalogueError(str(error)) from None
 
 
 def catalogue_from(entries: Sequence[Any], source: str) -> Catalogue:

@@ -70,14 +70,13 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
     """Return the settings of the environment. Raises `SettingsError` naming the variable."""
     env = os.environ if env is None else env
     defaults = Settings()
-    state_dir = _path(env, "ROUTER_ML_STATE_DIR") or _home_folder(defaults.state_dir)
     return Settings(
         bundle=_path(env, "ROUTER_ML_BUNDLE"),
         models_dir=_path(env, "ROUTER_ML_MODELS_DIR"),
-        catalogue=_path(env, "ROUTER_ML_CATALOGUE") or _own_catalogue(state_dir),
+        catalogue=_path(env, "ROUTER_ML_CATALOGUE") or _own_catalogue(env, defaults.state_dir),
         policy=env.get("ROUTER_ML_POLICY") or defaults.policy,
         ollama_host=base_url(env.get("OLLAMA_HOST") or defaults.ollama_host),
-        state_dir=state_dir,
+        state_dir=_path(env, "ROUTER_ML_STATE_DIR") or _home_folder(defaults.state_dir),
         encoder_threads=_whole(env, "ROUTER_ML_THREADS", defaults.encoder_threads, 1, MAX_THREADS),
         decision_cache_size=_whole(env, "ROUTER_ML_DECISION_CACHE", defaults.decision_cache_size, 0),
         deadline_s=_number(env, "ROUTER_ML_DEADLINE_S", low=0.001) or defaults.deadline_s,
@@ -96,8 +95,9 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-def _own_catalogue(state_dir: Path) -> Path | None:
-    path = state_dir / OWN_CATALOGUE
+def _own_catalogue(env: Mapping[str, str], default: Path) -> Path | None:
+    """Return the catalogue that `router-ml init` wrote, where there is one."""
+    path = (_path(env, "ROUTER_ML_STATE_DIR") or _home_folder(default)) / OWN_CATALOGUE
     try:
         return path if path.is_file() else None
     except OSError:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 INTERRUPTED = 130  # as a shell reports a program that was ended by Ctrl-C
 QUERY_WIDTH = 44
+BAR_WIDTH = 20
 SAMPLE_QUERIES: tuple[str, ...] = (
     "check email",
     "turn off the kitchen lights",
@@ -92,14 +93,23 @@ def _discard(stream: TextIO | None) -> None:
 
 def track(items: Sequence[T], what: str) -> Iterator[T]:
     """Yield the items with a progress bar on standard error, where that is a terminal."""
-    bar_width, shown = 20, sys.stderr is not None and sys.stderr.isatty()
     for done, item in enumerate(items):
-        if shown:
-            filled = bar_width * done // len(items)
-            line = f"{what} [{'#' * filled}{'.' * (bar_width - filled)}] {done + 1}/{len(items)} {item}"
-            print(f"\r\x1b[K{cut(line, shutil.get_terminal_size().columns - 1)}", end="", file=sys.stderr, flush=True)
+        show_progress(what, done / len(items), f"{done + 1}/{len(items)} {item}")
         yield item
-    if shown:
+    end_progress()
+
+
+def show_progress(what: str, share: float, text: str) -> None:
+    """Show a progress bar on standard error, where that is a terminal, in place of the one before."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        filled = int(BAR_WIDTH * share)
+        line = f"{what} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text}"
+        print(f"\r\x1b[K{cut(line, shutil.get_terminal_size().columns - 1)}", end="", file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Take the progress bar away."""
+    if sys.stderr is not None and sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
@@ -178,8 +188,11 @@ def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learne
 
 
 def source_of(candidate: Candidate, learned: Collection[str]) -> str:
-    """Return where the predictions for an arm come from: "learned" from outcomes, else its own source."""
+    """Return where the chance of success of an arm comes from: "learned" from own outcomes, else its own source."""
     return "learned" if _arm(candidate) in learned else candidate.source
+
+
+_BASIS = {frozenset({"learned"}): "learned from outcomes", frozenset({"prior"}): "by priors, not measured"}
 
 
 def savings(decisions: Sequence[Decision], reference: str | None = None, learned: Collection[str] = ()) -> str:
@@ -194,11 +207,11 @@ def savings(decisions: Sequence[Decision], reference: str | None = None, learned
     routed_s = sum(a.latency_s.p50 for a, _ in known) / len(known)
     reference_s = sum(b.latency_s.p50 for _, b in known) / len(known)
     success = sum(a.p_success - b.p_success for a, b in known) / len(known)
-    sources = sorted({source_of(a, learned) for a, _ in known})
+    sources = {source_of(candidate, learned) for pair in known for candidate in pair}
     return (
         f"expected: {routed_s:.1f} s a query instead of {reference_s:.1f} s with {reference} for all "
         f"({reference_s / routed_s:.1f} times faster, {success * 100:+.1f} points of success; "
-        f"{'learned from outcomes' if sources == ['learned'] else 'by priors, not measured'})"
+        f"{_BASIS.get(frozenset(sources), 'partly by priors, not measured')})"
     )
 
 

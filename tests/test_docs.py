@@ -29,9 +29,10 @@ from router_ml.http.options import ServerOptions
 from router_ml.monitor.metrics import LiveMetrics
 from router_ml.monitor.prometheus import prometheus
 from router_ml.monitor.rules import default_rules
+from router_ml.rule import Rule
 from router_ml.serve.answer import Answer, Attempt, Timings
 from router_ml.settings import CHECKOUT, Settings
-from router_ml.types import Candidate, Decision
+from router_ml.types import Candidate, Decision, Prior
 
 PAGES = {
     str(path.relative_to(CHECKOUT)): path.read_text(encoding="utf-8")
@@ -232,8 +233,10 @@ def _defaults(cls: Any) -> dict[str, str]:
         ("Candidate", 0, _names(Candidate)),
         ("Context", 0, context._READ),
         ("Policy", 0, _names(Policy)),
-        ("Catalogue", 0, _names(catalogue.Model)),
-        ("Catalogue", 1, _names(catalogue.Prior)),
+        ("Catalogue", 0, catalogue._MODEL_KEYS),
+        ("Catalogue", 1, catalogue._PRIOR_KEYS),
+        ("Catalogue", 2, catalogue._ARM_KEYS),
+        ("Catalogue", 3, _names(catalogue.Measured)),
         ("Answer", 0, _names(Answer) | _properties(Answer)),
         ("Answer", 1, _names(Timings)),
         ("Answer", 2, _names(Attempt)),
@@ -242,6 +245,7 @@ def _defaults(cls: Any) -> dict[str, str]:
         ("ServerOptions", 0, _names(ServerOptions)),
         ("Experiment", 0, _names(Experiment)),
         ("Limits of an experiment", 0, _names(Limits)),
+        ("Rules", 0, _names(Rule)),
         ("Events", 0, set(KINDS)),
         ("Alerts", 0, {rule.name for rule in default_rules()}),
     ],
@@ -255,7 +259,8 @@ def test_the_reference_names_every_field_and_no_other(heading: str, index: int, 
     [
         ("Policy", 0, Policy),
         ("Catalogue", 0, catalogue.Model),
-        ("Catalogue", 1, catalogue.Prior),
+        ("Catalogue", 1, Prior),
+        ("Catalogue", 3, catalogue.Measured),
         ("GatewayOptions", 0, GatewayOptions),
         ("BreakerOptions", 0, BreakerOptions),
         ("ServerOptions", 0, ServerOptions),

@@ -101,6 +101,7 @@ def prepare(options: argparse.Namespace) -> tuple[BenchmarkPlan, Path]:
         warm_up=not options.no_warm_up,
         retry_errors=options.retry_errors,
         rescore=options.rescore,
+        arms=options.arms,
     )
     if options.judge and normal(options.judge) in models:
         log.warning("%s judges its own answers, too, which models tend to favour", options.judge)
@@ -184,7 +185,14 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("--rescore", action="store_true", help="score all stored answers again, then continue")
     how = cli.add_argument_group("how models are asked")
     how.add_argument("--system", type=Path, metavar="F", help="a file with the system prompt (a built-in one)")
-    how.add_argument("--think", choices=("on", "off"), help="thinking, where a model can (default: the model's own)")
+    ways = how.add_mutually_exclusive_group()
+    ways.add_argument("--think", choices=("on", "off"), help="thinking, where a model can (default: the model's own)")
+    ways.add_argument(
+        "--arms",
+        action="store_true",
+        help="ask a model that can think in each way of its [[model.arm]] tables, else without and with thinking; rows "
+        "say how in 'think'",
+    )
     how.add_argument("--temperature", type=float, default=0.0, help="(%(default)s)")
     how.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     how.add_argument("--max-tokens", type=_at_least(1), default=2048, help="maximum tokens of an answer (%(default)s)")

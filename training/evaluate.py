@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from router_ml.arm import arm_key
 from router_ml.bundles.format import load_bundle
 from router_ml.decide.features.extractor import Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
@@ -128,12 +129,12 @@ def _columns(predictions: Predictions, router: Router, table: OutcomeTable) -> d
     """Return, for each model of the table under the router's name for it, its column among the predictions."""
     found: dict[str, int] = {}
     for model in table.models:
-        known = router.catalogue.find(model)
-        if known is None or known.name not in predictions.models:
+        known = router.catalogue.arm(model)
+        if known is None or known.key not in predictions.models:
             raise InputError(
                 f"the bundle has no model {model!r}; fit one on outcomes of that model, or add it to the catalogue"
             )
-        found[known.name] = predictions.models.index(known.name)
+        found[known.key] = predictions.models.index(known.key)
     return found
 
 
@@ -141,7 +142,7 @@ def _first(ranked: Sequence[Any], columns: dict[str, int], row: int, table: Outc
     """Return the first of a decision's models that was measured on the query."""
     position = {name: j for j, name in enumerate(columns)}
     for candidate in ranked:
-        j = position.get(candidate.model)
+        j = position.get(arm_key(candidate.model, candidate.think))
         if j is not None and not np.isnan(table.success[row, j]):
             return j
     return int(np.nanargmax(np.where(np.isnan(table.success[row]), -1.0, 0.0)))

@@ -145,6 +145,9 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         if (difficulty := complexity.difficulty) is not None:
             config["difficulty"] = difficulty.config
             arrays |= {"difficulty/weights": difficulty.weights, "difficulty/bias": difficulty.bias}
+        if (novelty := complexity.novelty) is not None:
+            config["novelty"] = novelty.config
+            arrays["novelty/centroids"] = novelty.centroids.astype(np.float16)
         metrics = dict(complexity.metrics)
         models = _as_written(job.catalogue, _models_of(job.outcomes))
         if job.outcomes:
@@ -221,7 +224,7 @@ def _outcomes(
     arrays[LEARNED_FROM] = np.sort(query_keys(queries))
     config["outcomes"] = fitted.config
     arrays |= {f"outcomes/{name}": value for name, value in fitted.arrays.items()}
-    models += [model for model in fitted.profiles if model.name not in job.catalogue]
+    models[:] = job.catalogue.extended(fitted.profiles)
     (folder / "outcomes_report.json").write_text(json.dumps(fitted.report, indent=2, default=str), encoding="utf-8")
     numbers = {f"outcomes/{key}": value for key, value in fitted.report.items() if isinstance(value, int | float)}
     chosen = fitted.report.get("cross_validated", {}).get(fitted.report["learner"], {})
@@ -286,6 +289,9 @@ def _headline(job: FitJob, metrics: dict[str, float]) -> str:
     if "val/outcomes_utility_gain" in metrics:
         gain = metrics["val/outcomes_utility_gain"]
         parts.append(f"{len(job.outcomes)} outcomes learned, cross-validated utility {gain:+.3f} over the best model")
+    elif "val/outcomes_closeness_gain" in metrics:
+        gain = metrics["val/outcomes_closeness_gain"]
+        parts.append(f"{len(job.outcomes)} outcomes of traffic learned, squared error {-gain:+.3f} against the means")
     elif job.outcomes:
         parts.append(f"{len(job.outcomes)} outcomes, too few to learn from")
     return "; ".join([*parts, job.recipe])
@@ -396,9 +402,10 @@ def _renamed(model: Model, name: str) -> Model:
 
 def _name_notes(catalogue: Catalogue, names: Sequence[str]) -> list[str]:
     """Return what to say about the names of outcomes: which entry each was taken for, and what nobody measured."""
-    entries = {name: catalogue.find(name) for name in names}
-    taken = [f"{name} for {entry.name}" for name, entry in entries.items() if entry is not None and entry.name != name]
-    measured = {entry.name for entry in entries.values() if entry is not None}
+    entries = {name: catalogue.arm(name) for name in names}
+    found = [(name, entry) for name, entry in entries.items() if entry is not None]
+    taken = [f"{name} for {entry.key}" for name, entry in found if name not in (entry.key, entry.name)]
+    measured = {entry.name for _, entry in found}
     rest = [model.name for model in catalogue if model.name not in measured]
     notes = [f"outcomes were taken for models of the {catalogue.source}: {', '.join(taken)}"] if taken else []
     if rest and names:

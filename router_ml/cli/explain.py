@@ -43,6 +43,9 @@ def _text(explanation: Explanation, learned: Collection[str]) -> str:
         f"reason      {decision.reason}",
         "complexity  " + ", ".join(f"{label} {share:.2f}" for label, share in shares),
         f"novelty     {decision.novelty:.2f} (0: like the training queries, 1: unlike any)",
+        *([f"difficulty  {2**decision.difficulty:.1f} (billions of parameters of a typical model that is right in half "
+           "of the cases)"] if decision.difficulty is not None else []),
+        *([f"rule        {decision.rule}"] if decision.rule is not None else []),
         "",
         f"evidence for {explanation.label!r} against {explanation.runner_up!r} (log-odds)",
         *(f"  {weight:+6.2f}  {name}" for name, weight in explanation.contributions),

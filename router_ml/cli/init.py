@@ -56,7 +56,7 @@ def _init(options: argparse.Namespace) -> int:
     path = options.out or settings.catalogue or settings.state_dir / OWN_CATALOGUE
     old = read_text(path) if path.exists() and not options.force else None
     listings = list_hosts(hosts)
-    tables = _found(listings)
+    tables = _found(listings, settings.ollama_host)
     measured = {} if options.no_measure else _measure(listings, tables, options.measure_s)
     tables = [_as_loaded(table, measured.get(table["name"])) for table in tables]
     complete = not any(listing.problem for listing in listings)
@@ -68,7 +68,7 @@ def _init(options: argparse.Namespace) -> int:
     return 0
 
 
-def _found(listings: Sequence[HostListing]) -> list[Table]:
+def _found(listings: Sequence[HostListing], default_host: str) -> list[Table]:
     """Return the tables of the models found. Raises `NoModelAvailable` with what to do where there is none."""
     if all(listing.problem for listing in listings):
         raise NoModelAvailable(
@@ -78,7 +78,7 @@ def _found(listings: Sequence[HostListing]) -> list[Table]:
     for listing in listings:
         if listing.problem:
             print(f"left out: {listing.problem}")
-    tables = tables_of(listings)
+    tables = tables_of(listings, default_host)
     if not tables:
         names = [model.name for listing in listings for model in listing.models]
         where = ", ".join(without_credentials(listing.url) for listing in listings if not listing.problem)

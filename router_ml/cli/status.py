@@ -80,6 +80,7 @@ def _bundle_facts(settings: Settings) -> tuple[dict[str, Any], Catalogue]:
     except (BundleError, EncoderError) as error:
         return {"bundle": None, "problem": str(error)}, load_catalogue(settings.catalogue)
     metrics = manifest_metrics(bundle.manifest)
+    learned = {arm.name for arm in router.arms if arm.key in router.learned}
     return {
         "bundle": bundle.name,
         "path": str(bundle.path),
@@ -87,7 +88,8 @@ def _bundle_facts(settings: Settings) -> tuple[dict[str, Any], Catalogue]:
         "data_sha256": bundle.manifest.get("data_sha256"),
         "problem": router.degraded or None,
         "models": [
-            {"name": arm.key, "known_by": "outcomes" if arm.key in router.learned else "priors"} for arm in router.arms
+            {"name": model.name, "known_by": "outcomes" if model.name in learned else "priors"}
+            for model in router.models
         ],
         "metrics": {name: metrics[name] for name in SHOWN if name in metrics},
     }, router.catalogue

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,22 @@ from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
 from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
+from router_ml.decide.predictors.ability import Abilities
 from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredictor, LearnedComplexity
-from router_ml.decide.predictors.difficulty import Difficulty, DifficultyHead
+from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
+from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.decide.query import ContextLike, read_query, sized
 from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.decide.selection.rules import Reading, RuleBook
 from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, CatalogueError, EncoderError, QueryError
 from router_ml.events.features import KeptFeatures, encoder_key
 from router_ml.numbers import is_number
 from router_ml.settings import Settings, load_settings
-from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
+from router_ml.types import LABELS, Context, Decision, Explanation, Label, MachineState
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +78,13 @@ class Router:
         self._features = self._remembered or features
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
-        self._outcomes = outcomes
+        self._outcomes, self._priors_only = outcomes, outcomes.priors_only
+        self._learning = threading.Lock()
         self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
+        self._rules = catalogue.rules
+        self._rule_book = RuleBook(getattr(features, "embedder", None))
         self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
         self.catalogue = catalogue
         self.name = name
@@ -91,11 +97,13 @@ class Router:
         *,
         settings: Settings | None = None,
         catalogue: Catalogue | None = None,
+        encoder_workers: int | None = None,
         **options: Any,
     ) -> Router:
         """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
-        `catalogue` replaces the catalogue of the settings or of the bundle. Raises `BundleMissing`, `BundleCorrupt`,
+        `catalogue` replaces the catalogue of the settings or of the bundle; `encoder_workers` is how many threads share
+        out the texts of `decide_many` (by default as many as the cores allow). Raises `BundleMissing`, `BundleCorrupt`,
         `BundleFormatError` or `EncoderError` where it cannot be used."""
         if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
             raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
@@ -104,7 +112,8 @@ class Router:
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
-            embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
+            threads = settings.encoder_threads
+            embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=threads, workers=encoder_workers)
             return cls.from_bundle(bundle, embedder, catalogue or _catalogue(bundle, settings), **options)
 
     @classmethod
@@ -224,6 +233,38 @@ class Router:
         """Return the keys of the arms whose chance of success rests on own outcomes; the others have their priors."""
         return self._outcomes.measured
 
+    def expectations(self) -> dict[str, dict[Label, tuple[float, tuple[float, float]]]]:
+        """Return each model's chance of success by label with its 90 % interval: its prior moved by own outcomes."""
+        return self._outcomes.now()
+
+    @property
+    def abilities(self) -> Abilities:
+        """Return what own outcomes say of the models' chances beside the catalogue's priors. Whoever keeps events
+        stores it (`as_config`), and may set it: from then on decisions count it."""
+        return self._outcomes.abilities
+
+    @abilities.setter
+    def abilities(self, abilities: Abilities) -> None:
+        with self._learning:
+            self._outcomes.abilities = abilities
+            self._priors_only.abilities = abilities
+
+    def learn(self, judged: Iterable[tuple[Decision, str, float]]) -> Abilities:
+        """Count judged answers at once: of each its decision, the key of the arm that answered, and its success (0..1).
+
+        Return the abilities after them. A new model is placed sensibly by 8 to 20 outcomes, without a fit; models the
+        router does not know are left out."""
+        rows = []
+        for decision, model, success in judged:
+            arm = self.catalogue.arm(model)
+            if arm is not None and arm.key in self._outcomes.models:
+                labels = np.array([decision.complexity_probabilities[label] for label in LABELS], np.float32)
+                rows.append(self._outcomes.observation(arm.key, success, labels, _recorded(decision)))
+        with self._learning:
+            found = self._outcomes.abilities.updated(rows, self._outcomes.prior_sd)
+            self._outcomes.abilities = self._priors_only.abilities = found
+        return found
+
     def decide_many(
         self,
         queries: Sequence[Any],
@@ -276,6 +317,7 @@ class Router:
         predictor = self._predictor(features)
         predict, reads, difficulty = predictor.predict_one, predictor.reads_difficulty, None
         keeps = self._keeps if features.embedding.shape[1] else ""
+        ruled = bool(chosen_policy.rules or self._rules)
         decisions = []
         for i, context in enumerate(parsed):  # not `zip`: iterators over arrays cost more than one row's indexing
             label = probabilities[i]
@@ -284,15 +326,17 @@ class Router:
             expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context), difficulty)
             forecast, novelty = Forecast(*expected[:-1]), expected.novelty
             request, judged = sized(texts[i], context), (label.tolist(), difficulty, novelty)
-            decision = self._decision(judged, forecast, request, chosen_policy, machine, degraded, variant)
+            asked = texts[i], features.embedding[i] if ruled else None
+            decision = self._decision(asked, judged, forecast, request, chosen_policy, machine, degraded, variant)
             if keeps:
                 kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
-                decision = dataclasses.replace(decision, features=kept)
+                object.__setattr__(decision, "features", kept)  # nobody has it yet, and `replace` takes 25 us
             decisions.append(decision)
         return decisions
 
     def _decision(
         self,
+        asked: tuple[str, Floats | None],
         judged: tuple[list[float], Difficulty | None, float],
         forecast: Forecast,
         context: Context,
@@ -301,12 +345,16 @@ class Router:
         degraded: str,
         variant: str | None,
     ) -> Decision:
-        probabilities, difficulty, novelty = judged
-        choice = self._selector.select(
-            forecast, context, policy, machine=machine, novelty=novelty, draw=self._draw if policy.exploration else None
-        )
+        (text, vector), (probabilities, difficulty, novelty) = asked, judged
         top = max(probabilities)
-        label = LABELS[probabilities.index(top)]
+        place = probabilities.index(top)
+        label, rule = LABELS[place], None
+        if rules := policy.rules + self._rules:
+            rule = self._rule_book.first(rules, Reading(text, context, place, _family(difficulty), vector))
+        draw = self._draw if policy.exploration else None
+        choice = self._selector.select(
+            forecast, context, policy, machine=machine, novelty=novelty, draw=draw, rule=rule
+        )
         clarify = label == "ambiguous" and policy.on_ambiguous == "clarify" and top >= policy.clarify_at
         reason = f"{choice.reason} ({degraded})" if degraded else choice.reason
         return Decision(  # by place: names cost a third more
@@ -325,11 +373,12 @@ class Router:
             choice.excluded,
             bool(degraded),
             None if difficulty is None else difficulty.mean,
+            None if rule is None else rule.name,
             if_warm=choice.if_warm,
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:
-        return self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
+        return self._outcomes if features.embedding.shape[1] else self._priors_only
 
     def _judge(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
         """Return features and complexity; an empty query is ambiguous."""
@@ -359,6 +408,16 @@ class Router:
         return features, self._heuristic(None, features.table), why
 
 
+def _recorded(decision: Decision) -> Difficulty | None:
+    """Return the difficulty a decision recorded; its task families are not kept."""
+    return None if decision.difficulty is None else Difficulty(decision.difficulty, 0.0, ANY_FAMILY)
+
+
+def _family(difficulty: Difficulty | None) -> int | None:
+    """Return the likeliest kind of task, as an index into `TASK_FAMILIES`."""
+    return None if difficulty is None else difficulty.families.index(max(difficulty.families))
+
+
 def _prompt_tokens(context: Context) -> float:
     return math.nan if context.prompt_tokens is None else context.prompt_tokens
 
@@ -381,13 +440,18 @@ def _catalogue(bundle: Bundle, settings: Settings) -> Catalogue:
 def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
     try:
         config, arrays = bundle.config.get("outcomes") or {}, bundle.section("outcomes")
-        return OutcomePredictor.from_arrays(config, arrays, catalogue, _difficulty(bundle))
+        return OutcomePredictor.from_arrays(config, arrays, catalogue, _difficulty(bundle), _novelty(bundle))
     except BundleError:
         raise
     except Exception as error:  # any field may be missing, or of another kind
         raise BundleCorrupt(
             f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
         ) from error
+
+
+def _novelty(bundle: Bundle) -> NoveltyHead | None:
+    config = bundle.config.get("novelty")
+    return NoveltyHead(config, bundle.section("novelty")) if config else None
 
 
 def _learned_from(bundle: Bundle) -> float:

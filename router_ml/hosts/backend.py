@@ -12,7 +12,7 @@ from router_ml.hosts.failure import Failure
 from router_ml.hosts.gate import Gate
 from router_ml.hosts.host import Installed
 from router_ml.hosts.host_state import HostState
-from router_ml.hosts.pace import GB_PER_BILLION, PACE_HALF_LIFE_S, active_share
+from router_ml.hosts.pace import GB_PER_BILLION, PACE_HALF_LIFE_S
 from router_ml.hosts.rates import RATES_HALF_LIFE_S, LiveRates
 from router_ml.types import ModelState
 
@@ -29,6 +29,7 @@ class Backend:
     gate: Gate
     rates: LiveRates
     parameters_b: float | None = None  # by the catalogue
+    active_share: float = 1.0  # of its weights that takes part in one token
     lacks: frozenset[str] = frozenset()  # capabilities it lacks, learned from refusals
     cold_timeouts: int = 0  # consecutive loads that did not finish in time
     prompts_cut: int = 0  # answers to truncated prompts
@@ -105,7 +106,7 @@ class Backend:
     def measured(self) -> None:
         """Let its host's pace learn from what `rates` has learned."""
         if (size_gb := self._size_gb) is not None:
-            self.host.pace.answered(self.model, self.rates, size_gb)
+            self.host.pace.answered(self.model, self.rates, size_gb, size_gb * self.active_share)
 
     def queue_s(self, fallback_service_s: float = 1.0) -> float:
         """Return the expected wait for a slot, in seconds."""
@@ -164,4 +165,4 @@ class Backend:
     @property
     def _read_gb(self) -> float | None:
         size_gb = self._size_gb
-        return None if size_gb is None else size_gb * active_share(self.model)
+        return None if size_gb is None else size_gb * self.active_share

@@ -20,6 +20,7 @@ from router_ml.hosts.host_state import HostState
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import GatewayOptions
+from router_ml.hosts.pace import active_share
 from router_ml.hosts.rates import LiveRates
 from router_ml.hosts.shared_gate import backend_key, shared_pair
 from router_ml.moved import renamed
@@ -199,6 +200,7 @@ class Fleet:
                 gate,
                 LiveRates(self._clock),
                 entry.parameters_b if entry else None,
+                active_share(model),
             )
         return backend
 

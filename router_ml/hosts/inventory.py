@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from router_ml.catalogue import CAPABILITIES, Catalogue, Model, catalogue_from
+from router_ml.errors import CatalogueError
 from router_ml.hosts.listing import HostListing, Listed, list_hosts
 from router_ml.hosts.names import normal
 from router_ml.library import known
@@ -16,6 +17,7 @@ from router_ml.types import Role
 log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW_TOKENS = 4_096  # of an Ollama server on a machine with less than 23 GiB of video memory
+FOUND = "the models on the hosts"  # source of a catalogue that was listed
 START_TIMEOUT_S = 2.0  # of the listing when a server starts
 _SUCCESS_PER_S = 0.02  # what the policy "balanced" gives for a second
 Table = dict[str, Any]
@@ -26,31 +28,35 @@ def catalogue_of_hosts(urls: Sequence[str], timeout_s: float = START_TIMEOUT_S) 
     listings = list_hosts(urls, timeout_s)
     for listing in listings:
         if listing.problem:
-            log.warning("%s", listing.problem)
-    tables = tables_of(listings)
-    if not tables:
+            log.debug("%s", listing.problem)
+    try:
+        tables = tables_of(listings, urls[0] if len(urls) == 1 else None)
+        return catalogue_from(tables, FOUND) if tables else None
+    except CatalogueError as error:  # a host may say anything
+        log.warning("the models on the hosts cannot be listed: %s", error)
         return None
-    found = catalogue_from(tables, "the models on the hosts")
-    log.info("no catalogue; the hosts have %s (write one: router-ml init)", ", ".join(found.names))
-    return found
 
 
-def tables_of(listings: Iterable[HostListing]) -> list[Table]:
-    """Return one table for each model that chats, as a catalogue file has it; a model on several hosts names them."""
+def tables_of(listings: Iterable[HostListing], default_host: str | None = None) -> list[Table]:
+    """Return one table for each model that chats, as a catalogue file has it.
+
+    A model names its hosts unless all are on the `default_host`. What has one name or one digest is one model."""
     hosts = [listing for listing in listings if not listing.problem]
-    grouped: dict[str, list[Listed]] = {}
+    groups: list[list[Listed]] = []
+    places: dict[str, list[Listed]] = {}
     for listed in (model for listing in hosts for model in listing.models if model.chats):
-        grouped.setdefault(_identity(listed), []).append(listed)
-    several = len({listing.url for listing in hosts}) > 1
-    tables = [_table(group, several) for group in grouped.values()]
+        signs = [normal(listed.name), *([listed.digest] if listed.digest else [])]
+        group = next((places[sign] for sign in signs if sign in places), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(listed)
+        places.update(dict.fromkeys(signs, group))
+    elsewhere = any(listing.url != default_host for listing in hosts)
+    tables = [_table(group, elsewhere) for group in groups]
     return with_roles(tables) if tables else []
 
 
-def _identity(listed: Listed) -> str:
-    return listed.digest or normal(listed.name)
-
-
-def _table(group: Sequence[Listed], several_hosts: bool) -> Table:
+def _table(group: Sequence[Listed], names_hosts: bool) -> Table:
     names = list(dict.fromkeys(listed.name for listed in group))
     name = min(names, key=lambda n: (n.endswith(":latest"), len(n)))
     listed = next(one for one in group if one.name == name)
@@ -68,7 +74,7 @@ def _table(group: Sequence[Listed], several_hosts: bool) -> Table:
         "max_context_tokens": own,
         **({} if capabilities is None else {"capabilities": capabilities}),
         "aliases": [other for other in names if other != name],
-        "hosts": list(dict.fromkeys(one.host for one in group)) if several_hosts else [],
+        "hosts": list(dict.fromkeys(one.host for one in group)) if names_hosts else [],
         "arm": [{"think": think} for think in thinking_arms(listed)],
     }
     return {key: value for key, value in table.items() if key == "capabilities" or value not in (None, "", [])}
@@ -103,7 +109,7 @@ def thinking_arms(listed: Listed) -> tuple[bool | str, ...]:
 def with_roles(tables: Sequence[Table]) -> list[Table]:
     """Return the tables with roles: accurate is the likeliest to be right, fast the quickest of the others, balanced
     what the policy of that name likes best of the rest. A role that a table has stays."""
-    models = {model.name: model for model in catalogue_from(tables, "the models on the hosts").models}
+    models = {model.name: model for model in catalogue_from(tables, FOUND).models}
     taken = {table["role"] for table in tables if "role" in table}
     free = [models[table["name"]] for table in tables if "role" not in table]
     roles: dict[str, Role] = {}

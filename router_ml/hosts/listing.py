@@ -149,18 +149,18 @@ def _listed(
     capabilities = frozenset(str(word) for word in stated[:32]) if isinstance(stated, list) else None
     count, size = info.get("general.parameter_count"), entry.get("size")
     own = next((_whole(v) for k, v in info.items() if k.endswith(".context_length")), None)
-    quantisation = str(details.get("quantization_level") or "")
+    quantisation = _word(details.get("quantization_level"))
     return Listed(
         name=name,
         host=url,
-        family=str(details.get("family") or info.get("general.architecture") or "")[:64],
+        family=_word(details.get("family") or info.get("general.architecture")),
         parameters_b=count / 1e9 if isinstance(count, int) and count > 0 else _billions(details.get("parameter_size")),
-        quantisation="" if quantisation == "unknown" else quantisation[:32],
+        quantisation="" if quantisation == "unknown" else quantisation,
         size_gb=round(size / 1e9, 3) if isinstance(size, int | float) and 0 < size < 1e15 else None,
         own_context_tokens=own or _whole(details.get("context_length")),
         given_context_tokens=running_tokens or _num_ctx(shown.get("parameters")),
         capabilities=capabilities,
-        digest=str(entry.get("digest") or "")[:64],
+        digest=_word(entry.get("digest")),
     )
 
 
@@ -175,6 +175,10 @@ async def _openai(client: httpx.AsyncClient, url: str) -> tuple[Listed, ...]:
 def _name(entry: Mapping[str, Any]) -> str:
     name = entry.get("model") or entry.get("name") or entry.get("id")
     return name if isinstance(name, str) and len(name) <= _MAX_NAME_CHARS and name.isprintable() else ""
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= _MAX_NAME_CHARS and value.isprintable() else ""
 
 
 def _table(value: Any) -> Mapping[str, Any]:

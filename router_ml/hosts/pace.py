@@ -7,13 +7,13 @@ loading takes seconds per gigabyte of file.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Callable, Iterable
 
 from router_ml.hosts.average import Estimate, combined
 from router_ml.hosts.rates import LiveRates
+from router_ml.library import known
 
 # A model speaks for its host longer than for itself: where it is slow, what others once showed still counts.
 PACE_HALF_LIFE_S = 7200.0
@@ -22,21 +22,16 @@ _OUTLIER_LOG = 1.0  # so far from the median, in the log, a model says half as m
 _CACHED_S = 1.0  # a pace is computed anew after so long, or after an answer
 GB_PER_BILLION = 0.6  # of weights at 4 bits, the usual quantisation
 _ACTIVE = re.compile(r"(\d+(?:\.\d+)?)b-a(\d+(?:\.\d+)?)b", re.IGNORECASE)  # "30b-a3b": 3 of 30 billion a token
-# Mixtures of experts whose names do not say it: share of the parameters that takes part in a token, by model card.
-_ACTIVE_SHARES = {
-    "gpt-oss:20b": 3.6 / 20.9, "gpt-oss:120b": 5.1 / 116.8,  # arXiv 2508.10925, table 1
-    "mixtral:8x7b": 12.9 / 46.7,  # arXiv 2401.04088
-    "mixtral:8x22b": 39.0 / 141.0,  # mistral.ai/news/mixtral-8x22b
-}  # fmt: skip
 
 
-@functools.lru_cache(1024)  # asked for each model of each request
 def active_share(model: str) -> float:
-    """Return the share of a model's weights that takes part in one token; 1 where nothing else is known."""
+    """Return the share of a model's weights that takes part in one token, by the library or by its name, else 1."""
+    entry = known(model)
+    if entry is not None:
+        return entry.active_b / entry.parameters_b
     found = _ACTIVE.search(model)
-    if found is not None and 0 < (share := float(found[2]) / max(float(found[1]), 1e-9)) <= 1:
-        return share
-    return next((share for name, share in _ACTIVE_SHARES.items() if name in model), 1.0)
+    share = float(found[2]) / max(float(found[1]), 1e-9) if found else 1.0
+    return share if 0 < share <= 1 else 1.0
 
 
 class Pace:
@@ -49,9 +44,9 @@ class Pace:
         self._answered: dict[str, tuple[LiveRates, float, float]] = {}  # rates, GB on disk, GB read for a token
         self._cached: dict[tuple[str, str], tuple[Estimate | None, float]] = {}  # and until when
 
-    def answered(self, model: str, rates: LiveRates, disk_gb: float) -> None:
+    def answered(self, model: str, rates: LiveRates, disk_gb: float, read_gb: float) -> None:
         """Note that a model of a known size answered, so that its rates tell the pace."""
-        self._answered[model] = (rates, disk_gb, disk_gb * active_share(model))
+        self._answered[model] = (rates, disk_gb, read_gb)
         self._cached = {}
 
     def decode_tokens_per_s(self, model: str, read_gb: float) -> Estimate | None:

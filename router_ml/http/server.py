@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from router_ml.errors import SettingsError
+from router_ml.hosts.inventory import FOUND
 from router_ml.http.app import build_app
 from router_ml.http.options import ServerOptions
 from router_ml.http.service import Service, open_service
@@ -36,10 +37,19 @@ def run(settings: Settings, options: ServerOptions) -> int:
                 f"listening on {options.host} needs API keys: run `router-ml keys add NAME`, or listen on 127.0.0.1"
             )
         _log_to_stderr()
+        _report_models(service, settings)
         for stop in (signal.SIGTERM, signal.SIGINT):  # raised again once the server has stopped: the rest must run, too
             signal.signal(stop, lambda *_: None)
         Server(service).run([listener])
     return 0
+
+
+def _report_models(service: Service, settings: Settings) -> None:
+    """Say which models are served where the user has no catalogue."""
+    if service.catalogue.source == FOUND:
+        log.info("no catalogue: serving %s (router-ml init measures them)", ", ".join(service.catalogue.names))
+    elif settings.catalogue is None:
+        log.warning("no catalogue, and no host has a model yet: install one, then run `router-ml init`")
 
 
 def listen(options: ServerOptions) -> socket.socket:

@@ -146,7 +146,7 @@ def _hosted(catalogue: Catalogue, hosts: tuple[str, ...]) -> Catalogue:
     if len(hosts) == 1:
         return catalogue
     models = (m if m.hosts else dataclasses.replace(m, hosts=hosts) for m in catalogue.models)
-    return Catalogue(tuple(models), source=catalogue.source)
+    return dataclasses.replace(catalogue, models=tuple(models))
 
 
 def _every_host(catalogue: Catalogue, hosts: tuple[str, ...]) -> tuple[str, ...]:

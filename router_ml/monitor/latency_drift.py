@@ -54,8 +54,8 @@ class LatencyDrift:
 
     name = "latency_drift"
     advice = (
-        "The same work takes longer: check for other load on the host, a model that moved from GPU to CPU "
-        "('ollama ps', column PROCESSOR), or a driver update. Routing uses the measured rates meanwhile."
+        "The same work takes longer; a fit does not help. Check for other load on the host, a model that moved from "
+        "GPU to CPU ('ollama ps', column PROCESSOR), or a driver update. Routing uses the measured rates meanwhile."
     )
 
     def __init__(self, *, threshold: float = 52.0, slack: float = 0.6, warm_up: int = 100) -> None:

@@ -61,9 +61,7 @@ class Counters:
     tokens: dict[LabelSet, Histogram] = field(default_factory=dict)  # model, variant, "input" or "output"
     events: dict[str, int] = field(default_factory=dict)  # cache_hit, clarification, fallback
     decisions: dict[tuple[str, str], int] = field(default_factory=dict)  # model, complexity
-    arms: dict[tuple[str, str], int] = field(
-        default_factory=dict
-    )  # requests by model and `think`, where it has a choice
+    arms: dict[tuple[str, str], int] = field(default_factory=dict)  # requests by model and `think`
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,10 +65,11 @@ def _counted(counters: Counters) -> Iterator[Metric]:
         "router_ml_decisions", "counter", "Decisions by chosen model and complexity.",
         [({"model": m, "complexity": c}, count) for (m, c), count in sorted(counters.decisions.items())],
     )  # fmt: skip
-    yield _family(
-        "router_ml_arm_requests", "counter", "Requests by how the model was asked, of models that have a choice.",
-        [({"model": m, "think": think}, count) for (m, think), count in sorted(counters.arms.items())],
-    )  # fmt: skip
+    if counters.arms:
+        yield _family(
+            "router_ml_arm_requests", "counter", "Requests by how the model was asked, of models that have a choice.",
+            [({"model": m, "think": think}, count) for (m, think), count in sorted(counters.arms.items())],
+        )  # fmt: skip
     for name, text in (
         ("cache_hit", "Requests answered from the cache."),
         ("clarification", "Requests answered with a clarifying question."),
@@ -127,7 +128,8 @@ def _windowed(snapshot: Snapshot) -> Iterator[Metric]:
     ):
         arms = [(split_key(key), getattr(summary, attribute)) for key, summary in snapshot.by_arm.items()]
         samples = [({"model": m, "think": think_text(t)}, value) for (m, t), value in arms if value is not None]
-        yield _family(f"router_ml_{name}", "gauge", text, samples)
+        if samples:
+            yield _family(f"router_ml_{name}", "gauge", text, samples)
 
 
 def _firing(firing: Iterable[tuple[str, str]]) -> Metric:

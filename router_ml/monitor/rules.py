@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
 from router_ml.events.event import AttemptEvent, DecisionEvent, Event, OutcomeEvent
 from router_ml.monitor.failure_rate import FailureRate
 from router_ml.monitor.latency_drift import LatencyDrift
 from router_ml.monitor.rule import ALL, AlertRule, Shares, Signal
+from router_ml.types import LABELS
 
 
 class BudgetMisses:
@@ -102,7 +103,7 @@ class CalibrationDrift:
     """Predicted and measured success differ."""
 
     name = "calibration"
-    advice = "Fit a new bundle with the outcomes since the last one ('router-ml events export', then training.fit)."
+    advice = "A fit helps: 'python -m training.learn' takes the outcomes since the last one."
 
     def __init__(self, *, window: int = 500, gap: float = 0.10) -> None:
         self._window, self._gap = window, gap
@@ -135,11 +136,65 @@ class CalibrationDrift:
         yield Signal(ALL, self._firing, mean, self._gap, summary)
 
 
+class ComplexityShift:
+    """The mix of complexities has changed: the last 400 queries against the 2,000 before them.
+
+    Compared by the population stability index, sum of (p - q) log(p / q) over the four labels; .25 and more is the
+    usual mark of a major change (Siddiqi, Credit Risk Scorecards, 2006)."""
+
+    name = "complexity_shift"
+    advice = (
+        "Other people or tools ask now, or a prompt template changed: 'router-ml metrics' shows what. A fit helps if "
+        "success is worse than predicted too (alert 'calibration'); else the choice follows the new mix by itself."
+    )
+
+    def __init__(self, *, recent: int = 400, before: int = 2000, level: float = 0.25) -> None:
+        self._labels: deque[str] = deque(maxlen=recent + before)
+        self._recent, self._level = recent, level
+        self._counts = {"recent": Counter[str](), "before": Counter[str]()}
+        self._firing = False
+
+    def observe(self, event: Event) -> Iterator[Signal]:
+        """Take a decision."""
+        if not isinstance(event, DecisionEvent) or event.shadow or event.complexity not in LABELS:
+            return
+        recent, before = self._counts["recent"], self._counts["before"]
+        if len(self._labels) == self._labels.maxlen:
+            before[self._labels[0]] -= 1
+        self._labels.append(event.complexity)
+        recent[event.complexity] += 1
+        if len(self._labels) > self._recent:
+            moved = self._labels[-self._recent - 1]
+            recent[moved] -= 1
+            before[moved] += 1
+        if len(self._labels) < self._labels.maxlen:  # type: ignore[operator]
+            return
+        index = _stability(recent, before)
+        self._firing = index >= self._level * (0.5 if self._firing else 1.0)
+        grown = max(LABELS, key=lambda label: recent[label] / self._recent - before[label] / before.total())
+        share, usual = recent[grown] / self._recent, before[grown] / before.total()
+        summary = f"{share:.0%} of the last {self._recent} queries are {grown}, {usual:.0%} of those before"
+        yield Signal(ALL, self._firing, index, self._level, summary)
+
+
+def _stability(recent: Counter[str], before: Counter[str]) -> float:
+    """Return the population stability index of two counts of labels, each raised by half a query."""
+    total = 0.0
+    for label in LABELS:
+        p = (recent[label] + 0.5) / (recent.total() + 2.0)
+        q = (before[label] + 0.5) / (before.total() + 2.0)
+        total += (p - q) * math.log(p / q)
+    return total
+
+
 class Novelty:
     """Many queries are unlike the training queries of the bundle."""
 
     name = "novelty"
-    advice = "Label some of the new queries and fit again. Until then predictions rely on priors."
+    advice = (
+        "A fit helps once some of the new queries have outcomes or labels ('python -m training.learn' says how many "
+        "are missing). Until then their predictions rely on priors."
+    )
 
     def __init__(self, *, novel: float = 0.9, share: float = 0.3) -> None:
         self._novel, self._share = novel, share
@@ -185,6 +240,7 @@ RULES: tuple[Callable[[], AlertRule], ...] = (
     CacheHits,
     BreakerOpen,
     CalibrationDrift,
+    ComplexityShift,
     Novelty,
     SharedStateAway,
 )

@@ -100,7 +100,9 @@ class DecisionStep:
         if turn is not None and state.model is None:
             decision = self._continued(decision, turn.model)
         elif session is not None and state.model is None:
-            decision = stick(decision, await self._shared.model_of(session), self._stick_margin, self._names)
+            if decision.rule is None:
+                held = await self._shared.model_of(session)
+                decision = stick(decision, held, self._stick_margin, self._names)
             decision = self._once_a_turn(decision, session, state.request)
         state.decision = restrict(decision, state.allowed, self._names)
         state.decide_s = self._clock() - began_s

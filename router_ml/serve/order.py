@@ -32,7 +32,8 @@ def arm_chain(
     first = decision.candidate if decision.ranked else None
     think = first.think if first is not None and first.model == decision.model else None
     ordered = [(decision.model, think), *((candidate.model, candidate.think) for candidate in decision.ranked)]
-    if last_resort and not any(names.same(model, last_resort) for model, _ in ordered):
+    ruled_out = decision.rule is not None and last_resort in decision.excluded
+    if last_resort and not ruled_out and not any(names.same(model, last_resort) for model, _ in ordered):
         ordered.append((last_resort, None))
     unique = dict.fromkeys((names.canonical(model), think) for model, think in ordered)
     return tuple(arm for arm in unique if allowed is None or arm[0] in allowed)

@@ -10,6 +10,7 @@ import pytest
 
 from router_ml.catalogue import load_catalogue
 from router_ml.cli import main
+from router_ml.decide.router import Router
 from router_ml.settings import load_settings
 from tests.ollama_double import DoubleModel, OllamaDouble
 
@@ -45,6 +46,9 @@ def test_a_host_with_three_models_becomes_a_catalogue_that_serving_finds(double:
     for arm in catalogue.arms:
         assert arm.prior.latency_source == "measured"
         assert arm.context_window_tokens == 4096
+    decision = Router.heuristic(catalogue).decide("check email")
+    assert {candidate.latency_source for candidate in decision.ranked} == {"measured"}
+    assert {candidate.source for candidate in decision.ranked} == {"prior"}
     out = capsys.readouterr().out
     assert 'What the policy "balanced" would do now' in out
     assert "book a flight" in out
@@ -72,13 +76,13 @@ def test_a_second_run_keeps_edits_adds_models_and_marks_those_that_are_gone(
     assert main(["init"]) == 0
     merged = path.read_text()
     assert "# my favourite\nprice_output_usd_per_mtok = 3" in merged
-    assert merged.count("absent = true") == 1
+    assert merged.count("\nabsent = true") == 1
     assert set(load_catalogue(path).names) == {"qwen2.5:3b-instruct", "qwen3:8b", "gemma3:4b"}
     assert path.with_name("catalogue.toml.bak").read_text() == edited
 
     double.models["llama3.2:3b-instruct"] = DoubleModel("llama3.2:3b-instruct")
     assert main(["init"]) == 0
-    assert "absent" not in path.read_text().partition("format = 1")[2]
+    assert "\nabsent" not in path.read_text()
     assert len(load_catalogue(path)) == 4
     assert path.read_text().count("[model.measured]\n") == 4
 

@@ -67,6 +67,19 @@ def test_one_model_under_two_names_and_on_two_hosts_is_one_table() -> None:
     assert table["hosts"] == [NOWHERE, other]
 
 
+def test_two_builds_of_a_name_on_two_hosts_are_one_model() -> None:
+    other = "http://127.0.0.1:10"
+    old, new = (Listed("qwen3:8b", host, digest=digest) for host, digest in ((NOWHERE, "d1"), (other, "d2")))
+    (table,) = tables_of([HostListing(NOWHERE, (old,)), HostListing(other, (new,))])
+    assert table["hosts"] == [NOWHERE, other]
+
+
+def test_models_of_the_default_host_name_no_host() -> None:
+    listing = HostListing(NOWHERE, (Listed("qwen3:8b", NOWHERE),))
+    assert "hosts" not in tables_of([listing], NOWHERE)[0]
+    assert tables_of([listing], "http://127.0.0.1:10")[0]["hosts"] == [NOWHERE]
+
+
 def test_hosts_without_a_model_give_no_catalogue() -> None:
     embedder = DoubleModel("nomic-embed-text", capabilities=frozenset({"embedding"}))
     with OllamaDouble([embedder]) as double:

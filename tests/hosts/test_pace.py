@@ -108,9 +108,9 @@ def test_one_model_that_is_off_its_size_does_not_speak_for_the_host() -> None:
 
 
 def test_of_a_mixture_of_experts_the_active_share_is_read() -> None:
-    assert active_share("qwen3:30b-a3b") == pytest.approx(0.1)
-    assert active_share("qwen3-coder:480b-a35b-q8_0") == pytest.approx(35 / 480)
-    assert active_share("gpt-oss:20b") == pytest.approx(0.172, abs=0.001)
+    assert active_share("qwen3:30b-a3b") == pytest.approx(3.3 / 30.5)  # model card: 30.5 B, 3.3 B activated
+    assert active_share("gpt-oss:20b") == pytest.approx(3.6 / 20.9, abs=0.001)  # arXiv 2508.10925, table 1
+    assert active_share("nobody/mystery-100b-a5b") == pytest.approx(0.05)
     assert active_share("qwen3:8b") == active_share("llama3.2:3b-a-b") == 1.0
 
 

@@ -6,6 +6,7 @@ import gc
 import http.server
 import json
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,9 +29,11 @@ from router_ml.monitor.rules import (
     BudgetMisses,
     CacheHits,
     CalibrationDrift,
+    ComplexityShift,
     Novelty,
     default_rules,
 )
+from router_ml.types import LABELS
 
 
 def outcome(number: int, **values: Any) -> OutcomeEvent:
@@ -175,6 +178,20 @@ def test_queries_unlike_the_training_are_seen() -> None:
     alerts = Alerts((Novelty(),), channels=())
     assert run(alerts, [decision(i, 0.95 if i % 10 == 0 else 0.2) for i in range(600)]) == []
     assert run(alerts, [decision(i, 0.95) for i in range(200)]) == [("novelty", "all", "firing")]
+
+
+def test_a_changed_mix_of_complexities_is_told_and_a_stable_one_is_not() -> None:
+    rng = random.Random(4)
+
+    def decisions(n: int, weights: Sequence[float]) -> list[Event]:
+        labels = rng.choices(LABELS, weights, k=n)
+        return [DecisionEvent(f"d{i}", "m", label, "p", "b", 1.0) for i, label in enumerate(labels)]
+
+    alerts = Alerts((ComplexityShift(),), channels=())
+    assert run(alerts, decisions(6000, (0.5, 0.3, 0.1, 0.1))) == []
+    # (.2 - .5) ln(.2 / .5) + (.6 - .3) ln(.6 / .3) = .48, above .25
+    assert run(alerts, decisions(400, (0.2, 0.6, 0.1, 0.1))) == [("complexity_shift", "all", "firing")]
+    assert run(alerts, decisions(4000, (0.2, 0.6, 0.1, 0.1))) == [("complexity_shift", "all", "resolved")]
 
 
 def test_every_rule_has_a_name_and_says_what_to_do() -> None:

@@ -91,7 +91,7 @@ def test_a_broken_classifier_leaves_the_complexity() -> None:
 
 def test_a_broken_router_leaves_the_rules() -> None:
     out = CoordinatorNode(decider=BrokenDecider())({"query": "hi"})
-    assert out["model"] == LLAMA  # simple goes to the fastest
+    assert out["model"] == QWEN2  # the rules call it simple, but are right in half of the cases only
     assert out["routing"]["degraded"]
     assert out["routing"]["bundle"] == "heuristic"
 

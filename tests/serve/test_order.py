@@ -15,7 +15,17 @@ from router_ml.decide.selection.selector import Forecast, Selector
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.options import GatewayOptions
 from router_ml.serve.demand import Demand
-from router_ml.serve.order import attempt_timeout_s, chain, outage_wait_s, pin, plain_decision, restrict, shifted, stick
+from router_ml.serve.order import (
+    attempt_timeout_s,
+    chain,
+    outage_wait_s,
+    pin,
+    plain_decision,
+    restrict,
+    shifted,
+    stick,
+    unexplored,
+)
 from router_ml.types import Context, Decision, Quantiles
 from tests.serve.deciders import FixedDecider
 
@@ -191,3 +201,14 @@ def test_logged_propensities_are_the_true_ones(
         decision = chosen(made, names)
         total[decision.model] += probability / decision.propensity
     assert list(total.values()) == [pytest.approx(1.0)] * models
+
+
+def test_a_turn_drawn_for_before_keeps_its_arm_or_takes_the_best() -> None:
+    catalogue = load_catalogue(None)
+    names = [model.name for model in catalogue.models]
+    found = Selector(catalogue.models).select(FORECAST, Context(), EXPLORING, draw=iter([0.1, 0.5]).__next__)
+    made = Decision(found.ranked[0].model, "simple", {}, found.ranked, "answer", "", "id", "p", "b", found.propensity)
+    kept, best = unexplored(made, (names[0], None), NAMES), unexplored(made, ("gone", None), NAMES)
+    assert (kept.model, kept.propensity) == (names[0], 1.0)
+    assert (best.model, best.propensity) == (names[2], 1.0)  # .90 - .02 * 3 s is the highest utility
+    assert unexplored(best, (names[0], None), NAMES) is best

@@ -133,7 +133,7 @@ def test_proxies_and_certificates_are_no_concern_of_a_host_on_this_machine(tmp_p
     code = BUILD + "print(build_gateway(decider=Router.heuristic()).chat('Hello').message.content)"
     with OllamaDouble() as double:
         run = _run(code, OLLAMA_HOST=double.url, ROUTER_ML_STATE_DIR=str(tmp_path), **env)
-    assert (run.returncode, run.stdout.strip()) == (0, "The llama says hello."), run.stderr
+    assert (run.returncode, run.stdout.strip()) == (0, "Qwen two says hello."), run.stderr
 
 
 @pytest.mark.parametrize(

@@ -413,3 +413,44 @@ def test_mlflow_down_is_a_warning(
     assert benchmark.main(arguments) == 0
     assert "the rows are saved all the same" in caplog.text
     assert len(bench.outcomes()) == 2 * len(ROWS)
+
+
+def test_each_arm_of_a_model_that_can_think_is_measured_and_resumed(tmp_path: Path) -> None:
+    def thoughtful(body: Mapping[str, Any]) -> Reply | str:
+        return Reply("Something.", "Hm.") if body.get("think", True) else hasty(body)
+
+    models = [
+        DoubleModel("thinker:8b", reply=thoughtful, capabilities=frozenset({"completion", "tools", "thinking"})),
+        DoubleModel("hasty:3b", reply=hasty),
+    ]
+    with OllamaDouble(models) as double:
+        bench = Bench(tmp_path, double.url, ROWS[:2])
+        names = ("thinker:8b", "hasty:3b")
+        assert bench("--arms", models=names) == 0
+        found = Counter((o.model, o.think) for o in read_outcomes(bench.out))
+        assert found == {("thinker:8b", False): 2, ("thinker:8b", True): 2, ("hasty:3b", None): 2}
+        asked = [g.body.get("think") for g in double.generations if g.body["model"] == "thinker:8b"]
+        assert {True, False} <= set(asked)
+        assert all("think" not in g.body for g in double.generations if g.body["model"] == "hasty:3b")
+        lines = bench.out.read_text().splitlines()
+        bench.out.write_text("".join(line + "\n" for line in lines[:3]))
+        answers = bench.out.with_suffix(".answers.jsonl")
+        answers.write_text("".join(line + "\n" for line in answers.read_text().splitlines()[:3]))
+        before = len(double.generations)
+        assert bench("--arms", "--resume", "--no-warm-up", models=names) == 0
+        assert Counter((o.model, o.think) for o in read_outcomes(bench.out)) == found
+        assert bench.out.read_text().splitlines()[:3] == lines[:3]
+        assert before < len(double.generations) <= before + 4
+
+
+def test_the_arms_to_measure_are_those_of_the_catalogue(tmp_path: Path) -> None:
+    catalogue = tmp_path / "catalogue.toml"
+    catalogue.write_text(
+        '[[model]]\nname = "oss:20b"\nprior = { latency_s = 1, success = 0.5 }\n'
+        '[[model.arm]]\nthink = "low"\n[[model.arm]]\nthink = "high"\n'
+    )
+    thinks = frozenset({"completion", "thinking"})
+    with OllamaDouble([DoubleModel("oss:20b", capabilities=thinks)]) as double:
+        bench = Bench(tmp_path, double.url, ROWS[3:])
+        assert bench("--arms", "--catalogue", str(catalogue), models=("oss:20b",)) == 0
+        assert [(o.query_id, o.think) for o in read_outcomes(bench.out)] == [("free", "low"), ("free", "high")]

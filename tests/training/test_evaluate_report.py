@@ -15,8 +15,9 @@ from router_ml.errors import InputError
 from router_ml.types import Outcome, Query
 from training.evaluate import JudgedOutcomes, judge, report, summary
 from training.measuring.plots import draw_all
+from training.measuring.traffic import Machine, at_rates, zipf_hit_rate
 from training.outcomes.table import OutcomeTable, outcome_table
-from training.replay import DEFAULT_MIX, replay, traffic_of_outcomes, traffic_of_priors
+from training.replay import DEFAULT_MIX, replay, speed_ups, traffic_of_outcomes, traffic_of_priors
 from training.replay import summary as replay_summary
 
 MODELS = ("cheap", "dear")
@@ -113,7 +114,7 @@ def test_replay_of_priors_weighs_the_mix() -> None:
     assert "priors of the catalogue" in replay_summary(found)
     prior = catalogue["qwen3:8b"].prior
     expected = sum(share * prior.latency_s[label] for label, share in DEFAULT_MIX.items())
-    row = found["rows"]["always qwen3:8b"]
+    row = found["rows"]["always qwen3:8b+think"]
     assert row["mean_latency_s"] == pytest.approx(expected)
     assert row["share_over_5_s"] == pytest.approx(1.0)
     assert row["speed_up"] == pytest.approx(1.0)
@@ -133,3 +134,38 @@ def test_replay_of_outcomes_needs_whole_rows() -> None:
     assert [query.id for query in traffic.queries] == ["a"]
     with pytest.raises(InputError, match="every model"):
         traffic_of_outcomes(outcome_table(queries, outcomes[1:]), None)
+
+
+def test_a_replay_at_rates_takes_each_arms_tokens_at_its_models_rate() -> None:
+    catalogue = load_catalogue()
+    queries = [Query(id=f"s{i}", text="check email", label="simple") for i in range(5)]
+    traffic = traffic_of_priors(queries, catalogue, {"simple": 1.0})
+    machine = Machine({"qwen3:8b": 20.0}, start_s=0.5)
+    timed = at_rates(traffic, catalogue, machine)
+    mean = dict(zip(timed.models, timed.latency_s.mean(axis=0), strict=True))
+    assert mean["qwen3:8b+think"] == pytest.approx(0.5 + 180 / 20)
+    assert mean["qwen3:8b+nothink"] == pytest.approx(0.5 + 40 / 20)
+    assert mean["llama3.2:3b-instruct"] == pytest.approx(1.7)  # no rate: its prior
+
+
+def test_a_cache_shortens_the_mean_by_its_hits_and_the_speed_up_says_which_are_needed() -> None:
+    catalogue = load_catalogue()
+    queries = [Query(id=f"{label}{i}", text="check email", label=label) for label in DEFAULT_MIX for i in range(3)]
+    found = replay(traffic_of_priors(queries, catalogue, DEFAULT_MIX), Router.heuristic(catalogue), hit_rate=0.5)
+    row = found["rows"]["router, policy fast"]
+    assert row["cached_mean_latency_s"] == pytest.approx(0.5 * row["mean_latency_s"] + 0.5 * 0.005)
+    cell = speed_ups(found, "router, policy fast")
+    needed = cell["hit_rate_for"]["10"]
+    slow, mean = cell["reference_latency_s"], cell["mean_latency_s"]
+    assert slow / ((1 - needed) * mean + needed * 0.005) == pytest.approx(10.0)
+    assert "cached: behind an answer cache with 50.0% hits" in replay_summary(found)
+
+
+def test_the_hit_rate_of_zipf_traffic() -> None:
+    """Two texts, asked 2:1: three requests miss once for each text that comes, 3 - (2/3)**3 - (1/3)**3 - 1 hits."""
+    assert zipf_hit_rate(3, 2, 1.0) == pytest.approx(1 - (2 - (1 / 3) ** 3 - (2 / 3) ** 3) / 3)
+    assert zipf_hit_rate(1, 100, 1.0) == pytest.approx(0.0)
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, 51)
+    runs = [1 - len(set(rng.choice(50, 200, p=weights / weights.sum()).tolist())) / 200 for _ in range(300)]
+    assert zipf_hit_rate(200, 50, 1.0) == pytest.approx(float(np.mean(runs)), abs=0.005)

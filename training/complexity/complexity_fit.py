@@ -39,6 +39,7 @@ from training.complexity.encoder_trainer import EncoderFiles, EncoderTrainer, Va
 from training.complexity.finetune import Recipe
 from training.complexity.graded import DifficultyPart, Graded, agreement, difficulty_head
 from training.complexity.logit_correction import fit_correction
+from training.complexity.novelty_fit import NoveltyPart, fit_novelty
 from training.embeddings import CachedEmbedder, frozen_vectors
 from training.measuring import plots as draw
 from training.measuring.classification import classification_figures
@@ -71,6 +72,7 @@ class ComplexityPart:
     metrics: dict[str, float]
     encoder: dict[str, Any]
     difficulty: DifficultyPart | None = None
+    novelty: NoveltyPart | None = None
 
     def probabilities(self, features: Features) -> Singles:
         """Return label probabilities (n, 4)."""
@@ -183,8 +185,11 @@ def borrow_complexity(bundle: Bundle, folder: Path) -> ComplexityPart:
     if settings := bundle.config.get("difficulty"):
         arrays = bundle.section("difficulty")
         difficulty = DifficultyPart(arrays["weights"], arrays["bias"], settings, {})
+    novelty = None
+    if settings := bundle.config.get("novelty"):
+        novelty = NoveltyPart(bundle.section("novelty")["centroids"], settings)
     encoder = {**bundle.manifest.get("encoder", {}), "borrowed_from": bundle.name}
-    return ComplexityPart(head, config, {}, encoder, difficulty)
+    return ComplexityPart(head, config, {}, encoder, difficulty, novelty)
 
 
 def learn_complexity(
@@ -234,7 +239,7 @@ def learn_complexity(
         metrics |= difficulty.metrics | {"data/grade_agreement": agreement(graded.grades)}
     config = {"recipe": asdict(recipe), "strength": learned.fitted.strength, "examples": files.examples}
     encoder = {"source": name, "pooling": ["cls", "mean"], "recipe": recipe.name, **asdict(files.exported)}
-    return ComplexityPart(learned.head, config, metrics, encoder, difficulty)
+    return ComplexityPart(learned.head, config, metrics, encoder, difficulty, fit_novelty(vectors, seed))
 
 
 @dataclass(frozen=True)

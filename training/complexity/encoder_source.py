@@ -1,8 +1,7 @@
 """The encoder that a fit starts from: a hub name, a folder, or multilingual-e5-small cut to size.
 
-multilingual-e5-small reads a hundred languages with 12 layers and 250,037 word pieces, of which a router needs neither
-all: every other layer is kept, the commonest pieces and those of the training texts. That is as fast as a 6-layer
-English encoder, and half of the 12 layers' size.
+multilingual-e5-small reads a hundred languages with 12 layers and 250,037 word pieces. A router needs all of neither:
+two of three layers are kept, the commonest pieces and those of the training texts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ log = logging.getLogger(__name__)
 
 MULTILINGUAL = "intfloat/multilingual-e5-small"
 _ALIASES = {MULTILINGUAL, "multilingual-e5-small"}
-LAYERS = (0, 2, 4, 6, 8, 10)  # kept of 12
+# Kept of 12. With six, macro-F1 loses a point in English and more in other languages.
+LAYERS = (0, 1, 3, 4, 6, 7, 9, 10)
 COMMON_PIECES = 40_000  # kept whatever the texts are, the pieces being sorted by frequency
 
 

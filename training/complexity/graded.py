@@ -26,6 +26,7 @@ from training.splits import group_of, is_test
 GRADE_DIFFICULTY = (-1.0, 0.8, 2.3, 4.0, 6.5)  # of grades 1 to 5, in doublings of parameters
 CENTRE, SCALE = 2.3, 2.5  # by which difficulties are standardised for the training
 FILE = "difficulty.jsonl"
+MIN_WITH_TOOLS = 20  # held-out requests that offer tools, from which those are scaled by themselves
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,14 @@ def difficulty_head(
     the number of columns of the table, on which this head puts no weight."""
     outputs = vectors @ weights.T + bias
     truth, rough = test.difficulty, outputs[:, DIFFICULTY]
-    slope, offset = np.polyfit(rough, truth, 1)
+    tools = np.array([query.context.n_tools > 0 for query in test.queries], dtype=bool)
+    slope, offset = np.polyfit(rough[~tools], truth[~tools], 1)
     mean = slope * rough + offset
+    with_tools = None
+    if tools.sum() >= MIN_WITH_TOOLS:
+        again, shift = np.polyfit(mean[tools], truth[tools], 1)
+        with_tools = {"slope": float(again), "offset": float(shift)}
+        mean = np.where(tools, again * mean + shift, mean)
     residual = truth - mean
     rows = np.vstack((slope * weights[DIFFICULTY], weights[FAMILIES])).astype(np.float32)
     places = np.concatenate(([slope * bias[DIFFICULTY] + offset], bias[FAMILIES])).astype(np.float32)
@@ -115,6 +122,7 @@ def difficulty_head(
         "label_means": means,
         "label_sd": float((read - np.array(means)[labels]).std()),
         "families": list(TASK_FAMILIES),
+        "with_tools": with_tools,
     }
     metrics = {
         "test/difficulty_mae": float(np.abs(residual).mean()),

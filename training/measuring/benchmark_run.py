@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import httpx
 import ollama
 
+from router_ml.arm import EFFORTS, arm_key
 from router_ml.catalogue import Catalogue
 from router_ml.errors import InputError, NoModelAvailable
 from router_ml.hosts.failure import Failure, classify
 from router_ml.hosts.names import normal
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.settings import without_credentials
-from router_ml.types import Query
+from router_ml.types import Query, Think
 from training.measuring.conversation import BenchmarkConversation, ChatClient, ChatSettings
 from training.measuring.expected_answer import ExpectedAnswer, expected_answer
 from training.measuring.judge import Judge, JudgeDecision
 from training.measuring.measured_answer import MeasuredAnswer, answer_from, answer_row
 from training.measuring.progress import Progress
-from training.measuring.row_log import RowLog
+from training.measuring.row_log import RowLog, row_key
 from training.measuring.run_file import RunFile
 from training.measuring.scoring import needs_judge, outcome
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+BenchmarkArm: TypeAlias = tuple[str, Think | None]  # model, and how it is asked
+_EFFORT_FAMILIES = frozenset({"gptoss"})  # these think always, and take an effort instead of on and off
 
 _WAITS_S = (1.0, 5.0, 15.0)  # between attempts to reach a host
 
@@ -62,6 +66,7 @@ class BenchmarkPlan:
     warm_up: bool = True
     retry_errors: bool = False
     rescore: bool = False
+    arms: bool = False  # ask a model that can think in each way that the catalogue offers, else both ways
 
     @property
     def answers(self) -> Path:
@@ -95,6 +100,7 @@ class Benchmark:
         self._run_file = RunFile(plan.run_file, plan.host, plan.settings)
         self._conversation = BenchmarkConversation(client, plan.settings, clock)
         self._judge = Judge(client, plan.judge) if plan.judge else None
+        self._warm: set[str] = set()
 
     def run(self) -> None:
         """Measure what was not measured yet.
@@ -106,11 +112,13 @@ class Benchmark:
         prepare_files(self._plan)
         with RowLog(self._plan.out) as rows, RowLog(self._plan.answers) as answers:
             todo = self._todo(rows, answers)
-            done = len(self._plan.models) * len(self._plan.queries) - sum(map(len, todo.values()))
-            with Progress({model: len(queries) for model, queries in todo.items()}, done, quiet=self._quiet) as bar:
+            done = len(todo) * len(self._plan.queries) - sum(map(len, todo.values()))
+            with Progress(
+                {arm_key(*arm): len(queries) for arm, queries in todo.items()}, done, quiet=self._quiet
+            ) as bar:
                 self._score_stored(rows, answers)
-                for model, queries in todo.items():
-                    self._measure(model, queries, rows, answers, bar)
+                for arm, queries in todo.items():
+                    self._measure(arm, queries, rows, answers, bar)
                 self._judge_stored(rows, answers, bar)
 
     @property
@@ -136,11 +144,34 @@ class Benchmark:
             raise NoModelAvailable(f"{self._host} does not have {', '.join(missing)}: {pulls}")
         return {name: installed[normal(name)] for name in self._plan.models}
 
-    def _todo(self, rows: RowLog, answers: RowLog) -> dict[str, list[Query]]:
-        return {
-            model: [q for q in self._plan.queries if (q.id, model) not in rows and (q.id, model) not in answers]
-            for model in self._plan.models
-        }
+    def _todo(self, rows: RowLog, answers: RowLog) -> dict[BenchmarkArm, list[Query]]:
+        def is_done(query: Query, arm: BenchmarkArm) -> bool:
+            # rows of versions that did not note how a model was asked are of the run's own way
+            keys = [(query.id, arm_key(*arm)), *([] if self._plan.arms else [(query.id, arm[0])])]
+            return any(key in rows or key in answers for key in keys)
+
+        return {arm: [q for q in self._plan.queries if not is_done(q, arm)] for arm in self._arms}
+
+    @functools.cached_property
+    def _arms(self) -> tuple[BenchmarkArm, ...]:
+        """The models, each with every way it is asked; arms of one model follow each other, so it is loaded once."""
+        return tuple((model, think) for model in self._plan.models for think in self._ways(model))
+
+    def _ways(self, model: str) -> tuple[Think | None, ...]:
+        if self._plan.settings.think is None and not self._plan.arms:
+            return (None,)
+        try:
+            shown = self._client.show(model)
+        except Exception:
+            return (None,)
+        if "thinking" not in (shown.capabilities or ()):
+            return (None,)
+        if not self._plan.arms:
+            return (self._plan.settings.think,)
+        entry = self._plan.catalogue.find(model)
+        if entry is not None and entry.arms:
+            return tuple(arm.think for arm in entry.arms)
+        return EFFORTS if shown.details is not None and shown.details.family in _EFFORT_FAMILIES else (False, True)
 
     def _warm_up(self, model: str, bar: Progress) -> None:
         """Load the model and its system prompt, so that no measured row includes that time."""
@@ -159,35 +190,30 @@ class Benchmark:
         except (ollama.ResponseError, _StillFailing, httpx.HTTPError, ValueError) as error:  # its rows report it, too
             log.warning("the warm-up of %s failed: %s", model, error)
 
-    def _can_think(self, model: str) -> bool:
-        if not self._plan.settings.think:
-            return False
-        try:
-            return "thinking" in (self._client.show(model).capabilities or ())
-        except Exception:
-            return False
-
     # -- measuring ------------------------------------------------------------------------------------------------
 
-    def _measure(self, model: str, queries: Sequence[Query], rows: RowLog, answers: RowLog, bar: Progress) -> None:
+    def _measure(
+        self, arm: BenchmarkArm, queries: Sequence[Query], rows: RowLog, answers: RowLog, bar: Progress
+    ) -> None:
         if not queries:
             return
-        if self._plan.warm_up:
-            self._warm_up(model, bar)
-        can_think = self._can_think(model)
+        if self._plan.warm_up and arm[0] not in self._warm:
+            self._warm_up(arm[0], bar)
+            self._warm = {arm[0]}  # the host may have dropped another one for it
         for query in queries:
             began = self._clock()
-            answer = self._ask(model, query, can_think)
+            answer = self._ask(arm, query)
             answers.append(answer_row(answer))
             self._score(answer, rows)
-            bar.row(model, self._clock() - began)
+            bar.row(arm_key(*arm), self._clock() - began)
 
-    def _ask(self, model: str, query: Query, can_think: bool) -> MeasuredAnswer:
+    def _ask(self, arm: BenchmarkArm, query: Query) -> MeasuredAnswer:
+        model, think = arm
         expected = self._expected[query.id]
         try:
-            return self._reach(lambda: self._conversation.ask(model, query, expected, can_think=can_think))
+            return self._reach(lambda: self._conversation.ask(model, query, expected, think=think))
         except _StillFailing as error:  # the host answers: only this query of this model fails
-            return MeasuredAnswer(query.id, model, turns=1, error=str(error.failure))
+            return MeasuredAnswer(query.id, model, turns=1, error=str(error.failure), think=think)
 
     def _score(self, answer: MeasuredAnswer, rows: RowLog) -> None:
         """Write the row, unless a judge has to decide first: judging now would unload the model."""
@@ -203,13 +229,8 @@ class Benchmark:
 
     def _unscored(self, rows: RowLog, answers: RowLog) -> list[MeasuredAnswer]:
         """Return the answers of this plan that have no row yet."""
-        open_keys = [
-            (query.id, model)
-            for model in self._plan.models
-            for query in self._plan.queries
-            if (query.id, model) in answers and (query.id, model) not in rows
-        ]
-        return [answer_from(answers.rows[key]) for key in open_keys]
+        mine = [(query.id, arm_key(*arm)) for arm in self._arms for query in self._plan.queries]
+        return [answer_from(answers.rows[key]) for key in mine if key in answers and key not in rows]
 
     def _score_stored(self, rows: RowLog, answers: RowLog) -> None:
         for answer in self._unscored(rows, answers):
@@ -271,7 +292,7 @@ def prepare_files(plan: BenchmarkPlan) -> None:
     """Drop the rows to make again: all answered ones to score them again, or those with errors to ask again."""
     if plan.rescore:
         answered = _keys(plan.answers)
-        _retain(plan.out, lambda row: (row["query_id"], row["model"]) not in answered)
+        _retain(plan.out, lambda row: row_key(row) not in answered)
     if plan.retry_errors:
         _retain(plan.out, lambda row: row.get("error") is None)  # first: an answer without a row is scored again
         _retain(plan.answers, lambda row: row.get("error") is None)

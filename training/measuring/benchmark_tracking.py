@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from router_ml.arm import arm_key, split_key, think_text
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.types import Outcome
 from training.measuring.comparison import Comparison, ModelFigures, comparison_table
@@ -26,14 +27,16 @@ def record(
     params: Mapping[str, Any],
     root: Path | None = None,
 ) -> None:
-    """Log every model of a comparison. MLflow missing or down is a warning."""
+    """Log every arm of a comparison. MLflow missing or down is a warning."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # its own seven take minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for model, figures in comparison.overall.items():
-        rows = [o for o in outcomes if o.model == model]
+        name, think = split_key(model)
+        rows = [o for o in outcomes if arm_key(o.model, o.think) == model]
+        way = {} if think is None else {"think": think_text(think)}
         try:
             with tracked(experiment, model, _note(model, figures), root, later=_LATER) as tracker:
-                tracker.params({"model": model, **params})
+                tracker.params({"model": name, **params, **way})
                 tracker.metrics(metrics(model, comparison))
                 with tempfile.TemporaryDirectory() as folder:
                     write_rows(Path(folder) / "outcomes.jsonl", map(outcome_row, rows))
@@ -57,7 +60,7 @@ def metrics(model: str, comparison: Comparison) -> dict[str, float]:
         "speed/latency_p50_s": figures.latency_p50_s,
         "speed/latency_p95_s": figures.latency_p95_s,
         "speed/tokens_per_s": figures.tokens_per_s,
-        "speed/warm_up_s": comparison.warm_up_s.get(model),
+        "speed/warm_up_s": comparison.warm_up_of(model),
     }
     values |= {f"success/{label}": part.success for label, part in comparison.by_label[model].items()}
     values |= {f"latency/{label}_p50_s": part.latency_p50_s for label, part in comparison.by_label[model].items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from router_ml.arm import arm_key, split_key
 from router_ml.terminal import format_table
 from router_ml.types import LABELS, Outcome, Query
 
@@ -80,18 +81,22 @@ def _rate(outcomes: Sequence[Outcome]) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of several models."""
+    """Figures of several models, by the key of the arm."""
 
     overall: Mapping[str, ModelFigures]
     by_label: Mapping[str, Mapping[str, ModelFigures]]  # model -> label -> figures
     warm_up_s: Mapping[str, float]
+
+    def warm_up_of(self, key: str) -> float | None:
+        """Return the seconds that an arm's model took to load, or None."""
+        return self.warm_up_s.get(split_key(key)[0])
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON-ready form."""
         return {
             model: {
                 **asdict(figures),
-                "warm_up_s": self.warm_up_s.get(model),
+                "warm_up_s": self.warm_up_of(model),
                 "labels": {label: asdict(part) for label, part in self.by_label[model].items()},
             }
             for model, figures in self.overall.items()
@@ -101,10 +106,16 @@ class Comparison:
 def compare(
     queries: Sequence[Query], models: Sequence[str], outcomes: Sequence[Outcome], warm_up_s: Mapping[str, float]
 ) -> Comparison:
-    """Return figures per model, and per model and label, over the given queries alone."""
+    """Return figures per arm, and per arm and label, over the given queries alone."""
     labels = {query.id: query.label or UNLABELLED for query in queries}
     order = [label for label in (*LABELS, UNLABELLED) if label in labels.values()]
-    mine = {model: [o for o in outcomes if o.model == model and o.query_id in labels] for model in models}
+    mine: dict[str, list[Outcome]] = {}
+    for model in models:
+        own = [outcome for outcome in outcomes if outcome.model == model and outcome.query_id in labels]
+        for outcome in own:
+            mine.setdefault(arm_key(model, outcome.think), []).append(outcome)
+        if not own:
+            mine[model] = []
     return Comparison(
         overall={model: model_figures(rows) for model, rows in mine.items()},
         by_label={
@@ -122,7 +133,7 @@ def comparison_table(comparison: Comparison) -> str:
     """Return the comparison as text: models first, then each label."""
     rows: list[tuple[str, ...]] = [("model", "label", *_HEAD, "load s")]
     for model, figures in comparison.overall.items():
-        rows.append((model, "all", *_cells(figures), _number(comparison.warm_up_s.get(model), 1)))
+        rows.append((model, "all", *_cells(figures), _number(comparison.warm_up_of(model), 1)))
     labels = list(dict.fromkeys(label for parts in comparison.by_label.values() for label in parts))
     for label in labels if labels != [UNLABELLED] else ():
         rows += [(model, label, *_cells(parts[label]), "") for model, parts in comparison.by_label.items()]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ollama
 
 from router_ml.hosts.failure import BadAnswer, classify
 from router_ml.hosts.names import normal
-from router_ml.types import Query
+from router_ml.types import Query, Think
 from training.measuring.argument_values import agrees
 from training.measuring.expected_answer import ExpectedAnswer, ToolResult
 from training.measuring.measured_answer import MeasuredAnswer
@@ -52,7 +52,7 @@ class ChatSettings:
 
     system: str = SYSTEM
     options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "seed": 0, "num_predict": 2048})
-    think: bool | None = None  # None: the model's default
+    think: bool | None = None  # of models that can think; None: the model's default
     keep_alive: str = "10m"
     max_turns: int = 8
 
@@ -104,13 +104,13 @@ class BenchmarkConversation:
     ) -> None:
         self._client, self._settings, self._clock = client, settings, clock
 
-    def ask(self, model: str, query: Query, expected: ExpectedAnswer, *, can_think: bool = False) -> MeasuredAnswer:
-        """Return the answer, with its error where the model failed.
+    def ask(self, model: str, query: Query, expected: ExpectedAnswer, *, think: Think | None = None) -> MeasuredAnswer:
+        """Return the answer, with its error where the model failed. `think` is sent as it is; None sends none.
 
         Raises what the client raises if the host cannot be reached (`Failure.kind` refused, connection, busy)."""
         resident = self._resident(model)
         messages: list[Any] = messages_of(query, self._settings.system)
-        arguments = self._arguments(query, can_think)
+        arguments = self._arguments(query, think)
         replies: list[ollama.ChatResponse] = []
         calls: list[MadeCall] = []
         latency_s = 0.0
@@ -134,17 +134,16 @@ class BenchmarkConversation:
             if not made or expected.results is None:
                 break
             messages += [reply.message, *(_tool_message(call, expected.results) for call in made)]
-        return _answer(query.id, model, replies, calls, latency_s, resident, error)
+        return replace(_answer(query.id, model, replies, calls, latency_s, resident, error), think=think)
 
-    def _arguments(self, query: Query, can_think: bool) -> dict[str, Any]:
-        think = self._settings.think
+    def _arguments(self, query: Query, think: Think | None) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "options": dict(self._settings.options),
             "keep_alive": self._settings.keep_alive,
         }
         if tools := tools_of(query):
             arguments["tools"] = tools
-        if think is False or (think and can_think):  # a model that cannot think refuses `think: true`
+        if think is not None:
             arguments["think"] = think
         return arguments
 

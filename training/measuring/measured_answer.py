@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from router_ml.arm import arm_key
+from router_ml.types import Think
 from training.measuring.tool_calls import MadeCall
 
 
@@ -27,11 +29,12 @@ class MeasuredAnswer:
     resident: bool | None = None
     truncated: bool = False  # cut at the maximum length
     error: str | None = None
+    think: Think | None = None  # how the model was asked; None: its own default, or no choice
 
     @property
     def key(self) -> tuple[str, str]:
-        """Query id and model."""
-        return self.query_id, self.model
+        """Query id and key of the arm."""
+        return self.query_id, arm_key(self.model, self.think)
 
 
 def answer_row(answer: MeasuredAnswer) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from router_ml.arm import arm_key
 from router_ml.errors import InputError, StoreError
 from router_ml.files import lock_open_file
 
 
 class RowLog:
-    """Rows of JSON Lines, one for each (query_id, model). Opening repairs an incomplete last line.
+    """Rows of JSON Lines, one for each query id and key of an arm. Opening repairs an incomplete last line.
 
     Only one process may have it open; another gets an `InputError`. Use it as a context manager."""
 
@@ -57,7 +58,7 @@ class RowLog:
         """Add a row and wait until it is on disk; a row whose key is present is ignored.
 
         Raises `StoreError` if the disk takes no more."""
-        key = _key(row)
+        key = row_key(row)
         if key in self.rows:
             return
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
@@ -95,9 +96,9 @@ class RowLog:
     def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for number, row in _lines(self.path):
-            if _key(row) in rows:
+            if row_key(row) in rows:
                 raise InputError(f"{self.path}:{number}: repeats an earlier row; delete one of them")
-            rows[_key(row)] = row
+            rows[row_key(row)] = row
         return rows
 
 
@@ -118,5 +119,6 @@ def _is_row(raw: bytes) -> bool:
     return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("query_id", "model"))
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str]:
-    return row["query_id"], row["model"]
+def row_key(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return query id and key of the arm of a row."""
+    return row["query_id"], arm_key(row["model"], row.get("think"))

@@ -68,6 +68,7 @@ def outcome(
         resident=answer.resident,
         error=answer.error,
         extra=extra,
+        think=answer.think,
     )
 
 

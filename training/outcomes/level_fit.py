@@ -1,7 +1,7 @@
 """The level of each model from own outcomes: Bayesian, so that a few outcomes count, and many outweigh every prior.
 
-What a model is expected to do before its outcomes is the catalogue's prior, or that of an unknown model. See
-`router_ml.decide.predictors.ability`.
+What a model is expected to do before its outcomes is the catalogue's prior, else what the library says, else that of
+an unknown model. See `router_ml.decide.predictors.ability`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router_ml.catalogue import Catalogue, Model, Prior
+from router_ml.arm import split_key
+from router_ml.catalogue import Arm, Catalogue, Model
 from router_ml.decide.predictors.ability import Abilities, logit, sigmoid, widened
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.errors import InputError
-from router_ml.types import LABELS
+from router_ml.library import known, prior_of
+from router_ml.types import LABELS, Prior
 from training.arrays import Floats, Index, Matrix
 from training.outcomes.table import OutcomeTable
 from training.splits import permuted_folds
 
-UNKNOWN_SUCCESS, UNKNOWN_STRENGTH = 0.7, 2.0  # of a model in no catalogue
+UNKNOWN_B, UNKNOWN_STRENGTH = 8.0, 2.0  # of a model that neither catalogue nor library knows
+_SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,19 @@ class LevelFit:
         """Take models as the outcomes name them.
 
         Raises `InputError` if two of the names are those of one model in the catalogue."""
-        self.entries = {name: catalogue.find(name) for name in models}
+        self.entries = {name: catalogue.arm(name) for name in models}
         taken: dict[str, str] = {}
         for name, entry in self.entries.items():
-            if entry is not None and taken.setdefault(entry.name, name) != name:
+            if entry is not None and taken.setdefault(entry.key, name) != name:
                 raise InputError(
-                    f"outcomes of {taken[entry.name]!r} and {name!r} are of one model of the catalogue, "
-                    f"{entry.name!r}; use one name for it"
+                    f"outcomes of {taken[entry.key]!r} and {name!r} are of one model of the catalogue, "
+                    f"{entry.key!r}; use one name for it"
                 )
-        expected = [replace(entry or _unknown(name), name=name, aliases=()) for name, entry in self.entries.items()]
+        plain = {"think": None, "arms": (), "aliases": ()}
+        expected = [
+            replace(entry or _unlisted(name), name=name, **plain)  # type: ignore[arg-type]
+            for name, entry in self.entries.items()
+        ]
         self._predictor = OutcomePredictor(Catalogue(tuple(expected)), reading=reading)
         self._models = list(models)
 
@@ -87,22 +94,33 @@ class LevelFit:
         abilities into the profiles: their success is then what is known now."""
         settled = []
         for profile in profiles:
-            prior_sd = self._predictor.prior_sd(profile.name)
-            shift = abilities.shift(profile.name, ANY_FAMILY, prior_sd)
-            mean = logit(UNKNOWN_SUCCESS) * widened(prior_sd**2) + shift.mean
-            logits = {label: logit(p) for label, p in profile.prior.success.items()}
-            centre = sum(logits.values()) / len(logits)
-            success = {
-                label: sigmoid((mean + value - centre) / widened(shift.sd**2)) for label, value in logits.items()
-            }
-            p = sum(success.values()) / len(success)
-            strength = 1.0 / max(shift.sd**2 * p * (1 - p), 1e-6)
-            settled.append(replace(profile, prior=replace(profile.prior, success=success, strength=strength)))
-            if profile.name in abilities.models:
-                abilities = abilities.moved(profile.name, -shift.mean)
+            priors: dict[str, Prior] = {}
+            for arm in profile.each_arm:
+                unknown = arm.key in self.entries and self.entries[arm.key] is None
+                priors[arm.key] = self._settled(abilities, arm.key, arm.prior) if unknown else arm.prior
+                if unknown and arm.key in abilities.models:
+                    shift = abilities.shift(arm.key, ANY_FAMILY, self._predictor.prior_sd(arm.key))
+                    abilities = abilities.moved(arm.key, -shift.mean)
+            arms = tuple(Arm(arm.think, priors[arm.key]) for arm in profile.each_arm) if profile.arms else ()
+            prior = priors.get(profile.default_arm.key, profile.prior)
+            settled.append(replace(profile, prior=prior, arms=arms))
         return abilities, tuple(settled)
 
+    def _settled(self, abilities: Abilities, key: str, prior: Prior) -> Prior:
+        """Return the prior of an arm with its success as it is known now; labels differ by as much as in its own."""
+        shift = abilities.shift(key, ANY_FAMILY, self._predictor.prior_sd(key))
+        own = {label: logit(p) for label, p in prior.success.items()}
+        centre, wide = sum(own.values()) / len(own), widened(shift.sd**2)
+        expected = (self._predictor.observation(key, 0.0, row).logit for row in _SURE)
+        moved = {label: z + shift.mean + own[label] - centre for label, z in zip(LABELS, expected, strict=True)}
+        success = {label: sigmoid(z / wide) for label, z in moved.items()}
+        p = sum(success.values()) / len(success)
+        return replace(prior, success=success, strength=1.0 / max(shift.sd**2 * p * (1 - p), 1e-6))
 
-def _unknown(name: str) -> Model:
-    success = dict.fromkeys(LABELS, UNKNOWN_SUCCESS)
-    return Model(name, Prior(dict.fromkeys(LABELS, 1.0), success, strength=UNKNOWN_STRENGTH))
+
+def _unlisted(name: str) -> Model:
+    """Return a model that the catalogue lacks; one that the library lacks, too, could be of any size."""
+    bare, think = split_key(name)
+    if known(bare) is not None:
+        return Model(name, prior_of(bare, think=think))
+    return Model(name, replace(prior_of(name, UNKNOWN_B), strength=UNKNOWN_STRENGTH))

@@ -2,7 +2,7 @@
 
 The same recipe for every data set: the learners of `learners.LEARNERS` predict every row held out by its group
 (`cross_fitting`); their blend is chosen by routing utility (`routing_utility`), recalibrated (`calibration`) and shrunk
-towards the models' means as far as its gain over the best single model is not proven (`shrinkage`); residuals give the
+towards each model's level (`level_fit`) as far as it is not proven (`shrinkage`); residuals give the
 quantiles of latency (`conformal`); the result is folded into the arrays that serving computes (`head_export`).
 """
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.arm import arm_key
 from router_ml.catalogue import Catalogue, Model, model_entry
 from router_ml.decide.features.extractor import Features
 from router_ml.decide.predictors.ability import Abilities
@@ -39,7 +40,7 @@ from training.outcomes.level_fit import LevelFit, LevelRows
 from training.outcomes.neighbour_learner import neighbour_count
 from training.outcomes.ridge_learner import penalties
 from training.outcomes.routing_utility import routing_utility
-from training.outcomes.shrinkage import NOVEL_MARGIN, best_factor, best_margin, significantly_better
+from training.outcomes.shrinkage import NOVEL_MARGIN, proven_factor, significantly_better
 from training.outcomes.table import MIN_QUERIES, MIN_ROWS, OutcomeTable, derived_profiles, outcome_table
 from training.outcomes.targets import targets_of
 from training.outcomes.transfer_learner import shrinkage_correction
@@ -48,7 +49,7 @@ NOVELTY_QUANTILES = (0.92, 0.955)  # of the training queries' own distance, betw
 MARGIN_QUANTILES = (0.6, 0.96)  # the same for the margin, which grows for queries that are only a little unusual
 _MIN_DISTANCE_RANGE = 1e-3
 LEVELS = "prior"  # no learner: each model's prior and its own outcomes
-LEVEL_ROWS = 20.0  # outcomes of a model from which what was learned of queries weighs more than half
+LEVEL_ROWS = 10.0  # outcomes of a model from which what was learned of queries weighs more than half
 
 Log = Callable[[str, dict[str, float]], None]
 
@@ -68,8 +69,7 @@ class Chosen(NamedTuple):
 
     blend: Blend
     settings: Settings
-    factor: float  # of shrinkage
-    margin: float
+    factor: float  # share of what was learned of queries that is served
 
 
 def fit_outcomes(
@@ -88,7 +88,7 @@ def fit_outcomes(
     difficulty head that will serve with them.
 
     `log(name, metrics)` is called for each blend tried. Raises `InputError` for outcomes that cannot be used."""
-    table = outcome_table(queries, outcomes)
+    table = outcome_table(queries, said(outcomes, catalogue))
     place = {query.id: i for i, query in enumerate(queries)}
     index = np.array([place[query.id] for query in table.queries], dtype=np.intp)
     features, probabilities = features.rows(index), np.asarray(complexity, np.float64)[index]
@@ -108,6 +108,21 @@ def fit_outcomes(
     fitted = _final(table, rows, held_out, chosen, report, profiles)
     fitted.config["abilities"] = abilities.as_config()
     return fitted
+
+
+def said(outcomes: Sequence[Outcome], catalogue: Catalogue) -> list[Outcome]:
+    """Return the outcomes; those that do not say how the model was asked count for its default arm where that arm has
+    rows of its own, and are left out for a query that has both."""
+    keys = {(o.query_id, arm_key(o.model, o.think)) for o in outcomes}
+    measured = {key for _, key in keys}
+    found = []
+    for o in outcomes:
+        arm = catalogue.arm(o.model) if o.think is None else None
+        if arm is None or arm_key(o.model, arm.think) not in measured or arm.think is None:
+            found.append(o)
+        elif (o.query_id, arm_key(o.model, arm.think)) not in keys:
+            found.append(replace(o, think=arm.think))
+    return found
 
 
 def _difficulties(features: Features, reading: DifficultyHead | None) -> list[Difficulty] | None:
@@ -148,11 +163,10 @@ def _levels_alone(reason: str, profiles: tuple[Model, ...], abilities: Abilities
 def _choose(
     table: OutcomeTable, rows: TrainingRows, held_out: HeldOut, level: Matrix, log: Log | None
 ) -> tuple[Chosen, dict[str, Any]]:
-    """Choose settings, blend, margin and shrinkage by held-out routing utility."""
+    """Choose settings, blend and shrinkage on held-out rows."""
     n_models, blends = len(table.models), success_blends()
     settings = best_settings(held_out, rows.targets, next(iter(blends.values())))
     utility = routing_utility(table, rows.targets, blended_quantities(held_out, settings, n_models))
-    means = held_out.means[:, :n_models]
     baseline = utility(level)
     tried = {LEVELS: utility.figures(level, baseline)}
     best_name, best_p, best_utilities = "", level, baseline
@@ -165,16 +179,12 @@ def _choose(
     for name, figures in tried.items():
         if log is not None:
             log(name, {f"val/{key}": value for key, value in figures.items()})
-    margin = best_margin(best_p, means, utility)
-    factor = best_factor(best_p, level, means, utility, baseline, margin)
+    factor = proven_factor(best_p, level, utility)
     single = {model: float(np.nanmean(table.success[:, j])) for j, model in enumerate(table.models)}
-    if not factor:
-        margin = 0.0  # nothing learned of queries is served
     learner = best_name if factor else LEVELS
     report = {
         "learner": learner,
         "shrinkage": factor,
-        "margin": margin,
         "queries": len(table),
         "outcomes": table.n_outcomes,
         "penalty": penalties(rows.tune)[settings["linear"].success],
@@ -182,7 +192,7 @@ def _choose(
         "best_single_success": max(single.values()),
         "cross_validated": tried,
     }
-    return Chosen(blends[best_name], settings, factor, margin), report
+    return Chosen(blends[best_name], settings, factor), report
 
 
 def _final(
@@ -221,7 +231,7 @@ def _final(
         "outcomes": (~np.isnan(table.success)).sum(axis=0).tolist(),
         "prior_weight": _level_weights(table, chosen.factor),
         "basis": int(rows.basis.directions.shape[1]),
-        "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN if chosen.factor else 0.0)},
+        "margin": {"near": 0.0, "far": NOVEL_MARGIN if chosen.factor else 0.0},
         "novelty": _range(novelty),
         "doubt": _range(unusual),
         "neighbours": {"k": neighbour_count(len(rows))} if "neighbour_keys" in arrays else None,

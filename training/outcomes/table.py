@@ -1,7 +1,9 @@
-"""The table of outcomes: queries by models, checked, and profiles of models that are in no catalogue.
+"""The table of outcomes: queries by arms, checked, and profiles of models and arms that are in no catalogue.
+
+An arm is a model with the way it was asked; its key is the model's name where the rows do not say (`think`).
 
 Rules for odd rows, so that every fit treats them alike:
-- a query id that is not among the queries, or a repeated (query, model), is an error;
+- a query id that is not among the queries, or a repeated (query, arm), is an error;
 - an outcome with an `error` and no `success` counts as a failure, and its latency as unknown;
 - a latency of zero is raised to a millisecond;
 - a model with fewer than `MIN_ROWS` known successes is not learned: it is routed by its prior, moved by those it has;
@@ -16,12 +18,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.catalogue import Catalogue, Model
+from router_ml.arm import arm_key, split_key
+from router_ml.catalogue import Arm, Catalogue, Model
 from router_ml.errors import InputError
 from router_ml.events.judgement import source_of
 from router_ml.jsonl import MAX_LATENCY_S
@@ -42,10 +45,10 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class OutcomeTable:
-    """Outcomes as matrices (queries, models); NaN where not measured."""
+    """Outcomes as matrices (queries, arms); NaN where not measured."""
 
     queries: tuple[Query, ...]
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # keys of the arms
     success: Table
     latency_s: Table
     prompt_tokens: Table
@@ -107,24 +110,23 @@ def check_query_ids(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> No
 
 
 def outcome_table(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> OutcomeTable:
-    """Return the table of all queries that have an outcome, in their order, and of all models, sorted by name.
+    """Return the table of all queries that have an outcome, in their order, and of all arms, sorted by key.
 
     Raises `InputError` for outcomes of unknown queries, repeated ones, and values outside their range."""
     check_query_ids(queries, outcomes)
     measured = {outcome.query_id for outcome in outcomes}
     asked = tuple(query for query in queries if query.id in measured)
     row = {query.id: i for i, query in enumerate(asked)}
-    models = tuple(sorted({outcome.model for outcome in outcomes}))
+    models = tuple(sorted({arm_key(outcome.model, outcome.think) for outcome in outcomes}))
     column = {model: j for j, model in enumerate(models)}
     matrices = {name: np.full((len(asked), len(models)), np.nan) for name in _MATRICES}
     seen: set[tuple[int, int]] = set()
     weak: list[tuple[tuple[int, int], Outcome]] = []
     for outcome in outcomes:
-        place = row[outcome.query_id], column[outcome.model]
+        key = arm_key(outcome.model, outcome.think)
+        place = row[outcome.query_id], column[key]
         if place in seen:
-            raise InputError(
-                f"outcome of {outcome.model!r} for query {outcome.query_id!r} is repeated; delete one of the rows"
-            )
+            raise InputError(f"outcome of {key!r} for query {outcome.query_id!r} is repeated; delete one of the rows")
         seen.add(place)
         if outcome.success is not None and outcome.weight < 1.0:
             weak.append((place, outcome))
@@ -201,15 +203,28 @@ def query_keys(queries: Sequence[Query]) -> NDArray[np.uint64]:
 def derived_profiles(table: OutcomeTable, complexity: Table, catalogue: Catalogue) -> tuple[Model, ...]:
     """Return profiles of the table's models that the catalogue lacks: their measured means for each complexity label.
 
+    A model whose rows say how it was asked gets one arm for each way that the catalogue lacks.
+
     `complexity` holds the label probabilities (n, 4) of the table's queries. A label with few rows is shrunk to the
     model's own mean; a model without latencies gets the median of the others, or one second."""
     overall = table.latency_s[~np.isnan(table.latency_s)]
     fallback = float(np.median(overall)) if overall.size else UNKNOWN_LATENCY_S
-    return tuple(
-        Model(name=name, prior=_prior(table, j, complexity, fallback))
-        for j, name in enumerate(table.models)
-        if name not in catalogue
-    )
+    lacking: dict[str, list[Arm]] = {}
+    for j, key in enumerate(table.models):
+        if catalogue.arm(key) is None:
+            name, think = split_key(key)
+            lacking.setdefault(name, []).append(Arm(think, _prior(table, j, complexity, fallback)))
+    return tuple(_profile(name, arms, table, catalogue) for name, arms in lacking.items())
+
+
+def _profile(name: str, arms: list[Arm], table: OutcomeTable, catalogue: Catalogue) -> Model:
+    """Return the profile of a model with the arms that the catalogue lacks; asked one way only, it has none."""
+    known = catalogue.find(name)
+    if known is not None and not known.arms and name in table.models:
+        arms = [Arm(None, known.prior), *arms]  # its rows that do not say are of an arm, too
+    if [arm.think for arm in arms] == [None]:
+        return Model(name, arms[0].prior)
+    return replace(known or Model(name, arms[0].prior), prior=(known or arms[0]).prior, arms=tuple(arms))
 
 
 def _prior(table: OutcomeTable, j: int, complexity: Table, fallback_s: float) -> Prior:

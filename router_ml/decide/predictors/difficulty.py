@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.decide.features.surface import NAMES
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.types import LABELS, TASK_FAMILIES
 
@@ -26,6 +27,9 @@ WITH_TOOLS: FamilyShares = (0.05, 0.05, 0.05, 0.80, 0.05)
 LABEL_DIFFICULTY: tuple[float, ...] = (-2.5, -1.0, 0.5, 0.5)
 LABEL_SD = 2.0
 MEAN_DISCRIMINATION = 0.8  # logits for one doubling
+
+
+_HAS_TOOLS = NAMES.index("has_tools")
 
 
 class Difficulty(NamedTuple):
@@ -48,12 +52,16 @@ class DifficultyHead:
 
     A bundle stores it as `difficulty/weights` (1 + families, d + m) and `difficulty/bias`: the mean difficulty, then
     the logits of the task families. Its configuration holds `sd` (of the truth around the reading), `label_means` (4,)
-    and `label_sd` (of the readings of the training queries: mean by label, and spread within a label)."""
+    and `label_sd` (of the readings of the training queries: mean by label, and spread within a label). Where tools are
+    offered the task is to call them, whatever the query is about; `with_tools` holds the `slope` and `offset` that turn
+    the reading into the difficulty of that."""
 
     def __init__(self, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         self._head = LinearHead(arrays["weights"].astype(np.float32), arrays["bias"].astype(np.float32))
         self.sd, self.label_sd = float(config["sd"]), float(config["label_sd"])
         self.label_means = np.array(config["label_means"], np.float32)
+        with_tools = config.get("with_tools") or {"slope": 1.0, "offset": 0.0}
+        self._tools_slope, self._tools_offset = float(with_tools["slope"]), float(with_tools["offset"])
         self.slope = MEAN_DISCRIMINATION / math.sqrt(1 + math.pi / 8 * (MEAN_DISCRIMINATION * self.sd) ** 2)
         self.spread = math.sqrt(1 + math.pi / 8 * (self.slope * self.label_sd) ** 2)
         n_outputs = 1 + len(TASK_FAMILIES)
@@ -69,6 +77,8 @@ class DifficultyHead:
     def __call__(self, embedding: Floats, table: Floats) -> Difficulty:
         """Return the difficulty of one query, given its embedding (d,) and table (m,)."""
         mean, *logits = self._head.predict_one(np.concatenate((embedding, table))).tolist()
+        if table[_HAS_TOOLS]:
+            return Difficulty(self._tools_offset + self._tools_slope * mean, self.sd, WITH_TOOLS)
         top = max(logits)
         odds = [math.exp(logit - top) for logit in logits]
         total = sum(odds)

@@ -14,6 +14,7 @@ from router_ml.catalogue import Model
 from router_ml.decide.selection.limits import LIMITS, number
 from router_ml.errors import PolicyError
 from router_ml.numbers import short_repr
+from router_ml.rule import Rule, rules_from
 
 OnAmbiguous = Literal["answer", "clarify"]
 
@@ -47,6 +48,7 @@ class Policy(_WithHash):
     exploration_half_life_outcomes: float | None = None  # outcomes learned from that halve the share; None: constant
     exploration_floor: float = 0.02  # the share does not fall below this
     models: tuple[str, ...] | None = None  # only these, by name or alias; None: the whole catalogue
+    rules: tuple[Rule, ...] = ()  # what the user decrees for some queries; those of the catalogue come after them
     limits: Mapping[str, Any] = field(default_factory=dict, hash=False)  # registered limits that are not fields
     load_wait_s: float | None = 60.0  # limit on the wait of this request until the model is in memory; likewise
 
@@ -68,6 +70,8 @@ class Policy(_WithHash):
         object.__setattr__(self, "limits", own)
         if self.on_ambiguous not in ("answer", "clarify"):
             raise PolicyError(f"policy {self.name!r}: on_ambiguous must be 'answer' or 'clarify'")
+        if not isinstance(self.rules, tuple) or not all(isinstance(rule, Rule) for rule in self.rules):
+            raise PolicyError(f"policy {self.name!r}: rules must be a tuple of Rule, found {short_repr(self.rules)}")
         if self.models is not None and not _are_names(self.models):
             found = short_repr(self.models)
             raise PolicyError(f"policy {self.name!r}: models must be a list of model names, found {found}")
@@ -154,6 +158,7 @@ def policy_parameters(policy: Policy | str | Path) -> Mapping[str, Any]:
 @functools.lru_cache(maxsize=32)
 def _parameters(policy: Policy) -> Mapping[str, Any]:
     values = {field.name: getattr(policy, field.name) for field in fields(policy) if field.name != "name"}
+    values["rules"] = [rule.name for rule in policy.rules] or None
     return MappingProxyType({name: value for name, value in values.items() if value is not None})
 
 
@@ -167,10 +172,19 @@ def _modified(path: Path) -> int:
 @functools.lru_cache(maxsize=32)
 def _load(path: Path, modified: int) -> Policy:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise PolicyError(f"cannot read the policy file {path}: {error}") from error
-    return policy_from(data, path.stem)
+    rules = _rules(data.pop("rule", []), text, str(path))
+    return replace(policy_from(data, path.stem), rules=rules)
+
+
+def _rules(entries: Any, text: str, source: str) -> tuple[Rule, ...]:
+    try:
+        return rules_from(entries, text, source)
+    except ValueError as error:
+        raise PolicyError(str(error)) from None
 
 
 def policy_from(data: Mapping[str, Any], name: str) -> Policy:
@@ -178,6 +192,8 @@ def policy_from(data: Mapping[str, Any], name: str) -> Policy:
 
     Raises `PolicyError` for an unknown key or value."""
     values = dict(data)
+    if "rule" in values:
+        values["rules"] = _rules(values.pop("rule"), "", f"policy {name!r}")
     values.pop("learn", None)  # what `training.learn` may do, see docs/teach.md
     preset = values.pop("preset", "balanced")
     if not isinstance(preset, str) or preset not in PRESETS:

@@ -23,6 +23,7 @@ from router_ml.decide.selection.utility import (
     utility,
     with_prompt,
 )
+from router_ml.rule import Rule
 from router_ml.types import Candidate, Context, MachineState, ModelState, Quantiles, Source, Think
 
 _UTILITY, _P_SUCCESS = attrgetter("utility"), attrgetter("p_success")
@@ -75,11 +76,12 @@ class Selector:
         self._no_interval, self._all_priors = (None,) * len(self.models), ("prior",) * len(self.models)
         self.default_model = default_model
         self.outcomes = outcomes
+        self._aliases = {model.name: frozenset(model.aliases) for model in self.models}
         self._other_ways = {think: _asked_otherwise(self.models, think) for think in (False, True, *EFFORTS)}
         self._paces = [
             _Pace("learned", LEARNED_PROMPT_TOKENS, prior_rate(model))
             if model.key in learned_latency
-            else _Pace("prior", USUAL_PROMPT_TOKENS, prior_rate(model))
+            else _Pace(model.prior.latency_source, USUAL_PROMPT_TOKENS, prior_rate(model))
             for model in self.models
         ]
 
@@ -92,17 +94,24 @@ class Selector:
         machine: MachineState | None = None,
         novelty: float = 0.0,
         draw: Callable[[], float] | None = None,
+        rule: Rule | None = None,
     ) -> Selection:
-        """Rank the models for one query. `draw` gives uniform numbers in 0..1 if the policy explores."""
+        """Rank the models for one query. `draw` gives uniform numbers in 0..1 if the policy explores; `rule` is the
+        rule that speaks."""
         excluded: dict[str, str] = {}
         candidates = self._candidates(forecast, context, policy, machine, excluded)
         notes: list[str] = []
+        if rule is not None and candidates:
+            candidates = self._ruled(candidates, rule, excluded, notes)
         if not candidates:
             candidates = self._despite_all(forecast, context, policy, machine, excluded, notes)
         candidates.sort(key=_UTILITY, reverse=True)
         fit = [c for c in candidates if c.admissible]
         if fit:
             fit = self._keep_default(fit, policy, novelty, notes)
+            if rule is not None and (preferred := self._preferred(fit, rule)):
+                fit, draw = [preferred, *(c for c in fit if c is not preferred)], None
+                notes.append(f"the rule {rule.name!r} prefers it")
             chain = fit if len(fit) == len(candidates) else fit + [c for c in candidates if not c.admissible]
         else:
             chain = _least_bad(candidates, LATENCY.bound(policy, context), LOAD_WAIT.bound(policy, context))
@@ -175,6 +184,38 @@ class Selector:
                     break
             out.append(candidate)
         return out
+
+    def _ruled(
+        self, candidates: list[Candidate], rule: Rule, excluded: dict[str, str], notes: list[str]
+    ) -> list[Candidate]:
+        """Return the candidates that a rule leaves; all of them, with a note, where it would leave none."""
+        left = [
+            c
+            for c in candidates
+            if not self._names(c, rule.forbid) and (not rule.require or self._names(c, rule.require))
+        ]
+        if not left:
+            notes.append(f"no model that the rule {rule.name!r} allows can serve this")
+            return candidates
+        if len(left) < len(candidates):
+            for candidate in candidates:
+                if not any(candidate.model == other.model for other in left):
+                    excluded[candidate.model] = f"the rule {rule.name!r} forbids it"
+            notes.append(f"by the rule {rule.name!r}")
+        return left
+
+    def _preferred(self, fit: list[Candidate], rule: Rule) -> Candidate | None:
+        """Return the best admissible candidate of the first preferred model that has one; None if none has."""
+        for name in rule.prefer:
+            for candidate in fit:
+                if self._names(candidate, (name,)):
+                    return candidate
+        return None
+
+    def _names(self, candidate: Candidate, names: Sequence[str]) -> bool:
+        """Return whether a candidate's model is among names, aliases or keys of arms."""
+        key = arm_key(candidate.model, candidate.think)
+        return any(name in (candidate.model, key) or name in self._aliases[candidate.model] for name in names)
 
     def _despite_all(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from router_ml.catalogue import Model
@@ -50,10 +49,19 @@ class Timing(NamedTuple):
 
 
 def prior_rate(model: Model) -> float | None:
-    """Return the tokens/s that a model's priors imply: output tokens over seconds, the geometric mean of the labels."""
-    seconds, tokens = model.prior.latency_s, model.prior.output_tokens or dict.fromkeys(LABELS, USUAL_OUTPUT_TOKENS)
-    rates = [tokens[label] / seconds[label] for label in LABELS if tokens[label] > 0 and seconds[label] > 0]
-    return math.exp(sum(map(math.log, rates)) / len(rates)) if rates else None
+    """Return the tokens/s that `router-ml init` measured, else those that a model's priors imply: the slope of output
+    tokens over seconds (least squares over the labels), for every answer also takes seconds that no token does; at
+    least tokens over seconds. None if unknown."""
+    if model.measured is not None:
+        return model.measured.decode_tokens_per_s
+    seconds = [model.prior.latency_s[label] for label in LABELS]
+    tokens = [(model.prior.output_tokens or {}).get(label, USUAL_OUTPUT_TOKENS) for label in LABELS]
+    mean_s, mean_tokens = sum(seconds) / len(LABELS), sum(tokens) / len(LABELS)
+    if not (mean_s > 0 and mean_tokens > 0):
+        return None
+    together = sum((t - mean_tokens) * (s - mean_s) for t, s in zip(tokens, seconds, strict=True))
+    slope = sum((t - mean_tokens) ** 2 for t in tokens) / together if together > 0 else 0.0
+    return max(slope, mean_tokens / mean_s)
 
 
 def with_prompt(predicted: Quantiles, more_tokens: int, decode_tokens_per_s: float | None) -> Quantiles:
@@ -81,7 +89,7 @@ def live_timing(
         if prompt_tokens:
             rate = state.prompt_tokens_per_s or PROMPT_PER_DECODE_RATE * state.decode_tokens_per_s
             p50 += prompt_tokens / rate
-    elif source == "prior":
+    elif source != "learned":
         p50 = state.answer_s
     if p50 is not None:
         spread = (predicted.p90 / predicted.p50, predicted.p95 / predicted.p50) if predicted.p50 > 0 else USUAL_SPREAD

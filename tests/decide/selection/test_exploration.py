@@ -73,7 +73,7 @@ def test_the_logged_propensity_is_recomputed_from_the_seed_and_none_is_outside_t
     chances = {"a": 1 - 0.2 * (2 / 3 + 2 / 7), "b": 0.2 * 2 / 3, "c": 0.2 * 2 / 7}
     seen = Counter()
     for seed in range(3000):
-        selection = _select(seed, Policy("curious", exploration=0.2))
+        selection = _select(seed, Policy("curious", exploration=0.2, exploration_gap=0.02))
         chosen = selection.ranked[0].model
         rng = random.Random(seed)
         expected = "a"
@@ -93,7 +93,7 @@ def test_the_logged_propensity_is_recomputed_from_the_seed_and_none_is_outside_t
 def test_the_share_halves_with_the_outcomes_learned_from_down_to_the_floor(outcomes: float, share: float) -> None:
     assert share_after(0.10, 0.02, 1000, outcomes) == pytest.approx(share)
     assert share_after(0.10, 0.02, None, outcomes) == 0.10
-    policy = Policy("fading", exploration=0.10, exploration_half_life_outcomes=1000)
+    policy = Policy("fading", exploration=0.10, exploration_gap=0.02, exploration_half_life_outcomes=1000)
     first = 1 - share * (2 / 3 + 2 / 7)
     assert first in [pytest.approx(_select(seed, policy, outcomes).propensity) for seed in range(5)]
 

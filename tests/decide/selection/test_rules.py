@@ -183,7 +183,7 @@ def test_a_prompt_longer_than_every_window_goes_to_the_widest(router_that_says: 
     assert "the prompt of 500000 tokens exceeds every window, 131072 is the widest" in decision.reason
     away = MachineState({FAST: ModelState(available=False)})
     cut = router.decide("x", {"prompt_tokens": 500_000}, machine=away)
-    assert [(c.model, c.think) for c in cut.ranked] == [(ACCURATE, False), (ACCURATE, True)]
+    assert {(c.model, c.think) for c in cut.ranked} == {(ACCURATE, False), (ACCURATE, True)}
 
 
 def test_unavailable_models_are_left_out_with_their_reason(router_that_says: Maker) -> None:
@@ -285,7 +285,7 @@ def test_live_rates_stand_in_for_predicted_latency(router_that_says: Maker) -> N
 
 
 def test_a_load_is_shared_by_the_requests_expected_while_the_model_stays(router_that_says: Maker) -> None:
-    router = router_that_says("moderate")
+    router = router_that_says("moderate", share=1.0)
     for requests, model in ((1.0, FAST), (50.0, BALANCED)):
         cold = ModelState(resident=False, load_s=12.0, requests_per_load=requests)
         decision = router.decide("x", machine=MachineState({FAST: ModelState(resident=True), BALANCED: cold}))
@@ -317,18 +317,18 @@ def test_where_the_latency_comes_from_is_said(router_that_says: Maker) -> None:
         BALANCED: ModelState(answer_s=4.0),
         ACCURATE: ModelState(resident=True),
     })  # fmt: skip
-    ranked = router_that_says("moderate").decide("x", machine=machine).ranked
+    ranked = router_that_says("moderate", share=1.0).decide("x", machine=machine).ranked
     found = {c.model: (c.latency_source, round(c.latency_s.p50, 3)) for c in ranked}
     prior = ("prior", round(12.0 * math.exp(-0.02), 3))
     assert found == {FAST: ("measured", 1.4), BALANCED: ("measured", 4.0), ACCURATE: prior}
 
 
 def test_a_long_prompt_takes_time_to_be_read(router_that_says: Maker) -> None:
-    """The priors of llama3.2:3b imply 32 tokens a second, so some 640 prompt tokens a second."""
-    router = router_that_says("simple")
+    """The priors of llama3.2:3b imply 112 tokens a second (80 more take .8 s, less noise): 2,240 of a prompt."""
+    router = router_that_says("simple", share=1.0)
     for text, context in (("sum it up", {"prompt_tokens": 100_000}), ("word " * 80_000, None)):
         llama = next(c for c in router.decide(text, context, policy="accurate").ranked if c.model == FAST)
-        assert 100.0 < llama.latency_s.p50 < 200.0
+        assert llama.latency_s.p50 == pytest.approx(1.7 + 98_000 / 2_240, rel=0.01)
     short = [c.latency_s.p50 for c in router.decide("sum it up").ranked]
     assert [c.latency_s.p50 for c in router.decide("sum it up", {"prompt_tokens": 1_500}).ranked] == short
     machine = MachineState({FAST: ModelState(decode_tokens_per_s=40.0)})  # no prompt was measured yet

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_ml.catalogue import model_from
+from router_ml.arm import arm_key
+from router_ml.catalogue import catalogue_from, model_from
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.selector import Forecast, Selection, Selector
-from router_ml.types import Context, MachineState, ModelState
+from router_ml.types import Context, MachineState, ModelState, Think
 
 MODELS = tuple(
     model_from({"name": name, "prior": {"latency_s": 1.0, "success": 0.5}, **extra}, "test")
@@ -166,3 +167,40 @@ def test_unknown_latencies_break_no_limit_and_are_not_shown() -> None:
     selection = Selector(MODELS).select(forecast, Context(), Policy("p", latency_budget_s=1.0))
     assert selection.ranked[0].model == "a"
     assert selection.reason == "p_success .90"
+
+
+_THINKERS = catalogue_from(
+    [
+        {"name": "t", "prior": {"latency_s": 9.0, "success": 0.9}, "arm": [{"think": True}, {"think": False}]},
+        {"name": "g", "prior": {"latency_s": 9.0, "success": 0.9}, "arm": [{"think": e} for e in ("low", "high")]},
+        {"name": "plain", "prior": {"latency_s": 9.0, "success": 0.9}},
+    ],
+    "test",
+)
+
+
+@pytest.mark.parametrize(
+    ("think", "left"),
+    [
+        (None, {"t+think", "t+nothink", "g+low", "g+high", "plain"}),
+        (True, {"t+think", "g+low", "g+high", "plain"}),
+        (False, {"t+nothink", "g+low", "g+high", "plain"}),  # g has no way not to think
+        ("high", {"t+think", "g+high", "plain"}),
+    ],
+)
+def test_a_request_that_says_how_to_ask_leaves_the_arms_asked_so(think: Think | None, left: set[str]) -> None:
+    n = len(_THINKERS.arms)
+    forecast = Forecast([0.9] * n, [(1.0, 2.0, 3.0)] * n, [math.nan] * n, [0.0] * n)
+    selection = Selector(_THINKERS.arms).select(forecast, Context(think=think), Policy("p"))
+    assert {arm_key(c.model, c.think) for c in selection.ranked} == left
+    assert set(selection.excluded) == {arm.key for arm in _THINKERS.arms} - left
+
+
+def test_the_models_of_a_policy_and_the_machine_go_by_the_models_name() -> None:
+    n = len(_THINKERS.arms)
+    forecast = Forecast([0.9] * n, [(1.0, 2.0, 3.0)] * n, [900.0, 40.0, math.nan, math.nan, math.nan], [0.0] * n)
+    machine = MachineState({"t": ModelState(decode_tokens_per_s=100.0, queue_s=1.0)})
+    policy = Policy("p", models=("t",), latency_budget_s=None)
+    ranked = Selector(_THINKERS.arms).select(forecast, Context(), policy, machine=machine).ranked
+    assert [(c.model, c.think) for c in ranked] == [("t", False), ("t", True)]
+    assert [c.latency_s.p50 for c in ranked] == pytest.approx([1.4, 10.0])  # one rate, each arm's own tokens
