@@ -436,6 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.as_host:
         run_host(int(options.as_host[0]), Path(options.as_host[1]), options.call_s)
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # every part ends with the campaign
     try:
         if options.cost:
             p50_s, p99_s, frozen_s = asyncio.run(cost(2000))
