@@ -36,6 +36,8 @@ from router_ml.events.store import EventFilter
 from router_ml.experiments.experiment import Experiment, Variant
 from router_ml.experiments.rollout import FOLDER
 from router_ml.experiments.state import ExperimentState, Halt
+from router_ml.shared_state import patience
+from router_ml.shared_state.redis import RedisState
 from tests.ollama_double import OllamaDouble, default_models
 from tests.servers import PostgresServer, RedisServer, free_port
 
@@ -358,6 +360,40 @@ def report(setup: Setup, options: argparse.Namespace, sent: list[Sent], halted_s
     return not (lost or twice or late or calls.over)
 
 
+async def cost(requests: int) -> tuple[float, float, float]:
+    """Return the p50 and p99 of what shared state adds to a request (its session's model and a place), and what it
+    adds once to the first request after Redis was frozen; seconds."""
+    server = RedisServer()
+    server.start()
+    state = RedisState(server.url, settle_s=0.0)
+    state.start()
+
+    async def one(number: int) -> float:
+        patience.begin()
+        began_s = time.perf_counter()
+        await state.model_of(f"session {number}")
+        await state.enter("model@host", str(number), 4)
+        spent_s = time.perf_counter() - began_s
+        state.leave("model@host", str(number))
+        return spent_s
+
+    try:
+        while state.problem:
+            await asyncio.sleep(0.05)
+        spent = []
+        for number in range(requests):
+            spent.append(await asyncio.create_task(one(number)))
+            await asyncio.sleep(0.002)
+        server.freeze()
+        frozen_s = await asyncio.create_task(one(requests))
+        server.thaw()
+    finally:
+        state.close()
+        server.kill()
+    spent.sort()
+    return spent[len(spent) // 2], spent[int(len(spent) * 0.99)], frozen_s
+
+
 async def campaign(setup: Setup, options: argparse.Namespace) -> bool:
     """Run the load with the kills, and check."""
     sent: list[Sent] = []
@@ -394,12 +430,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--call-s", type=float, default=0.2, help="seconds of one call at a host (0.2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--alone", action="store_true", help="without Redis, to compare")
+    parser.add_argument("--cost", action="store_true", help="measure what shared state adds to a request, no more")
     parser.add_argument("--as-host", nargs=2, metavar=("PORT", "LOG"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.as_host:
         run_host(int(options.as_host[0]), Path(options.as_host[1]), options.call_s)
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # every part ends with the campaign
     try:
+        if options.cost:
+            p50_s, p99_s, frozen_s = asyncio.run(cost(2000))
+            print("| shared state adds | found | bound |\n|---|---|---|")
+            print(f"| to a request, p50 (p99) | {p50_s * 1e3:.2f} ({p99_s * 1e3:.2f}) ms | <= 1 ms |")
+            print(f"| to the first request after Redis was frozen | {frozen_s * 1e3:.2f} ms | <= 5 ms |")
+            return 0 if p50_s <= 1e-3 else 1
         with running(options) as setup:
             return 0 if asyncio.run(campaign(setup, options)) else 1
     except FileNotFoundError as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
+import weakref
 from dataclasses import dataclass
 
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue, load_catalogue
 from router_ml.decide.reload import LiveRouter
+from router_ml.decide.router import Router
 from router_ml.events.event import Recorders
 from router_ml.hosts.options import GatewayOptions
 from router_ml.http.dashboard.recent import RecentRequests
@@ -118,8 +121,11 @@ def open_service(
     watch = dataclasses.replace(watch, recorder=Recorders((watch.recorder, recent)))
     limits = gateway_limits or gateway_options(settings)
     shared = open_shared_state(settings)
+    gateway = build_gateway(settings, decider=decider, catalogue=served, watch=watch, options=limits, shared=shared)
+    if isinstance(decider, LiveRouter):
+        decider.on_change = functools.partial(_use_catalogue, weakref.ref(gateway), hosts)
     return Service(
-        gateway=build_gateway(settings, decider=decider, catalogue=served, watch=watch, options=limits, shared=shared),
+        gateway=gateway,
         decider=decider,
         catalogue=served,
         watch=watch,
@@ -134,6 +140,12 @@ def open_service(
         shared=shared,
         mirror=mirror,
     )
+
+
+def _use_catalogue(gateway: weakref.ref[Gateway], hosts: tuple[str, ...], router: Router) -> None:
+    living = gateway()
+    if living is not None:
+        living.use_catalogue(_hosted(router.catalogue, hosts))
 
 
 def _known(decider: Decider, settings: Settings) -> Catalogue:

@@ -76,13 +76,6 @@ class LocalState:
         with self._lock:
             self._sessions[session] = model
 
-    async def cached(self, key: str) -> bytes | None:
-        """Return None: the process has a cache of its own."""
-        return None
-
-    def cache(self, key: str, value: bytes, ttl_s: float) -> None:
-        """Do nothing."""
-
     async def wait_s(self, user: str, per_minute: int) -> float:
         """Take one request from a user's bucket; 0 if it may be served, else the seconds until the next one may."""
         return self._buckets.take(user, per_minute)

@@ -143,14 +143,6 @@ class RedisState:
         self._local.remember(session, model)
         self._orders.put(("set", _hashed("session", session), model, "EX", _SESSION_TTL_S))
 
-    async def cached(self, key: str) -> bytes | None:
-        """Return a value that any replica stored; None if there is none."""
-        return await self._ask(lambda redis: redis.get(f"{PREFIX}cache:{key}"))
-
-    def cache(self, key: str, value: bytes, ttl_s: float) -> None:
-        """Store a value for all replicas."""
-        self._orders.put(("set", f"{PREFIX}cache:{key}", value, "PX", max(1, int(ttl_s * 1000))))
-
     async def wait_s(self, user: str, per_minute: int) -> float:
         """Take one request from the bucket of all replicas; while Redis is away, from an equal share of it."""
         found = await self._ask(lambda redis: redis.eval(scripts.TAKE, 1, _hashed("rate", user), per_minute))

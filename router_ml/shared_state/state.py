@@ -60,12 +60,6 @@ class SharedState(Protocol):
     def remember(self, session: str, model: str) -> None:
         """Note it."""
 
-    async def cached(self, key: str) -> bytes | None:
-        """Return a value that `cache` stored."""
-
-    def cache(self, key: str, value: bytes, ttl_s: float) -> None:
-        """Store a value for all replicas, for so many seconds."""
-
     async def wait_s(self, user: str, per_minute: int) -> float:
         """Take one request from a user's bucket; 0 if it may be served, else the seconds until the next one may."""
 
