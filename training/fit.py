@@ -27,7 +27,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +51,7 @@ from router_ml.catalogue import Catalogue, Model, load_catalogue, model_entry
 from router_ml.decide.features.extractor import TABLE_NAMES, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
+from router_ml.decide.predictors.difficulty import DifficultyHead
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.files import make_private_folder
@@ -217,6 +218,7 @@ def _outcomes(
         seed=job.seed,
         tune=job.tune,
         log=lambda name, values: tracker.tried(name, {"part": "outcomes", "learner": name}, values),
+        reading=_reading(config, arrays),
     )
     if fitted.report.get("learner") == "prior" and "reason" not in fitted.report:
         _note("no learner beat each model's mean success in cross-validation, so models are compared by their means; "
@@ -231,6 +233,12 @@ def _outcomes(
     return {key: float(value) for key, value in numbers.items()} | {
         f"val/outcomes_{key}": value for key, value in chosen.items()
     }
+
+
+def _reading(config: Mapping[str, Any], arrays: Mapping[str, Any]) -> DifficultyHead | None:
+    """Return the difficulty head of the new bundle, where it has one."""
+    head = {name: arrays[f"difficulty/{name}"] for name in ("weights", "bias") if "difficulty" in config}
+    return DifficultyHead(config["difficulty"], head) if head else None
 
 
 def _note(text: str) -> None:
