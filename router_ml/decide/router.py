@@ -20,7 +20,7 @@ from router_ml.bundles.format import Bundle, corrupt_bundle, load_bundle
 from router_ml.bundles.native import within_cpu_time
 from router_ml.bundles.registry import active_bundle
 from router_ml.catalogue import Catalogue, Model, catalogue_from, load_catalogue
-from router_ml.decide.features.embedder import Embedder, is_failure
+from router_ml.decide.embedder import Embedder, is_failure
 from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
