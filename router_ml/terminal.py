@@ -188,8 +188,11 @@ def decision_table(queries: Sequence[str], decisions: Sequence[Decision], learne
 
 
 def source_of(candidate: Candidate, learned: Collection[str]) -> str:
-    """Return where the predictions for an arm come from: "learned" from outcomes, else its own source."""
+    """Return where the chance of success of an arm comes from: "learned" from own outcomes, else its own source."""
     return "learned" if _arm(candidate) in learned else candidate.source
+
+
+_BASIS = {frozenset({"learned"}): "learned from outcomes", frozenset({"prior"}): "by priors, not measured"}
 
 
 def savings(decisions: Sequence[Decision], reference: str | None = None, learned: Collection[str] = ()) -> str:
@@ -204,11 +207,11 @@ def savings(decisions: Sequence[Decision], reference: str | None = None, learned
     routed_s = sum(a.latency_s.p50 for a, _ in known) / len(known)
     reference_s = sum(b.latency_s.p50 for _, b in known) / len(known)
     success = sum(a.p_success - b.p_success for a, b in known) / len(known)
-    sources = sorted({source_of(a, learned) for a, _ in known})
+    sources = {source_of(candidate, learned) for pair in known for candidate in pair}
     return (
         f"expected: {routed_s:.1f} s a query instead of {reference_s:.1f} s with {reference} for all "
         f"({reference_s / routed_s:.1f} times faster, {success * 100:+.1f} points of success; "
-        f"{'learned from outcomes' if sources == ['learned'] else 'by priors, not measured'})"
+        f"{_BASIS.get(frozenset(sources), 'partly by priors, not measured')})"
     )
 
 

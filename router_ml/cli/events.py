@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from router_ml.errors import InputError
-from router_ml.events.connect import open_store
+from router_ml.events.connect import settings_store
 from router_ml.events.export import export_bandit, export_events, export_features, export_outcomes, export_queries
 from router_ml.events.retention import Retention
 from router_ml.events.store import EventFilter, EventStore
 from router_ml.jsonl import STANDARD_OUTPUT
-from router_ml.settings import Settings, load_settings
+from router_ml.settings import load_settings
+
+event_store = settings_store  # verbs import it from here
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _EXPORTS: Mapping[str, Callable[[EventStore, Path, EventFilter], int]] = {
@@ -49,17 +51,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--days", type=float, default=Retention().traffic_days, help="days to keep (default %(default)s)"
     )
     prune.set_defaults(func=_prune)
-
-
-def event_store(settings: Settings, *, read_only: bool = True) -> EventStore:
-    """Return the event store of the settings. Raises `StoreError`."""
-    return open_store(
-        settings.events or settings.state_dir,
-        key_dir=settings.state_dir,
-        keep_text=settings.keep_text,
-        keep_features=settings.keep == "features",
-        read_only=read_only,
-    )
 
 
 def duration_s(text: str) -> float:

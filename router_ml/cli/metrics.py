@@ -6,10 +6,10 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from router_ml.cli.events import age_s, event_store
-from router_ml.events.event import Event, FeedbackEvent
+from router_ml.events.event import DecisionEvent, Event, FeedbackEvent
 from router_ml.events.judgement import judge_agreement, source_of
 from router_ml.events.store import EventFilter
 from router_ml.monitor.summary import Summary, summarise
@@ -51,8 +51,9 @@ def _metrics(options: argparse.Namespace) -> int:
     finally:
         store.close()
     snapshot = summarise(events, now_s - options.window, now_s)
+    sources = _sources(events, now_s - options.window)
     if options.json:
-        print(json.dumps(snapshot.as_dict()))
+        print(json.dumps({**snapshot.as_dict(), "sources": sources}))
         return 0
     if not snapshot.total.requests:
         print("No requests in this window.")
@@ -63,14 +64,30 @@ def _metrics(options: argparse.Namespace) -> int:
         _table("arm", snapshot.by_arm, None)
     if snapshot.total.saved_share is not None:
         print(
-            "saved: seconds spent against those predicted for the most accurate model. Predictions are priors until "
-            "outcomes are learned; 'router-ml models' shows which."
+            "saved: seconds spent against those predicted for the most accurate model. The decisions' predictions rest "
+            f"on: success {_counts(sources['success'])}; seconds {_counts(sources['latency'])}."
         )
     _judging(events)
     if snapshot.by_variant:
         print()
         _table("variant", snapshot.by_variant, None)
     return 0
+
+
+def _sources(events: Iterable[Event], since_s: float) -> dict[str, dict[str, int]]:
+    """Return how many candidates of the decisions had each source: prior, measured or learned."""
+    candidates = [
+        candidate
+        for event in events
+        if isinstance(event, DecisionEvent) and not event.shadow and event.at_s >= since_s
+        for candidate in event.candidates
+    ]
+    return {"success": Counter(c.source for c in candidates), "latency": Counter(c.latency_source for c in candidates)}
+
+
+def _counts(sources: Mapping[str, int]) -> str:
+    total = sum(sources.values())
+    return ", ".join(f"{name} {n / total:.0%}" for name, n in sorted(sources.items())) or "unknown"
 
 
 def _judging(events: Sequence[Event]) -> None:

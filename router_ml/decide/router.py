@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,8 +26,9 @@ from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
 from router_ml.decide.features.surface import surface_features
 from router_ml.decide.features.tools import TOOL_NAMES
+from router_ml.decide.predictors.ability import Abilities
 from router_ml.decide.predictors.complexity import HEURISTIC, ComplexityPredictor, LearnedComplexity
-from router_ml.decide.predictors.difficulty import Difficulty, DifficultyHead
+from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.novelty import NoveltyHead
@@ -38,7 +41,7 @@ from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, Catalogu
 from router_ml.events.features import KeptFeatures, encoder_key
 from router_ml.numbers import is_number
 from router_ml.settings import Settings, load_settings
-from router_ml.types import LABELS, Context, Decision, Explanation, MachineState
+from router_ml.types import LABELS, Context, Decision, Explanation, Label, MachineState
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,36 @@ FAR = 50.0
 SHOWN_EVIDENCE = 12
 _OPTIONS = frozenset({"new_id", "draw", "remember", "keep_features"})
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # an empty query is ambiguous
+
+
+class ReadQuery(Protocol):
+    """What a decision says of its query; a `Decision` and a `DecisionEvent` do."""
+
+    @property
+    def complexity_probabilities(self) -> Mapping[Label, float]:
+        """Probability of each label."""
+        ...
+
+    @property
+    def difficulty(self) -> float | None:
+        """Doublings of parameters; None without a difficulty head."""
+        ...
+
+
+class Judged(NamedTuple):
+    """A judged answer: its decision, the key of the arm that answered, its success (0..1), and how much that weighs."""
+
+    decision: ReadQuery
+    arm: str
+    success: float
+    weight: float = 1.0
+
+
+class Counted(NamedTuple):
+    """What a bundle has learned from already: outcomes up to an event of the store, or up to a time."""
+
+    seq: int
+    until_s: float  # Unix time; 0 where the event says it
 
 
 class Router:
@@ -70,6 +103,7 @@ class Router:
         draw: Callable[[], float] = random.random,
         remember: int = 0,
         learned_from: float = 0.0,
+        counted: Counted | None = None,
         encoder: str = "",
         keep_features: bool = False,
     ) -> None:
@@ -77,7 +111,8 @@ class Router:
         self._features = self._remembered or features
         self._complexity = complexity
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
-        self._outcomes = outcomes
+        self._outcomes, self._priors_only = outcomes, outcomes.priors_only
+        self._learning = threading.Lock()
         self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
         self.new_id = new_id or _random_id
         self._draw = draw
@@ -86,6 +121,7 @@ class Router:
         self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
         self.catalogue = catalogue
         self.name = name
+        self.counted = counted  # outcomes that the bundle was fitted on; None: none
         self.degraded = degraded  # why it is not all learned; "" if it is
 
     @classmethod
@@ -129,6 +165,7 @@ class Router:
                 name=bundle.name,
                 degraded=check,
                 learned_from=_learned_from(bundle),
+                counted=_counted(bundle),
                 encoder=encoder_key(bundle.manifest, TABLE_NAMES),
                 **options,
             )
@@ -231,6 +268,39 @@ class Router:
         """Return the keys of the arms whose chance of success rests on own outcomes; the others have their priors."""
         return self._outcomes.measured
 
+    def expectations(self) -> dict[str, dict[Label, tuple[float, tuple[float, float]]]]:
+        """Return each model's chance of success by label with its 90 % interval: its prior moved by own outcomes."""
+        return self._outcomes.now()
+
+    @property
+    def abilities(self) -> Abilities:
+        """Return what own outcomes say of the models' chances beside the catalogue's priors. Whoever keeps events
+        stores it (`as_config`), and may set it: from then on decisions count it."""
+        return self._outcomes.abilities
+
+    @abilities.setter
+    def abilities(self, abilities: Abilities) -> None:
+        with self._learning:
+            self._outcomes.abilities = abilities
+            self._priors_only.abilities = abilities
+
+    def learn(self, judged: Iterable[Judged | tuple[Decision, str, float]]) -> Abilities:
+        """Count judged answers at once: of each its decision, the key of the arm that answered, and its success (0..1).
+
+        Return the abilities after them. A new model is placed sensibly by 8 to 20 outcomes, without a fit; models the
+        router does not know are left out."""
+        rows = []
+        for row in judged:
+            decision, model, success, weight = Judged(*row)
+            arm = self.catalogue.arm(model)
+            if arm is not None and arm.key in self._outcomes.models:
+                labels = np.array([decision.complexity_probabilities[label] for label in LABELS], np.float32)
+                rows.append(self._outcomes.observation(arm.key, success, labels, _recorded(decision), weight))
+        with self._learning:
+            found = self._outcomes.abilities.updated(rows, self._outcomes.prior_sd)
+            self._outcomes.abilities = self._priors_only.abilities = found
+        return found
+
     def decide_many(
         self,
         queries: Sequence[Any],
@@ -296,7 +366,7 @@ class Router:
             decision = self._decision(asked, judged, forecast, request, chosen_policy, machine, degraded, variant)
             if keeps:
                 kept = KeptFeatures(keeps, features.embedding[i], features.table[i])
-                decision = dataclasses.replace(decision, features=kept)
+                object.__setattr__(decision, "features", kept)  # nobody has it yet, and `replace` takes 25 us
             decisions.append(decision)
         return decisions
 
@@ -344,7 +414,7 @@ class Router:
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:
-        return self._outcomes if features.embedding.shape[1] else self._outcomes.priors_only
+        return self._outcomes if features.embedding.shape[1] else self._priors_only
 
     def _judge(self, texts: Sequence[str], contexts: Sequence[Context]) -> tuple[Features, Floats, str]:
         """Return features and complexity; an empty query is ambiguous."""
@@ -372,6 +442,11 @@ class Router:
         )
         features = Features(np.zeros((len(texts), 0), np.float32), table.astype(np.float32))
         return features, self._heuristic(None, features.table), why
+
+
+def _recorded(decision: ReadQuery) -> Difficulty | None:
+    """Return the difficulty a decision recorded; its task families are not kept."""
+    return None if decision.difficulty is None else Difficulty(decision.difficulty, 0.0, ANY_FAMILY)
 
 
 def _family(difficulty: Difficulty | None) -> int | None:
@@ -420,6 +495,19 @@ def _learned_from(bundle: Bundle) -> float:
     given = bundle.manifest.get("given")
     count: Any = given.get("outcomes") if isinstance(given, Mapping) else None
     return float(count) if is_number(count) and 0 <= count < math.inf else 0.0
+
+
+def _counted(bundle: Bundle) -> Counted | None:
+    """Return which outcomes a bundle was fitted on; None if on none. Without a time: those up to now."""
+    if not _learned_from(bundle):
+        return None
+    events = bundle.manifest["given"].get("events")
+    if isinstance(events, int) and not isinstance(events, bool) and events >= 0:
+        return Counted(events, 0.0)
+    try:
+        return Counted(0, datetime.fromisoformat(bundle.manifest["created_at"]).timestamp())
+    except (KeyError, TypeError, ValueError):
+        return Counted(0, time.time())
 
 
 def _difficulty(bundle: Bundle) -> DifficultyHead | None:

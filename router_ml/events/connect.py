@@ -9,6 +9,7 @@ from router_ml.events.postgres import PostgresStore
 from router_ml.events.privacy import Privacy, load_key
 from router_ml.events.sqlite import SqliteStore
 from router_ml.events.store import DATABASE, EventStore
+from router_ml.settings import Settings
 
 
 def open_store(
@@ -39,6 +40,17 @@ def open_store(
         )
     key = b"" if read_only else load_key(key_dir or path.parent)
     return SqliteStore(path, Privacy(key, keep_text, keep_features), read_only=read_only)
+
+
+def settings_store(settings: Settings, *, read_only: bool = True) -> EventStore:
+    """Return the event store of the settings, which keeps of queries what they say. Raises `StoreError`."""
+    return open_store(
+        settings.events or settings.state_dir,
+        key_dir=settings.state_dir,
+        keep_text=settings.keep_text,
+        keep_features=settings.keep == "features",
+        read_only=read_only,
+    )
 
 
 def _scheme(url: str) -> str:

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from router_ml.events.connect import open_store
+from router_ml.events.connect import settings_store
 from router_ml.events.event import Recorder, Recorders
 from router_ml.events.retention import Retention
-from router_ml.events.store import EventStore
 from router_ml.events.writer import EventWriter
 from router_ml.experiments.rollout import Rollout, open_rollout
 from router_ml.monitor.alerts import Alerts, Channel, LogChannel, WebhookChannel
 from router_ml.monitor.metrics import LiveMetrics
 from router_ml.monitor.prometheus import prometheus
+from router_ml.monitor.rules import default_rules
 from router_ml.settings import Settings
+from router_ml.shared_state.connect import open_shared_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,13 @@ def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch
     """Return the parts as the settings describe them; nothing runs before `start`, and a failing store is not an error.
 
     Alerts go to the log, to the webhook of the settings, and to further `channels`."""
-    read_store = functools.partial(_readable, settings)
+    read_store = functools.partial(settings_store, settings)
     writer = open_writer(settings)
     webhook = (WebhookChannel(settings.alert_webhook),) if settings.alert_webhook else ()
-    alerts = Alerts(channels=(LogChannel(), *webhook, *channels), recorder=writer)
+    shared = open_shared_state(settings)
+    alerts = Alerts(
+        default_rules(lambda: shared.problem), channels=(LogChannel(), *webhook, *channels), recorder=writer
+    )
     rollout = open_rollout(settings.state_dir, recorder=writer, read_store=read_store)
     metrics = LiveMetrics()
     return Watch(Recorders((writer, metrics, alerts, rollout)), writer, metrics, alerts, rollout)
@@ -61,15 +65,5 @@ def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch
 
 def open_writer(settings: Settings) -> EventWriter:
     """Return the background writer into the event store of the settings."""
-    opener = functools.partial(
-        open_store,
-        settings.events or settings.state_dir,
-        key_dir=settings.state_dir,
-        keep_text=settings.keep_text,
-        keep_features=settings.keep == "features",
-    )
+    opener = functools.partial(settings_store, settings, read_only=False)
     return EventWriter(opener, retention=Retention())
-
-
-def _readable(settings: Settings) -> EventStore:
-    return open_store(settings.events or settings.state_dir, key_dir=settings.state_dir, read_only=True)

@@ -147,7 +147,8 @@ def test_the_run_stands_in_mlflow_with_its_artifacts_and_a_model(place: Path, fi
     assert run.info.status == "FINISHED"
     assert run.data.params["data_sha256"] == load_bundle(fitted.answer["bundle"]).manifest["data_sha256"]
     assert run.data.metrics["test/macro_f1"] == pytest.approx(fitted.answer["metrics"]["test/macro_f1"])
-    assert "macro-F1" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["mlflow.note.content"].startswith("complexity macro-F1")
+    assert {"val/macro_f1", "fit/epochs"} <= run.data.metrics.keys()
     names = {item.path for item in client.list_artifacts(run.info.run_id, "plots")}
     assert {"plots/confusion.png", "plots/reliability.png"} <= names
     assert "bundle/manifest.json" in {item.path for item in client.list_artifacts(run.info.run_id, "bundle")}
@@ -155,7 +156,7 @@ def test_the_run_stands_in_mlflow_with_its_artifacts_and_a_model(place: Path, fi
     version = client.get_model_version_by_alias("router_ml", "challenger")
     assert version.run_id == run.info.run_id
     assert "macro-F1" in version.description
-    assert float(version.tags["test/macro_f1"]) == pytest.approx(run.data.metrics["test/macro_f1"], abs=1e-4)
+    assert float(version.tags["macro_f1"]) == pytest.approx(run.data.metrics["test/macro_f1"], abs=1e-4)
 
 
 def test_only_a_promotion_makes_a_champion(place: Path, fitted: SimpleNamespace) -> None:
@@ -165,7 +166,11 @@ def test_only_a_promotion_makes_a_champion(place: Path, fitted: SimpleNamespace)
     client = mlflow.MlflowClient(uri, registry_uri=uri)
     assert "champion" not in client.get_registered_model("router_ml").aliases
     version = set_champion("first")
-    assert str(client.get_model_version_by_alias("router_ml", "champion").version) == version
+    champion = client.get_model_version_by_alias("router_ml", "champion")
+    assert str(champion.version) == version
+    assert champion.tags["state"] == "champion"
+    assert set_champion("never registered") is None  # it serves now, so no version does
+    assert "champion" not in client.get_registered_model("router_ml").aliases
 
 
 def test_the_registered_model_loads_without_unpickling(
@@ -186,8 +191,12 @@ def test_the_registered_model_loads_without_unpickling(
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     monkeypatch.setenv("ROUTER_ML_POLICY", "fast")
     model = mlflow.pyfunc.load_model("models:/router_ml@challenger")
-    decisions = [json.loads(answer) for answer in model.predict(["check read", "compare unless"])]
+    rows = [{"text": "check read"}, {"text": "compare unless", "context": '{"tools": [{"name": "mail"}]}'}]
+    decisions = [json.loads(answer) for answer in model.predict(rows)]
     assert [decision["policy"] for decision in decisions] == ["fast", "fast"]
+    (accurate,) = model.predict([{"text": "check read"}], params={"policy": "accurate"})
+    assert json.loads(accurate)["policy"] == "accurate"
+    assert model.metadata.saved_input_example_info
     assert decisions[0]["bundle"].startswith("first@")
     stored = [path for path in (place / "mlruns" / "artifacts").rglob("*") if path.suffix in (".pkl", ".pickle")]
     assert not stored

@@ -14,22 +14,22 @@ import pytest
 
 from router_ml.bundles.format import load_bundle
 from router_ml.bundles.registry import read_active
-from router_ml.catalogue import load_catalogue
 from router_ml.decide.features.extractor import Features
 from router_ml.decide.router import Router
+from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.errors import InputError, StoreError
 from router_ml.events.connect import open_store
 from router_ml.events.event import Event, FeedbackEvent, OutcomeEvent, decision_event
 from router_ml.experiments.state import ExperimentState
 from router_ml.files import file_lock
-from router_ml.settings import Settings
+from router_ml.settings import CHECKOUT, Settings
 from training.learning import job as job_module
-from training.learning.gate import GateVerdict, Word
+from training.learning.gate import GateVerdict, Word, offpolicy_gate
 from training.learning.job import A_PERSON_MUST_ACT, DONE, NOTHING_TO_LEARN, Learning
 from training.learning.policy import LearnPolicy, read_learn_policy
 from training.learning.state import read_state
 
-SMALL, LARGE = load_catalogue().names[0], load_catalogue().names[-1]
+SMALL, LARGE = "llama3.2:3b-instruct", "qwen2.5:3b-instruct"  # without arms
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,17 @@ def settings(tiny_bundle: Path, tmp_path: Path) -> Settings:
     return Settings(bundle=tiny_bundle, state_dir=tmp_path / "state", keep="features")
 
 
-def traffic(settings: Settings, n: int, first: int = 0) -> list[Event]:
+def traffic(settings: Settings, n: int, first: int = 0, propensity: float = 1.0) -> list[Event]:
     """Sessions of two requests; small models fail at what begins with "compare", each answer is judged by a thumb."""
     router = Router.load(settings=settings)
     events: list[Event] = []
     for i in range(first, first + n):
         hard = i % 3 == 0
         text = f"compare offer {i} and plan the move" if hard else f"set a timer for {i} minutes"
-        decision = replace(router.decide(text), decision_id=f"d{i}", model=(SMALL, LARGE)[i % 2])
+        decision = router.decide(text, policy=Policy("open", latency_budget_s=None))
+        model = (SMALL, LARGE)[i % 2]
+        ranked = tuple(sorted(decision.ranked, key=lambda one: one.model != model))
+        decision = replace(decision, decision_id=f"d{i}", model=model, ranked=ranked, propensity=propensity)
         right = float(i % 2 == 1 or not hard or i % 30 == 0)
         events.append(decision_event(decision, unit=f"s{i // 2}", text=text, at_s=1e9 + i))
         events.append(OutcomeEvent(f"d{i}", decision.model, None, (2.0, 9.0)[i % 2], at_s=1e9 + i))
@@ -110,6 +113,13 @@ def test_too_few_judged_answers_say_how_many_are_missing_and_how_to_get_them(set
     assert learning(settings, said).run() == NOTHING_TO_LEARN
     assert "nothing to learn yet: 40 judged answers are missing (60 of 100 since the last time)" in said[-1]
     assert "router-ml feedback ID up" in said[-1]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_without_any_events_it_says_what_records_them(settings: Settings, dry: bool) -> None:
+    said: list[str] = []
+    assert learning(settings, said, dry=dry).run() == NOTHING_TO_LEARN
+    assert "nothing was recorded in" in said[-1]
 
 
 def test_without_kept_features_it_says_which_setting_keeps_them(settings: Settings) -> None:
@@ -174,6 +184,33 @@ def test_a_dry_run_changes_nothing(settings: Settings) -> None:
     assert any("would learn learned-" in line for line in said)
     after = sorted(path for path in settings.state_dir.rglob("*") if path.suffix not in (".db-wal", ".db-shm"))
     assert after == before
+
+
+def test_without_exploration_the_gate_cannot_tell_and_says_what_would(settings: Settings) -> None:
+    record(settings, 240)
+    said: list[str] = []
+    assert learning(settings, said, gate=offpolicy_gate).run() == DONE
+    assert any(": cannot tell. Nothing was explored" in line for line in said)
+    assert ExperimentState(settings.state_dir / "experiments").active().mode == "shadow"  # type: ignore[union-attr]
+
+
+def test_explored_traffic_lets_the_gate_tell_with_its_numbers_in_mlflow(settings: Settings) -> None:
+    from mlflow import MlflowClient
+
+    store = open_store(settings.state_dir, keep_features=True)
+    store.append(traffic(settings, 1800, propensity=0.5))
+    store.close()
+    said: list[str] = []
+    policy = LearnPolicy(min_judged=100, gate_share=0.6)
+    assert learning(settings, said, gate=offpolicy_gate, policy=policy).run() == DONE
+    [row] = state_of(settings).history
+    client = MlflowClient()
+    [experiment] = [one for one in client.search_experiments() if one.name == "router_ml fits"]
+    [run] = client.search_runs([experiment.experiment_id], "tags.bundle != ''")
+    assert run.data.tags["gate.verdict"] == row["verdict"]
+    assert run.data.tags["learn.until_event"] == str(state_of(settings).watermark)
+    assert run.data.metrics["gate/decisions"] > 900
+    assert row["verdict"] in ("better", "not worse")
 
 
 class _Killed(BaseException):
@@ -326,3 +363,11 @@ def test_vectors_of_another_encoder_are_left_out(settings: Settings) -> None:
     said: list[str] = []
     assert learning(settings, said).run() == NOTHING_TO_LEARN
     assert any(line.startswith("30 judged answers have neither") for line in said)
+
+
+def test_the_example_of_a_policy_is_one_for_the_router_and_for_the_job() -> None:
+    path = CHECKOUT / "examples" / "learn_daily" / "policy.toml"
+    assert resolve_policy(path).exploration == 0.02
+    assert read_learn_policy(path) == LearnPolicy(then="ab", shadow_hours=24, coverage=0.5)
+    for name in ("crontab", "router-ml-learn.service", "compose.yaml"):
+        assert "python -m training.learn --quiet --policy" in (path.parent / name).read_text()

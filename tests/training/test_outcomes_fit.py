@@ -18,7 +18,7 @@ from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.neighbours import SHRINKAGE
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.types import Outcome, Query
-from training.outcomes import learners, outcome_fit, shrinkage
+from training.outcomes import learners, outcome_fit
 from training.outcomes.basis import fit_basis
 from training.outcomes.forest_learner import export_forest, fit_forest
 from training.outcomes.learner import Export, Setting, TrainingRows
@@ -143,7 +143,7 @@ def test_few_rows_keep_the_best_single_model() -> None:
     rows = specialists(queries, kind)
     rows += [Outcome(query.id, "steady", float(i % 10 > 0), 2.0) for i, query in enumerate(queries)]
     found = predict(fit_outcomes(queries, rows, features, complexity, EMPTY, seed=0, tune=True), features, complexity)
-    assert (found.p_success.argmax(axis=1) == found.models.index("steady")).all()
+    assert (found.p_success.argmax(axis=1) == found.models.index("steady")).mean() > 0.9
 
 
 def test_few_rows_move_the_priors_and_nothing_else() -> None:
@@ -154,16 +154,17 @@ def test_few_rows_move_the_priors_and_nothing_else() -> None:
     fit = fit_outcomes(queries, rows, features, complexity, catalogue, seed=0, tune=True)
     learned = predict(fit, features, complexity, catalogue)
     assert fit.report["learner"] == "prior"
-    assert (learned.p_success < 0.4).all()
-    assert np.ptp(learned.p_success, axis=0) == pytest.approx(np.zeros(4), abs=1e-6)  # the labels are equally likely
+    measured = learned.p_success[:, [learned.models.index(catalogue.arm(name).key) for name in catalogue.names]]
+    assert (measured < 0.4).all()
+    assert np.ptp(measured, axis=0) == pytest.approx(np.zeros(3), abs=1e-6)  # the labels are equally likely
 
 
 def test_a_model_added_to_the_catalogue_rides_along(fitted: FittedOutcomes) -> None:
     _, features, complexity, _ = world(n=5, seed=4)
     found = predict(fitted, features, complexity, load_catalogue())
     assert found.models == ("a", "b", *(arm.key for arm in load_catalogue().arms))
-    column = found.models.index("qwen3:8b+think")
-    prior = np.mean(list(load_catalogue()["qwen3:8b"].prior.success.values()))
+    column = found.models.index("qwen2.5:3b-instruct")
+    prior = np.mean(list(load_catalogue()["qwen2.5:3b-instruct"].prior.success.values()))
     assert 0.5 < found.p_success[0, column] <= prior  # queries turned out harder than thought, for all models
 
 
@@ -195,7 +196,6 @@ def test_missing_cells_do_no_harm() -> None:
 
 def test_stored_neighbours_serve_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcome_fit, "success_blends", lambda: {"knn": {"knn": 1.0}})
-    monkeypatch.setattr(shrinkage, "MARGINS", (0.0,))
     monkeypatch.setattr(outcome_fit, "NOVEL_MARGIN", 0.0)
     queries, features, complexity, kind = world()
     fit = fit_outcomes(queries, specialists(queries, kind), features, complexity, EMPTY, seed=0, tune=False)
@@ -311,3 +311,44 @@ def test_a_learned_arm_that_the_catalogue_lacks_is_added_to_its_model() -> None:
     predictor = OutcomePredictor.from_arrays(config, fitted.arrays, own)
     assert predictor.models == ("m+nothink", "m+think")
     assert predictor.learned == predictor.models
+
+
+def test_one_outcome_a_query_teaches_which_model_suits_which_query() -> None:
+    """Traffic has no query that several models answered, so choices cannot be compared row by row."""
+    rng = np.random.default_rng(3)
+    n = 900
+    hard = rng.random(n) < 0.4
+    embedding = rng.normal(0, 0.3, (n, 24)).astype(np.float32)
+    embedding[:, 0] += np.where(hard, 1.5, -1.5)
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    features = Features(embedding, np.zeros((n, len(TABLE_NAMES)), np.float32))
+    large = rng.random(n) < 0.5
+    success = rng.random(n) < np.where(hard & ~large, 0.2, 0.9)
+    queries = [Query(f"q{i}", "") for i in range(n)]
+    outcomes = [
+        Outcome(f"q{i}", "large" if large[i] else "small", float(success[i]), 9.0 if large[i] else 2.0)
+        for i in range(n)
+    ]
+    complexity = np.full((n, 4), 0.25)
+    fitted = fit_outcomes(queries, outcomes, features, complexity, Catalogue(()), seed=0, tune=False)
+    assert fitted.report["learner"] != "prior"
+    predictor = OutcomePredictor.from_arrays(fitted.config, fitted.arrays, Catalogue(()))
+    found = predictor(embedding, features.table, complexity.astype(np.float32), np.full(n, np.nan, np.float32))
+    small = found.p_success[:, found.models.index("small")]
+    assert small[hard].mean() < 0.45
+    assert small[~hard].mean() > 0.75
+    assert found.p_success[hard, found.models.index("large")].mean() > 0.75
+
+
+def test_one_outcome_a_query_without_any_difference_stays_with_the_means() -> None:
+    rng = np.random.default_rng(4)
+    n = 500
+    features = Features(rng.normal(size=(n, 24)).astype(np.float32), np.zeros((n, len(TABLE_NAMES)), np.float32))
+    outcomes = [Outcome(f"q{i}", "ab"[i % 2], float(rng.random() < 0.7), 1.0) for i in range(n)]
+    queries = [Query(f"q{i}", "") for i in range(n)]
+    fitted = fit_outcomes(queries, outcomes, features, np.full((n, 4), 0.25), Catalogue(()), seed=0, tune=False)
+    if fitted.report["learner"] != "prior":
+        predictor = OutcomePredictor.from_arrays(fitted.config, fitted.arrays, Catalogue(()))
+        label, unknown = np.full((n, 4), 0.25, np.float32), np.full(n, np.nan, np.float32)
+        found = predictor(features.embedding, features.table, label, unknown)
+        assert found.p_success.std(axis=0).max() < 0.04

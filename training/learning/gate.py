@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from router_ml.decide.features.extractor import Features
+from router_ml.errors import InputError
+from training.offpolicy.challengers import judge_bundle
+from training.offpolicy.gate import Word
 
-Word: TypeAlias = Literal["better", "not worse", "worse", "cannot tell"]
+__all__ = ["Gate", "GateVerdict", "Word", "offpolicy_gate"]
 
 
 @dataclass(frozen=True)
@@ -32,5 +35,9 @@ class Gate(Protocol):
 
 
 def offpolicy_gate(bundle: Path, rows: Sequence[Mapping[str, Any]], features: Features, *, seed: int) -> GateVerdict:
-    """Judge a challenger by off-policy evaluation."""
-    return GateVerdict("cannot tell", "no off-policy evaluation is installed", {})
+    """Judge a challenger by off-policy evaluation; where there is nothing to evaluate it cannot tell."""
+    try:
+        found = judge_bundle(bundle, rows, features, seed=seed)
+    except InputError as error:  # no decision of the window has candidates, say
+        return GateVerdict("cannot tell", str(error), {})
+    return GateVerdict(found.word, " ".join(found.reasons), found.numbers)

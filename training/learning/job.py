@@ -15,13 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from router_ml.bundles.format import Bundle, load_bundle
-from router_ml.bundles.registry import active_bundle, registry_folder
-from router_ml.cli.events import event_store
-from router_ml.cli.promote import promote
+from router_ml.bundles.registry import active_bundle, promote, registry_folder
 from router_ml.decide.router import Router
 from router_ml.errors import BundleError, StoreError
+from router_ml.events.connect import settings_store
 from router_ml.events.event import ExperimentEvent
-from router_ml.events.store import EventStore
+from router_ml.events.store import DATABASE, EventStore
 from router_ml.experiments.experiment import Experiment, RampStep, Variant, experiment_row
 from router_ml.experiments.rollout import FOLDER, Rollout
 from router_ml.experiments.state import ExperimentState
@@ -93,7 +92,7 @@ class Learning:
 
     @functools.cached_property
     def _store(self) -> EventStore:
-        return event_store(self.settings, read_only=self.dry)
+        return settings_store(self.settings, read_only=self.dry)
 
     @functools.cached_property
     def _rows(self) -> LearningRows:
@@ -111,6 +110,12 @@ class Learning:
 
     def _begin(self) -> int | None:
         """Begin a job where enough was judged; return an exit code where not."""
+        if self.settings.events is None and not (self.settings.state_dir / DATABASE).exists():
+            self.say(
+                f"nothing to learn yet: nothing was recorded in {self.settings.state_dir}; a gateway, a node "
+                "or router-ml serve records there, with ROUTER_ML_KEEP=features what can be learned from"
+            )
+            return NOTHING_TO_LEARN
         rows = self._rows
         if note := encoder_note(self._active.path, rows):
             self.say(note)
@@ -294,7 +299,7 @@ class Learning:
         hours = (self.clock() - running.started_s) / 3600
         if running.mode == "shadow":
             return self._shadowed(running, hours)
-        watch = Rollout(files, read_store=functools.partial(event_store, self.settings), clock=self.clock)
+        watch = Rollout(files, read_store=functools.partial(settings_store, self.settings), clock=self.clock)
         verdict = watch.analyse(act=False)
         watch.close()
         if verdict is None or verdict.kind != "SHIP":
@@ -323,7 +328,7 @@ class Learning:
         if self.dry:
             self.say(f"would promote {running.bundle}")
             return DONE
-        promote(self._registry, running.bundle)
+        promote(self._registry, running.bundle, Router.load)
         set_champion(running.bundle)
         self._experiments.stop()
         self._save(replace(self._state.noted(bundle=running.bundle, ended="promoted"), running=None))

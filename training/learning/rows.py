@@ -69,13 +69,15 @@ def collect(store: EventStore, bundle: Bundle, policy: LearnPolicy, after_seq: i
     and `InputError` for the policy's own files."""
     until_seq = store.last_seq()
     units, new = _units(store, after_seq)
-    judged = [outcome for outcome in outcomes(store) if outcome.query_id in units]
-    chosen = {outcome.query_id for outcome in judged if outcome.success is not None}
-    newest = set(sorted(chosen, key=lambda key: units[key].at_s)[-policy.max_rows :])
-    features = _features(store, bundle, newest)
-    rows = [outcome for outcome in judged if outcome.query_id in features]
+    known = [outcome for outcome in outcomes(store) if outcome.query_id in units]
+    judged = {outcome.query_id for outcome in known if outcome.success is not None}
+    held = {key for key, one in units.items() if unit_interval(one.unit or key, "gate") < policy.gate_share}
+    wanted = set()
+    for side in (held, judged - held):  # the gate reads answers that nobody judged, too
+        wanted |= set(sorted(side, key=lambda key: units[key].at_s)[-policy.max_rows :])
+    features = _features(store, bundle, wanted)
+    rows = [outcome for outcome in known if outcome.query_id in features]
     order = [key for key in units if key in features]
-    held = {key for key in order if unit_interval(units[key].unit or key, "gate") < policy.gate_share}
     logged = {row["decision_id"]: row for row in bandit_rows(store) if row["decision_id"] in held}
     train = _part([key for key in order if key not in held], rows, units, features)
     times = [units[key].at_s for key in order]
@@ -83,8 +85,8 @@ def collect(store: EventStore, bundle: Bundle, policy: LearnPolicy, after_seq: i
         _with_files(train, policy, bundle),
         _part([key for key in order if key in logged], rows, units, features),
         tuple(logged[key] for key in order if key in logged),
-        len(new & features.keys()),
-        len(newest - features.keys()),
+        len(new & judged & features.keys()),
+        len((judged & wanted) - features.keys()),
         until_seq,
         min(times, default=0.0),
         max(times, default=0.0),

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from router_ml.events.blind_question import OPTIONS, SCHEMA, question
 from router_ml.hosts.failure import classify
-from router_ml.serve.judge import OPTIONS, SCHEMA, question
 from router_ml.types import Query
 from training.measuring.conversation import ChatClient
 from training.measuring.measured_answer import MeasuredAnswer

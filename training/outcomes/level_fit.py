@@ -1,7 +1,7 @@
 """The level of each model from own outcomes: Bayesian, so that a few outcomes count, and many outweigh every prior.
 
-What a model is expected to do before its outcomes is the catalogue's prior, or that of an unknown model. See
-`router_ml.decide.predictors.ability`.
+What a model is expected to do before its outcomes is the catalogue's prior, else what the library says, else that of
+an unknown model. See `router_ml.decide.predictors.ability`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router_ml.catalogue import Arm, Catalogue, Model, Prior
+from router_ml.arm import split_key
+from router_ml.catalogue import Arm, Catalogue, Model
 from router_ml.decide.predictors.ability import Abilities, logit, sigmoid, widened
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.errors import InputError
-from router_ml.types import LABELS
+from router_ml.library import known, prior_of
+from router_ml.types import LABELS, Prior
 from training.arrays import Floats, Index, Matrix
 from training.outcomes.table import OutcomeTable
 from training.splits import permuted_folds
 
-UNKNOWN_SUCCESS, UNKNOWN_STRENGTH = 0.7, 2.0  # of a model in no catalogue
+UNKNOWN_B, UNKNOWN_STRENGTH = 8.0, 2.0  # of a model that neither catalogue nor library knows
+_SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,21 @@ class LevelFit:
     """Learns the levels of some models."""
 
     def __init__(self, models: Sequence[str], catalogue: Catalogue, reading: DifficultyHead | None = None) -> None:
-        """Take models as the outcomes name them, by the keys of their arms.
+        """Take models as the outcomes name them.
 
-        Raises `InputError` if two of the keys are those of one arm in the catalogue."""
-        self.entries = {key: catalogue.arm(key) for key in models}
+        Raises `InputError` if two of the names are those of one model in the catalogue."""
+        self.entries = {name: catalogue.arm(name) for name in models}
         taken: dict[str, str] = {}
-        for key, entry in self.entries.items():
-            if entry is not None and taken.setdefault(entry.key, key) != key:
+        for name, entry in self.entries.items():
+            if entry is not None and taken.setdefault(entry.key, name) != name:
                 raise InputError(
-                    f"outcomes of {taken[entry.key]!r} and {key!r} are of one model of the catalogue, "
+                    f"outcomes of {taken[entry.key]!r} and {name!r} are of one model of the catalogue, "
                     f"{entry.key!r}; use one name for it"
                 )
+        plain = {"think": None, "arms": (), "aliases": ()}
         expected = [
-            replace(entry or _unknown(key), name=key, aliases=(), think=None) for key, entry in self.entries.items()
+            replace(entry or _unlisted(name), name=name, **plain)  # type: ignore[arg-type]
+            for name, entry in self.entries.items()
         ]
         self._predictor = OutcomePredictor(Catalogue(tuple(expected)), reading=reading)
         self._models = list(models)
@@ -102,16 +107,20 @@ class LevelFit:
         return abilities, tuple(settled)
 
     def _settled(self, abilities: Abilities, key: str, prior: Prior) -> Prior:
-        prior_sd = self._predictor.prior_sd(key)
-        shift = abilities.shift(key, ANY_FAMILY, prior_sd)
-        mean = logit(UNKNOWN_SUCCESS) * widened(prior_sd**2) + shift.mean
-        logits = {label: logit(p) for label, p in prior.success.items()}
-        centre = sum(logits.values()) / len(logits)
-        success = {label: sigmoid((mean + value - centre) / widened(shift.sd**2)) for label, value in logits.items()}
+        """Return the prior of an arm with its success as it is known now; labels differ by as much as in its own."""
+        shift = abilities.shift(key, ANY_FAMILY, self._predictor.prior_sd(key))
+        own = {label: logit(p) for label, p in prior.success.items()}
+        centre, wide = sum(own.values()) / len(own), widened(shift.sd**2)
+        expected = (self._predictor.observation(key, 0.0, row).logit for row in _SURE)
+        moved = {label: z + shift.mean + own[label] - centre for label, z in zip(LABELS, expected, strict=True)}
+        success = {label: sigmoid(z / wide) for label, z in moved.items()}
         p = sum(success.values()) / len(success)
         return replace(prior, success=success, strength=1.0 / max(shift.sd**2 * p * (1 - p), 1e-6))
 
 
-def _unknown(name: str) -> Model:
-    success = dict.fromkeys(LABELS, UNKNOWN_SUCCESS)
-    return Model(name, Prior(dict.fromkeys(LABELS, 1.0), success, strength=UNKNOWN_STRENGTH))
+def _unlisted(name: str) -> Model:
+    """Return a model that the catalogue lacks; one that the library lacks, too, could be of any size."""
+    bare, think = split_key(name)
+    if known(bare) is not None:
+        return Model(name, prior_of(bare, think=think))
+    return Model(name, replace(prior_of(name, UNKNOWN_B), strength=UNKNOWN_STRENGTH))

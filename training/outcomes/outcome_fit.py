@@ -2,7 +2,7 @@
 
 The same recipe for every data set: the learners of `learners.LEARNERS` predict every row held out by its group
 (`cross_fitting`); their blend is chosen by routing utility (`routing_utility`), recalibrated (`calibration`) and shrunk
-towards the models' means as far as its gain over the best single model is not proven (`shrinkage`); residuals give the
+towards each model's level (`level_fit`) as far as it is not proven (`shrinkage`); residuals give the
 quantiles of latency (`conformal`); the result is folded into the arrays that serving computes (`head_export`).
 """
 
@@ -31,7 +31,7 @@ from training.outcomes.blending import (
     latency_from_tokens,
 )
 from training.outcomes.calibration import fit_calibration
-from training.outcomes.conformal import residual_quantiles, smearing
+from training.outcomes.conformal import latency_error, residual_quantiles, smearing
 from training.outcomes.cross_fitting import FOLDS, HeldOut, cross_fit, fit_learners
 from training.outcomes.head_export import export_heads
 from training.outcomes.learner import TrainingRows
@@ -40,7 +40,7 @@ from training.outcomes.level_fit import LevelFit, LevelRows
 from training.outcomes.neighbour_learner import neighbour_count
 from training.outcomes.ridge_learner import penalties
 from training.outcomes.routing_utility import routing_utility
-from training.outcomes.shrinkage import NOVEL_MARGIN, best_factor, best_margin, significantly_better
+from training.outcomes.shrinkage import NOVEL_MARGIN, proven_factor, significantly_better
 from training.outcomes.table import MIN_QUERIES, MIN_ROWS, OutcomeTable, derived_profiles, outcome_table
 from training.outcomes.targets import targets_of
 from training.outcomes.transfer_learner import shrinkage_correction
@@ -49,7 +49,7 @@ NOVELTY_QUANTILES = (0.92, 0.955)  # of the training queries' own distance, betw
 MARGIN_QUANTILES = (0.6, 0.96)  # the same for the margin, which grows for queries that are only a little unusual
 _MIN_DISTANCE_RANGE = 1e-3
 LEVELS = "prior"  # no learner: each model's prior and its own outcomes
-LEVEL_ROWS = 20.0  # outcomes of a model from which what was learned of queries weighs more than half
+LEVEL_ROWS = 10.0  # outcomes of a model from which what was learned of queries weighs more than half
 
 Log = Callable[[str, dict[str, float]], None]
 
@@ -69,8 +69,7 @@ class Chosen(NamedTuple):
 
     blend: Blend
     settings: Settings
-    factor: float  # of shrinkage
-    margin: float
+    factor: float  # share of what was learned of queries that is served
 
 
 def fit_outcomes(
@@ -164,11 +163,10 @@ def _levels_alone(reason: str, profiles: tuple[Model, ...], abilities: Abilities
 def _choose(
     table: OutcomeTable, rows: TrainingRows, held_out: HeldOut, level: Matrix, log: Log | None
 ) -> tuple[Chosen, dict[str, Any]]:
-    """Choose settings, blend, margin and shrinkage by held-out routing utility."""
+    """Choose settings, blend and shrinkage on held-out rows."""
     n_models, blends = len(table.models), success_blends()
     settings = best_settings(held_out, rows.targets, next(iter(blends.values())))
     utility = routing_utility(table, rows.targets, blended_quantities(held_out, settings, n_models))
-    means = held_out.means[:, :n_models]
     baseline = utility(level)
     tried = {LEVELS: utility.figures(level, baseline)}
     best_name, best_p, best_utilities = "", level, baseline
@@ -181,16 +179,12 @@ def _choose(
     for name, figures in tried.items():
         if log is not None:
             log(name, {f"val/{key}": value for key, value in figures.items()})
-    margin = best_margin(best_p, means, utility)
-    factor = best_factor(best_p, level, means, utility, baseline, margin)
+    factor = proven_factor(best_p, level, utility)
     single = {model: float(np.nanmean(table.success[:, j])) for j, model in enumerate(table.models)}
-    if not factor:
-        margin = 0.0  # nothing learned of queries is served
     learner = best_name if factor else LEVELS
     report = {
         "learner": learner,
         "shrinkage": factor,
-        "margin": margin,
         "queries": len(table),
         "outcomes": table.n_outcomes,
         "penalty": penalties(rows.tune)[settings["linear"].success],
@@ -198,7 +192,7 @@ def _choose(
         "best_single_success": max(single.values()),
         "cross_validated": tried,
     }
-    return Chosen(blends[best_name], settings, factor, margin), report
+    return Chosen(blends[best_name], settings, factor), report
 
 
 def _final(
@@ -218,6 +212,8 @@ def _final(
     mix = latency_from_tokens(targets, predicted)
     novelty, unusual = (_between(held_out.distance, quantiles) for quantiles in (NOVELTY_QUANTILES, MARGIN_QUANTILES))
     served = _with_transfer(mix(predicted), held_out, novelty)
+    if np.isfinite(error := latency_error(targets, served)):
+        report["latency_error"] = error
     offset = smearing(targets, served)
     mix.matrix[:n_models, :n_models] *= calibration.slope
     mix.constant[:n_models] = calibration.intercept
@@ -237,7 +233,7 @@ def _final(
         "outcomes": (~np.isnan(table.success)).sum(axis=0).tolist(),
         "prior_weight": _level_weights(table, chosen.factor),
         "basis": int(rows.basis.directions.shape[1]),
-        "margin": {"near": chosen.margin, "far": max(chosen.margin, NOVEL_MARGIN if chosen.factor else 0.0)},
+        "margin": {"near": 0.0, "far": NOVEL_MARGIN if chosen.factor else 0.0},
         "novelty": _range(novelty),
         "doubt": _range(unusual),
         "neighbours": {"k": neighbour_count(len(rows))} if "neighbour_keys" in arrays else None,

@@ -6,6 +6,7 @@ MLflow runs this file when it loads the model; the bundle is an artifact beside 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,11 @@ from mlflow.pyfunc import PythonModel
 from router_ml.decide.router import Router
 from router_ml.settings import load_settings
 
+warnings.filterwarnings("ignore", message=".*ype hint")  # the signature is stored with the model, not read from hints
+
 
 class RouterModel(PythonModel):  # type: ignore[misc]
-    """Decisions as JSON texts, under the policy of the row or of ROUTER_ML_POLICY.
+    """Decisions as JSON texts, under the policy of the row, else of the parameter `policy`, else of ROUTER_ML_POLICY.
 
     It takes queries, or a table with `text` and, where wanted, `context` (a dictionary or a JSON text) and `policy`."""
 
@@ -28,8 +31,8 @@ class RouterModel(PythonModel):  # type: ignore[misc]
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow derives a schema from types
         """Return one decision per row, in order. Raises `QueryError`, `ContextError` or `PolicyError`."""
-        rows = _rows(model_input)
-        policies = [_given(row.get("policy")) or self._policy for row in rows]
+        rows, usual = _rows(model_input), (params or {}).get("policy") or self._policy
+        policies = [_given(row.get("policy")) or usual for row in rows]
         decisions: list[str] = [""] * len(rows)
         for policy in dict.fromkeys(policies):
             places = [place for place, name in enumerate(policies) if name == policy]

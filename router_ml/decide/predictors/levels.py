@@ -52,7 +52,8 @@ class Levels:
     def _constants(self, families: FamilyShares) -> _Constants:
         """Return, for a mix of task families, by model: raise, shift, shrinkage and half of the interval's width."""
         shifts = [self.abilities.shift(name, families, sd) for name, sd in zip(self._names, self.prior_sd, strict=True)]
-        narrowed = [1 / widened(shift.sd**2) for shift in shifts]
+        shared = float(self.abilities.covariance[-1, -1])  # a prior is a mean over it
+        narrowed = [1 / widened(max(shift.sd**2 - shared, 0.0)) for shift in shifts]
         return self._raised, [shift.mean for shift in shifts], narrowed, [Z_90 * shift.sd for shift in shifts]
 
     def __call__(
@@ -64,7 +65,7 @@ class Levels:
         and the logits by which it is easier than others of its labels."""
         exp, log = math.exp, math.log  # "heads and selection" takes 50 us at most
         raised, shifts, narrowed, halves = self._usual if families is None else self._constants(families)
-        still = self.plain and families is None
+        still = self.plain and families is None and not lead
         if still and n_learned == len(p):
             return p, []
         moved, intervals = [], []

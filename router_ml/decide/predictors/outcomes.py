@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from router_ml.arm import split_key
 from router_ml.catalogue import Arm, Catalogue, Model, model_from
-from router_ml.decide.predictors.ability import Abilities, Observation
+from router_ml.decide.predictors.ability import Abilities, Observation, logit
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.heads import Floats
@@ -28,7 +28,7 @@ from router_ml.decide.predictors.neighbours import Neighbours
 from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.priors import LabelPriors
 from router_ml.errors import BundleFormatError
-from router_ml.types import LABELS, Source
+from router_ml.types import LABELS, Label, Source
 
 FORMAT = 2
 QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside success, in the log
@@ -39,6 +39,7 @@ _BELOW = 1.01  # a model that the margin holds back ranks just below the default
 P_LOW, P_HIGH = 0.005, 0.995
 _MAX_LOG = 12.0
 _ONE = np.ones(1, np.float32)
+_SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
 class Predictions(NamedTuple):
@@ -330,6 +331,14 @@ class OutcomePredictor:
         """Return whether it has a difficulty head."""
         return self._reading is not None
 
+    def now(self) -> dict[str, dict[Label, tuple[float, tuple[float, float]]]]:
+        """Return each model's chance of success on every label with its interval, before a query is read."""
+        rows = {label: self._levels(self._priors(one).p_success) for label, one in zip(LABELS, _SURE, strict=True)}
+        return {
+            model: {label: (p[i], intervals[i]) for label, (p, intervals) in rows.items()}
+            for i, model in enumerate(self.models)
+        }
+
     def difficulty(self, embedding: Floats, table: Floats) -> Difficulty | None:
         """Return the difficulty of one query; None without a difficulty head."""
         return self._reading(embedding, table) if self._reading is not None else None
@@ -345,11 +354,8 @@ class OutcomePredictor:
         """Return predictions for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
         expected, latency, tokens = self._priors(complexity)
         levels = self._levels
-        if difficulty is None:
-            success, intervals = levels(expected, self._n_learned)
-        else:
-            lead = self._lead(complexity, difficulty)
-            success, intervals = levels(expected, self._n_learned, difficulty.families, lead)
+        lead = 0.0 if difficulty is None else self._lead(complexity, difficulty)
+        success, intervals = levels(expected, self._n_learned, difficulty and difficulty.families, lead)
         if self._heads is None:
             cost = self._costs(prompt_tokens, tokens)
             novel = self._novelty(embedding) if self._novelty is not None else 0.0
@@ -357,8 +363,11 @@ class OutcomePredictor:
         outputs, novelty, margin_share = self._heads(embedding, table, complexity)
         values = outputs.tolist()
         learned = self._success(values, success, margin_share)
-        intervals = levels.of_learned(learned) + intervals
-        success = learned if len(intervals) == self._n_learned else [*learned, *success[self._n_learned :]]
+        if intervals:  # a query that is harder than usual for the measured models is so for the others
+            lead += _mean_lead(learned, success)
+            success, intervals = levels(expected, self._n_learned, difficulty and difficulty.families, lead)
+            learned = [*learned, *success[self._n_learned :]]
+        success, intervals = learned, levels.of_learned(learned[: self._n_learned]) + intervals
         # a comparison costs less than a call of `min`, here and below
         known = [math.exp(log if log < _MAX_LOG else _MAX_LOG) for log in values[self._n_learned :]]
         if self._latency:
@@ -396,6 +405,11 @@ def _with_learned_arms(catalogue: Catalogue, keys: Sequence[str]) -> Catalogue:
     lacking = [split_key(key) for key in keys if catalogue.arm(key) is None]
     known = [(model, think) for name, think in lacking if (model := catalogue.find(name)) is not None]
     return catalogue.extended(replace(model, arms=(Arm(think, model.prior),)) for model, think in known)
+
+
+def _mean_lead(learned: Sequence[float], levels: Sequence[float]) -> float:
+    """Return by how much a query is easier for some models than their levels say, in logits; below 0: harder."""
+    return sum(logit(p) - logit(level) for p, level in zip(learned, levels, strict=False)) / len(learned)
 
 
 def _combined(prior: list[float], known: list[float], places: list[tuple[int, int]]) -> list[float]:

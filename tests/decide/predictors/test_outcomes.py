@@ -139,7 +139,11 @@ def test_what_was_not_learned_of_a_model_is_its_prior() -> None:
     assert found.latency_s[:, j] == pytest.approx(plain.latency_s[:, k])
     assert np.ptp(found.p_success[:, j]) > 0.05  # learned
     other = next(name for name in plain.models if name not in learned().learned)
-    assert found.p_success[:, found.models.index(other)] == pytest.approx(plain.p_success[:, plain.models.index(other)])
+    unmeasured = found.p_success[:, found.models.index(other)]
+    assert np.isfinite(found.latency_s).all()
+    # nobody measured it, but a query that is hard for the measured models is hard for it, too
+    measured = np.log(found.p_success[:, :2] / (1 - found.p_success[:, :2])).mean(axis=1)
+    assert np.corrcoef(measured, np.log(unmeasured / (1 - unmeasured)))[0, 1] > 0.9
     eight = found.latency_s[:, found.models.index("qwen3:8b+think")]  # learned under the bare name: the default way
     assert eight[:, 2] / eight[:, 0] == pytest.approx(np.full(30, np.exp(0.7)), rel=1e-5)
 
