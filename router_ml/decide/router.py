@@ -97,11 +97,13 @@ class Router:
         *,
         settings: Settings | None = None,
         catalogue: Catalogue | None = None,
+        encoder_workers: int | None = None,
         **options: Any,
     ) -> Router:
         """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
-        `catalogue` replaces the catalogue of the settings or of the bundle. Raises `BundleMissing`, `BundleCorrupt`,
+        `catalogue` replaces the catalogue of the settings or of the bundle; `encoder_workers` is how many threads share
+        out the texts of `decide_many` (by default as many as the cores allow). Raises `BundleMissing`, `BundleCorrupt`,
         `BundleFormatError` or `EncoderError` where it cannot be used."""
         if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
             raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
@@ -110,7 +112,8 @@ class Router:
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
-            embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
+            threads = settings.encoder_threads
+            embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=threads, workers=encoder_workers)
             return cls.from_bundle(bundle, embedder, catalogue or _catalogue(bundle, settings), **options)
 
     @classmethod

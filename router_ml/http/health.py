@@ -39,6 +39,15 @@ class Health:
                 "refused": getattr(self._service.decider, "refused", "") or None,
             },
         }
+        shared = self._service.shared
+        parts["shared"] = {
+            "state": "local" if shared.alone or shared.problem else "redis",
+            "replicas": shared.replicas,
+            "problem": shared.problem or None,
+        }
+        mirror = self._service.mirror
+        if mirror is not None:
+            parts["files"] = {"problem": mirror.problem or None, "refused": mirror.refused or None}
         ready = bool(hosts) and not degraded
         return json_response({"status": "ready" if ready else "not ready", **parts}, 200 if ready else 503)
 

@@ -29,6 +29,7 @@ from router_ml.serve.choose import Assigner
 from router_ml.serve.judge import settings_judge
 from router_ml.serve.node import CoordinatorNode, IntentClassifier
 from router_ml.settings import Settings, load_settings
+from router_ml.shared_state.connect import open_shared_state
 from router_ml.types import MachineState
 
 
@@ -73,6 +74,7 @@ def build_gateway(
         watch.start()
         recorder, assigner = watch.recorder, assigner or watch.rollout.assign
         closers.append(watch.close)
+    more.setdefault("shared", open_shared_state(settings))
     gateway = Gateway(
         decider,
         catalogue,
