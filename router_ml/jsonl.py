@@ -92,10 +92,11 @@ def _rows(path: Path | str) -> Iterator[_Row]:
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
             if raw.strip():
-                yield _Row(str(path), number, _decode(str(path), number, raw))
+                yield _Row(str(path), number, decode_object(str(path), number, raw))
 
 
-def _decode(file: str, number: int, raw: bytes) -> dict[str, Any]:
+def decode_object(file: str, number: int, raw: bytes) -> dict[str, Any]:
+    """Return the object that a line holds. Raises `RowError` with the file's name and the line's number."""
     if len(raw) > MAX_LINE_BYTES:
         raise RowError(file, number, None, f"is longer than {MAX_LINE_BYTES:,} bytes; write one object a line")
     try:

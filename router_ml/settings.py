@@ -51,9 +51,11 @@ class Settings:
     parallel: int = 4  # ROUTER_ML_PARALLEL: calls at once per model and host
     stick_margin: float | None = None  # ROUTER_ML_STICK_MARGIN: utility a session's change of model must gain
     reload_s: float = 1.0  # ROUTER_ML_RELOAD_S: between two checks for a promoted bundle or a new catalogue; 0: none
+    learn_s: float = 2.0  # ROUTER_ML_LEARN_S: between two looks for judged answers; 0: only a fit learns from them
     preload: bool = False  # ROUTER_ML_PRELOAD=1: load the likely next model while the host is idle
     answer_cache_size: int = 0  # ROUTER_ML_ANSWER_CACHE: answers cached; 0 turns it off
     events: str | None = field(default=None, repr=False)  # ROUTER_ML_EVENTS: postgresql:// URL or path of the store
+    redis: str | None = field(default=None, repr=False)  # ROUTER_ML_REDIS: redis:// URL of what replicas share
     keep: Keep = "none"  # ROUTER_ML_KEEP: what is stored of queries for 30 days: features, or redacted text
     judge: str | None = None  # ROUTER_ML_JUDGE: a local model that judges a sample of answers; none: nobody does
     judge_share: float = 0.02  # ROUTER_ML_JUDGE_SHARE: of the answers
@@ -85,7 +87,9 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
         preload=_switch(env, "ROUTER_ML_PRELOAD"),
         answer_cache_size=_whole(env, "ROUTER_ML_ANSWER_CACHE", defaults.answer_cache_size, 0),
         events=env.get("ROUTER_ML_EVENTS") or None,
+        redis=_redis(env, "ROUTER_ML_REDIS"),
         reload_s=defaults.reload_s if (reload_s := _number(env, "ROUTER_ML_RELOAD_S", low=0.0)) is None else reload_s,
+        learn_s=defaults.learn_s if (learn_s := _number(env, "ROUTER_ML_LEARN_S", low=0.0)) is None else learn_s,
         keep=_keep(env, "ROUTER_ML_KEEP"),
         judge=_optional_name(env, "ROUTER_ML_JUDGE", None),
         judge_share=_share(env, "ROUTER_ML_JUDGE_SHARE", defaults.judge_share),
@@ -158,6 +162,15 @@ def _webhook(env: Mapping[str, str], name: str) -> str | None:
     value = env.get(name)
     if value and not re.match(r"https?://[^/\s]", value):
         raise SettingsError(f"{name} must be an http or https URL, found {without_credentials(value)!r:.200}")
+    return value or None
+
+
+def _redis(env: Mapping[str, str], name: str) -> str | None:
+    value = env.get(name)
+    if value and not value.startswith(("redis://", "rediss://", "unix://")):
+        raise SettingsError(
+            f"{name} must be a URL such as redis://127.0.0.1:6379/0, found {without_credentials(value)!r:.200}"
+        )
     return value or None
 
 

@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 INTERRUPTED = 130  # as a shell reports a program that was ended by Ctrl-C
 QUERY_WIDTH = 44
+BAR_WIDTH = 20
 SAMPLE_QUERIES: tuple[str, ...] = (
     "check email",
     "turn off the kitchen lights",
@@ -92,14 +93,23 @@ def _discard(stream: TextIO | None) -> None:
 
 def track(items: Sequence[T], what: str) -> Iterator[T]:
     """Yield the items with a progress bar on standard error, where that is a terminal."""
-    bar_width, shown = 20, sys.stderr is not None and sys.stderr.isatty()
     for done, item in enumerate(items):
-        if shown:
-            filled = bar_width * done // len(items)
-            line = f"{what} [{'#' * filled}{'.' * (bar_width - filled)}] {done + 1}/{len(items)} {item}"
-            print(f"\r\x1b[K{cut(line, shutil.get_terminal_size().columns - 1)}", end="", file=sys.stderr, flush=True)
+        show_progress(what, done / len(items), f"{done + 1}/{len(items)} {item}")
         yield item
-    if shown:
+    end_progress()
+
+
+def show_progress(what: str, share: float, text: str) -> None:
+    """Show a progress bar on standard error, where that is a terminal, in place of the one before."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        filled = int(BAR_WIDTH * share)
+        line = f"{what} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text}"
+        print(f"\r\x1b[K{cut(line, shutil.get_terminal_size().columns - 1)}", end="", file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Take the progress bar away."""
+    if sys.stderr is not None and sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 

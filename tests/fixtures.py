@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.servers import PostgresServer, RedisServer
 
 _OPEN = """
 import sys
@@ -21,38 +20,15 @@ print(open_tracking(Path(sys.argv[1])))
 """
 
 
-def _program(name: str) -> str | None:
-    found = shutil.which(name)
-    if found:
-        return str(Path(found).resolve())
-    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(versions[-1]) if versions else None
-
-
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    initdb, postgres_ctl = _program("initdb"), _program("pg_ctl")
-    if initdb is None or postgres_ctl is None:
-        pytest.skip("PostgreSQL is not installed (initdb is missing): apt-get install postgresql")
-    user = "postgres" if os.getuid() == 0 else None  # the server refuses to run as root
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        if user:
-            shutil.chown(folder, user)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        data = f"{folder}/data"
-
-        def call(*command: str) -> None:
-            subprocess.run(command, user=user, check=True, capture_output=True, cwd=folder, timeout=120)
-
-        call(initdb, "-D", data, "-U", "tester", "-A", "trust", "--no-sync")
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        call(postgres_ctl, "-D", data, "-o", options, "-w", "-l", f"{folder}/log", "start")
-        try:
-            yield f"postgresql://tester@127.0.0.1:{port}/postgres"
-        finally:
-            call(postgres_ctl, "-D", data, "-m", "immediate", "stop")
+    try:
+        server = PostgresServer()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    server.start()
+    yield server.url
+    server.close()
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +44,14 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert [racer.returncode for racer in racers] == [0, 0, 0, 0]
     assert answers == {f"sqlite:///{root}/mlflow.db"}
     return root
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    try:
+        server = RedisServer()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    server.start()
+    yield server
+    server.kill()

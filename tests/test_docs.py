@@ -41,7 +41,7 @@ PAGES = {
         *sorted((CHECKOUT / "docs").glob("*.md")),
     )
 }
-PROGRAMS = {"python3.11", "pip", "mlflow", "router-ml", "python", "cd", "git", "bash"}
+PROGRAMS = {"python3.11", "pip", "mlflow", "router-ml", "python", "cd", "git", "bash", "curl", "kubectl", "helm"}
 MADE_BY_THE_READER = {"queries.jsonl", "outcomes.jsonl", "queries.txt"}
 OF_OTHERS = {"OLLAMA_BASE_URL", "OLLAMA_NUM_PARALLEL", "OLLAMA_HOST"}  # settings that other programs read
 ROOMS = ("router_ml", "training", "benchmarks")

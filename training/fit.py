@@ -27,7 +27,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +51,7 @@ from router_ml.catalogue import Catalogue, Model, load_catalogue, model_entry
 from router_ml.decide.features.extractor import TABLE_NAMES, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
+from router_ml.decide.predictors.difficulty import DifficultyHead
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.files import make_private_folder
@@ -73,6 +74,7 @@ from training.tracking.tracker import FITS, DataFile, Tracker, tracked
 log = logging.getLogger(__name__)
 
 _INTERRUPTED = "interrupted; no bundle was made, and what was finished is cached"
+_PLAIN_NAMES = ("queries", "outcomes", "features", "data", "train")  # of files whose folder says what they hold
 FEW_LABELS = 2000  # below this the shipped corpus is learned together with the given labels
 NOTICES = {
     MULTILINGUAL: """The sentence encoder in this bundle derives from intfloat/multilingual-e5-small
@@ -117,16 +119,22 @@ class FitJob:
     @property
     def title(self) -> str:
         """What the fit is made of, in one line: data, rows, encoder, recipe."""
-        labels, parts = self.given.get("labels", 0), [file.name for file in self.files]
-        rows = [f"{labels} labels"] if labels else []
-        rows += [f"{len(self.outcomes)} outcomes"] if self.outcomes else []
-        encoder = Path(self.encoder).name if labels else "encoder of the active bundle"
+        labels = self.given.get("labels", 0)
+        parts = dict.fromkeys(_data_name(file.path) if file.name in _PLAIN_NAMES else file.name for file in self.files)
+        rows = [f"{labels:,} labels"] if labels else []
+        rows += [f"{len(self.outcomes):,} outcomes"] if self.outcomes else []
+        encoder = Path(self.encoder).name if labels else "encoder taken over"
         return ", ".join([" + ".join(parts), *rows, encoder, self.recipe])
 
     @property
     def recipe(self) -> str:
         """Readable description of the training recipe."""
-        return ("tuned" if self.tune else "untuned") + (" (quick)" if self.quick else "")
+        seed = f", seed {self.seed}" if self.seed else ""
+        return ("tuned" if self.tune else "untuned") + seed + (" (quick)" if self.quick else "")
+
+
+def _data_name(path: Path) -> str:
+    return path.resolve().parent.name or path.stem
 
 
 def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
@@ -156,10 +164,14 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         metrics["fit/seconds"] = time.monotonic() - started
         learner = str(config.get("outcomes", {}).get("learner", ""))
         title = f"{job.title}, learner {learner}" if learner else job.title
-        _write_manifest(job, folder, metrics, complexity, title)
-        router = Router.load(folder)
         headline = _headline(job, metrics)
-        chosen = {"recipe": complexity.config.get("recipe", {}).get("name"), "learner": learner}
+        _write_manifest(job, folder, metrics, complexity, {"run_name": title, "result": headline})
+        router = Router.load(folder)
+        source = complexity.encoder.get("source", job.encoder)
+        recipe = complexity.config.get("recipe", {}).get("name")
+        if taken := complexity.encoder.get("borrowed_from"):
+            recipe = f"taken over from {taken}"
+        chosen = {"recipe": recipe, "encoder": source, "learner": learner}
         tracker.params({key: value for key, value in chosen.items() if value})
         tracker.metrics(metrics)
         tracker.describe(title, f"{headline}\n\nbundle: {job.name}")
@@ -167,7 +179,7 @@ def fit(job: FitJob, tracker: Tracker) -> tuple[Path, dict[str, float]]:
         target = _publish(folder, job)
     tracker.files(target, "bundle")
     if job.register:
-        tracker.register(target, f"{title}. {headline}", metrics)
+        tracker.register(target, f"{headline}. {title}", metrics)
     if job.show:
         _show(router)
     return target, metrics
@@ -216,7 +228,10 @@ def _outcomes(
         job.catalogue,
         seed=job.seed,
         tune=job.tune,
-        log=lambda name, values: tracker.tried(name, {"part": "outcomes", "learner": name}, values),
+        log=lambda name, values: tracker.tried(
+            f"outcomes: {name}", {"part": "outcomes", "learner": name}, _of_outcomes(values)
+        ),
+        reading=_reading(config, arrays),
     )
     if fitted.report.get("learner") == "prior" and "reason" not in fitted.report:
         _note("no learner beat each model's mean success in cross-validation, so models are compared by their means; "
@@ -226,11 +241,22 @@ def _outcomes(
     arrays |= {f"outcomes/{name}": value for name, value in fitted.arrays.items()}
     models[:] = job.catalogue.extended(fitted.profiles)
     (folder / "outcomes_report.json").write_text(json.dumps(fitted.report, indent=2, default=str), encoding="utf-8")
-    numbers = {f"outcomes/{key}": value for key, value in fitted.report.items() if isinstance(value, int | float)}
-    chosen = fitted.report.get("cross_validated", {}).get(fitted.report["learner"], {})
-    return {key: float(value) for key, value in numbers.items()} | {
-        f"val/outcomes_{key}": value for key, value in chosen.items()
-    }
+    report = fitted.report
+    numbers = {f"outcomes/{key}": float(value) for key, value in report.items() if isinstance(value, int | float)}
+    if (error := numbers.pop("outcomes/latency_error", None)) is not None:
+        numbers["val/outcomes_latency_error"] = error
+    return numbers | _of_outcomes(report.get("cross_validated", {}).get(report["learner"], {}))
+
+
+def _of_outcomes(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures under `val/outcomes_`: beside those of complexity, with one name in a fit and what it tried."""
+    return {f"val/outcomes_{name.removeprefix('val/')}": value for name, value in figures.items()}
+
+
+def _reading(config: Mapping[str, Any], arrays: Mapping[str, Any]) -> DifficultyHead | None:
+    """Return the difficulty head of the new bundle, where it has one."""
+    head = {name: arrays[f"difficulty/{name}"] for name in ("weights", "bias") if "difficulty" in config}
+    return DifficultyHead(config["difficulty"], head) if head else None
 
 
 def _note(text: str) -> None:
@@ -257,13 +283,13 @@ def _write_heads(
 
 
 def _write_manifest(
-    job: FitJob, folder: Path, metrics: dict[str, float], complexity: ComplexityPart, title: str
+    job: FitJob, folder: Path, metrics: dict[str, float], complexity: ComplexityPart, said: dict[str, str]
 ) -> None:
     write_manifest(
         folder,
         {
             "name": job.name,
-            "run_name": title,
+            **said,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "data_sha256": job.data_sha256,
             "labels": list(LABELS),
@@ -283,18 +309,27 @@ def _publish(folder: Path, job: FitJob) -> Path:
 def _headline(job: FitJob, metrics: dict[str, float]) -> str:
     """Return the result in one line, which lists of runs show."""
     parts = []
-    if "test/macro_f1" in metrics:
-        rules = metrics.get("test/heuristic_macro_f1", float("nan"))
-        parts.append(f"complexity macro-F1 {metrics['test/macro_f1']:.3f} on unseen groups (rules {rules:.3f})")
-    if "val/outcomes_utility_gain" in metrics:
-        gain = metrics["val/outcomes_utility_gain"]
-        parts.append(f"{len(job.outcomes)} outcomes learned, cross-validated utility {gain:+.3f} over the best model")
+    if "val/outcomes_accuracy_gain" in metrics:
+        parts.append(_outcome_result(metrics))
     elif "val/outcomes_closeness_gain" in metrics:
         gain = metrics["val/outcomes_closeness_gain"]
-        parts.append(f"{len(job.outcomes)} outcomes of traffic learned, squared error {-gain:+.3f} against the means")
+        parts.append(f"{len(job.outcomes):,} outcomes of traffic learned, squared error {-gain:+.3f} against the means")
     elif job.outcomes:
-        parts.append(f"{len(job.outcomes)} outcomes, too few to learn from")
+        parts.append(f"{len(job.outcomes):,} outcomes, too few to learn from")
+    if "test/macro_f1" in metrics and job.given.get("labels"):
+        rules = metrics.get("test/heuristic_macro_f1", float("nan"))
+        parts.append(f"complexity macro-F1 {metrics['test/macro_f1']:.3f} on unseen groups (rules {rules:.3f})")
     return "; ".join([*parts, job.recipe])
+
+
+def _outcome_result(metrics: Mapping[str, float]) -> str:
+    accuracy, gain = metrics["val/outcomes_accuracy"], metrics["val/outcomes_accuracy_gain"]
+    text = f"chosen models succeed in {accuracy:.1%}, the best single model in {accuracy - gain:.1%}"
+    if "val/outcomes_aiq_normalised" in metrics:
+        text += f"; normalised AIQ {metrics['val/outcomes_aiq_normalised']:.3f}"
+    text += f"; ECE {metrics['val/outcomes_ece']:.3f}" if "val/outcomes_ece" in metrics else ""
+    error = metrics.get("val/outcomes_latency_error")
+    return text + (f"; latency off by {error:.0%} (median)" if error is not None else "") + " (cross-validated)"
 
 
 def _show(router: Router) -> None:
@@ -461,7 +496,7 @@ def _run(options: argparse.Namespace) -> None:
     if job.quick:
         _note("--quick trains on a tenth of the examples: try this bundle, but do not promote it")
     with tracked(job.experiment, job.title, f"{job.title}: not finished") as tracker:
-        tracker.params({**job.given, "data_sha256": job.data_sha256, "encoder": job.encoder, "bundle": job.name})
+        tracker.params({**job.given, "data_sha256": job.data_sha256, "bundle": job.name})
         tracker.data(job.files)
         target, metrics = fit(job, tracker)
     print(f"bundle: {target}")

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from router_ml.bundles.registry import REMEMBERED, roll_back
 from router_ml.cli.promote import add_options, listing, promote, run
 from router_ml.terminal import run_command
-from training.tracking.tracker import CHAMPION, REGISTERED, set_champion
 
 __all__ = ["REMEMBERED", "listing", "main", "promote", "roll_back"]
 
@@ -30,13 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_options(parser)
     options = parser.parse_args(argv)
-    return run_command("training.promote", lambda: run(options, _set_alias))
-
-
-def _set_alias(bundle: str) -> str:
-    """Set the `champion` alias of the active bundle in MLflow, where its version is known there."""
-    version = set_champion(bundle)
-    return f" (MLflow: {REGISTERED} version {version} is {CHAMPION})" if version else ""
+    return run_command("training.promote", lambda: run(options))
 
 
 if __name__ == "__main__":

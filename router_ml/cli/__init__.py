@@ -6,12 +6,18 @@ import argparse
 import importlib
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from router_ml import __version__
+from router_ml.settings import load_settings
 from router_ml.terminal import run_command
+
+if TYPE_CHECKING:
+    from router_ml.shared_state.mirror import Mirror
 
 DECIDING = ("init", "route", "explain", "demo", "models", "status")
 OPERATING = ("serve", "keys", "promote", "rollback", "feedback", "experiment", "metrics", "alerts", "events", "sync")
+SHARING = ("init", "keys", "promote", "rollback", "experiment")  # change files that all replicas have
 LOOKING_AFTER = OPERATING  # the name of earlier releases
 
 EPILOG = """examples:
@@ -74,4 +80,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     options = parsed(argv)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
-    return int(options.func(options) or 0)
+    mirror = _mirror() if options.verb in SHARING else None
+    try:
+        return int(options.func(options) or 0)
+    finally:
+        if mirror is not None and not mirror.sync():
+            logging.warning("changes stay on this machine until the database is back: %s", mirror.problem)
+
+
+def _mirror() -> Mirror | None:
+    """Return the files shared with all replicas, brought up to date; None where they are this machine's alone."""
+    from router_ml.shared_state.mirror import open_mirror
+
+    mirror = open_mirror(load_settings())
+    if mirror is not None:
+        mirror.sync()
+    return mirror

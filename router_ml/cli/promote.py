@@ -10,6 +10,7 @@ from router_ml.bundles import registry
 from router_ml.bundles.format import manifest_metrics
 from router_ml.bundles.registry import ActiveBundle, Listed, bundles_of, find_bundle, registry_folder, roll_back
 from router_ml.decide.router import Router
+from router_ml.experiments.mlflow_registry import champion_note
 from router_ml.settings import load_settings
 from router_ml.terminal import format_table, terminal_columns
 
@@ -46,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models-dir", type=Path, help="another folder as the registry")
 
 
-def run(options: argparse.Namespace, promoted: Callable[[str], str] = lambda bundle: "") -> int:
+def run(options: argparse.Namespace, promoted: Callable[[str], str] = champion_note) -> int:
     """List, promote or roll back; `promoted` is called with the active bundle and returns a note to print."""
     settings = load_settings()
     models_dir = options.models_dir or registry_folder(settings)
@@ -62,8 +63,9 @@ def run(options: argparse.Namespace, promoted: Callable[[str], str] = lambda bun
         active = roll_back(models_dir)
     else:
         active = promote(models_dir, find_bundle(settings, models_dir, options.bundle))
+    note = promoted(active.active) if models_dir == registry_folder(settings) else ""  # another folder serves nobody
     before = f" (before: {active.previous})" if active.previous else ""
-    print(f"active: {active.active}{promoted(active.active)} in {models_dir}{before}; {RELOAD}")
+    print(f"active: {active.active}{note} in {models_dir}{before}; {RELOAD}")
     if settings.bundle is not None:
         print(f"ROUTER_ML_BUNDLE is set: processes with this environment serve {settings.bundle} instead")
     return 0

@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 
+from router_ml.cli.batch import add_batch_options, route_batch
 from router_ml.cli.choosing import add_choosing_options, chosen_context, chosen_policy, chosen_router, given_queries
 from router_ml.errors import RowError
 from router_ml.settings import load_settings
@@ -22,14 +23,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "route",
         help="choose a model for one query, or for each line of standard input",
         description="Choose a model for each query given, or for each line of standard input (plain text, or JSON rows "
-        "with 'text' and 'context'). A row that cannot be read is named on standard error and left out; exit status 1.",
+        "with 'text' and 'context'). A row that cannot be read is named on standard error and left out; exit status 1. "
+        "With --batch, decide a whole file in one pass: rows with 'text' or 'messages', and 'id' and 'context' where "
+        "there are some. A run that ended early goes on where it stopped when the same command is given again.",
+        epilog="example: router-ml route --batch queries.jsonl --out decisions.jsonl --policy fast",
     )
     verb.add_argument("query", nargs="*", help="one or more queries, each in quotes")
     add_choosing_options(verb)
+    add_batch_options(verb)
     verb.set_defaults(func=_route)
 
 
 def _route(options: argparse.Namespace) -> int:
+    if options.batch is not None or options.out is not None:
+        return route_batch(options)
     settings = load_settings()
     shared = chosen_context(options)
     router, policy = chosen_router(options, settings), chosen_policy(options, settings)

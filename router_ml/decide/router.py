@@ -8,9 +8,11 @@ import math
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from router_ml.bundles.format import Bundle, corrupt_bundle, load_bundle
 from router_ml.bundles.native import within_cpu_time
 from router_ml.bundles.registry import active_bundle
 from router_ml.catalogue import Catalogue, Model, catalogue_from, load_catalogue
-from router_ml.decide.features.embedder import Embedder, is_failure
+from router_ml.decide.embedder import Embedder, is_failure
 from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
@@ -32,6 +34,7 @@ from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.decide.query import ContextLike, read_query, sized
+from router_ml.decide.selection.guarantee import Guarantee
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.rules import Reading, RuleBook
 from router_ml.decide.selection.selector import Forecast, Selector
@@ -53,6 +56,36 @@ _OPTIONS = frozenset({"new_id", "draw", "remember", "keep_features"})
 _EMPTY_QUERY = np.array([0.01, 0.01, 0.01, 0.97], dtype=np.float32)  # an empty query is ambiguous
 
 
+class ReadQuery(Protocol):
+    """What a decision says of its query; a `Decision` and a `DecisionEvent` do."""
+
+    @property
+    def complexity_probabilities(self) -> Mapping[Label, float]:
+        """Probability of each label."""
+        ...
+
+    @property
+    def difficulty(self) -> float | None:
+        """Doublings of parameters; None without a difficulty head."""
+        ...
+
+
+class Judged(NamedTuple):
+    """A judged answer: its decision, the key of the arm that answered, its success (0..1), and how much that weighs."""
+
+    decision: ReadQuery
+    arm: str
+    success: float
+    weight: float = 1.0
+
+
+class Counted(NamedTuple):
+    """What a bundle has learned from already: outcomes up to an event of the store, or up to a time."""
+
+    seq: int
+    until_s: float  # Unix time; 0 where the event says it
+
+
 class Router:
     """Decides which model serves a query. Thread-safe and free of state.
 
@@ -71,6 +104,7 @@ class Router:
         draw: Callable[[], float] = random.random,
         remember: int = 0,
         learned_from: float = 0.0,
+        counted: Counted | None = None,
         encoder: str = "",
         keep_features: bool = False,
     ) -> None:
@@ -80,7 +114,9 @@ class Router:
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes, self._priors_only = outcomes, outcomes.priors_only
         self._learning = threading.Lock()
-        self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
+        self._selector = Selector(
+            outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency, _guarantee(outcomes)
+        )
         self.new_id = new_id or _random_id
         self._draw = draw
         self._rules = catalogue.rules
@@ -88,6 +124,7 @@ class Router:
         self._keeps = encoder if keep_features else ""  # key of the features that decisions carry; "": none
         self.catalogue = catalogue
         self.name = name
+        self.counted = counted  # outcomes that the bundle was fitted on; None: none
         self.degraded = degraded  # why it is not all learned; "" if it is
 
     @classmethod
@@ -97,11 +134,13 @@ class Router:
         *,
         settings: Settings | None = None,
         catalogue: Catalogue | None = None,
+        encoder_workers: int | None = None,
         **options: Any,
     ) -> Router:
         """Return the router of a bundle, or of the active one. It has decided a few queries when it is returned.
 
-        `catalogue` replaces the catalogue of the settings or of the bundle. Raises `BundleMissing`, `BundleCorrupt`,
+        `catalogue` replaces the catalogue of the settings or of the bundle; `encoder_workers` is how many threads share
+        out the texts of `decide_many` (by default as many as the cores allow). Raises `BundleMissing`, `BundleCorrupt`,
         `BundleFormatError` or `EncoderError` where it cannot be used."""
         if unknown := options.keys() - _OPTIONS:  # below it would be taken for a fault of the bundle
             raise TypeError(f"Router.load() got an unexpected keyword argument {min(unknown)!r}")
@@ -110,7 +149,8 @@ class Router:
         folder = active_bundle(settings) if path is None else Path(path)
         bundle = load_bundle(folder)
         with corrupt_bundle(folder):
-            embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=settings.encoder_threads)
+            threads = settings.encoder_threads
+            embedder = OnnxEmbedder(bundle.encoder, bundle.tokenizer, threads=threads, workers=encoder_workers)
             return cls.from_bundle(bundle, embedder, catalogue or _catalogue(bundle, settings), **options)
 
     @classmethod
@@ -128,6 +168,7 @@ class Router:
                 name=bundle.name,
                 degraded=check,
                 learned_from=_learned_from(bundle),
+                counted=_counted(bundle),
                 encoder=encoder_key(bundle.manifest, TABLE_NAMES),
                 **options,
             )
@@ -246,17 +287,18 @@ class Router:
             self._outcomes.abilities = abilities
             self._priors_only.abilities = abilities
 
-    def learn(self, judged: Iterable[tuple[Decision, str, float]]) -> Abilities:
+    def learn(self, judged: Iterable[Judged | tuple[Decision, str, float]]) -> Abilities:
         """Count judged answers at once: of each its decision, the key of the arm that answered, and its success (0..1).
 
         Return the abilities after them. A new model is placed sensibly by 8 to 20 outcomes, without a fit; models the
         router does not know are left out."""
         rows = []
-        for decision, model, success in judged:
+        for row in judged:
+            decision, model, success, weight = Judged(*row)
             arm = self.catalogue.arm(model)
             if arm is not None and arm.key in self._outcomes.models:
                 labels = np.array([decision.complexity_probabilities[label] for label in LABELS], np.float32)
-                rows.append(self._outcomes.observation(arm.key, success, labels, _recorded(decision)))
+                rows.append(self._outcomes.observation(arm.key, success, labels, _recorded(decision), weight))
         with self._learning:
             found = self._outcomes.abilities.updated(rows, self._outcomes.prior_sd)
             self._outcomes.abilities = self._priors_only.abilities = found
@@ -406,7 +448,7 @@ class Router:
         return features, self._heuristic(None, features.table), why
 
 
-def _recorded(decision: Decision) -> Difficulty | None:
+def _recorded(decision: ReadQuery) -> Difficulty | None:
     """Return the difficulty a decision recorded; its task families are not kept."""
     return None if decision.difficulty is None else Difficulty(decision.difficulty, 0.0, ANY_FAMILY)
 
@@ -447,6 +489,10 @@ def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
         ) from error
 
 
+def _guarantee(outcomes: OutcomePredictor) -> Guarantee:
+    return Guarantee.from_config(outcomes.guarantee, outcomes.default_model, outcomes.learned)
+
+
 def _novelty(bundle: Bundle) -> NoveltyHead | None:
     config = bundle.config.get("novelty")
     return NoveltyHead(config, bundle.section("novelty")) if config else None
@@ -457,6 +503,19 @@ def _learned_from(bundle: Bundle) -> float:
     given = bundle.manifest.get("given")
     count: Any = given.get("outcomes") if isinstance(given, Mapping) else None
     return float(count) if is_number(count) and 0 <= count < math.inf else 0.0
+
+
+def _counted(bundle: Bundle) -> Counted | None:
+    """Return which outcomes a bundle was fitted on; None if on none. Without a time: those up to now."""
+    if not _learned_from(bundle):
+        return None
+    events = bundle.manifest["given"].get("events")
+    if isinstance(events, int) and not isinstance(events, bool) and events >= 0:
+        return Counted(events, 0.0)
+    try:
+        return Counted(0, datetime.fromisoformat(bundle.manifest["created_at"]).timestamp())
+    except (KeyError, TypeError, ValueError):
+        return Counted(0, time.time())
 
 
 def _difficulty(bundle: Bundle) -> DifficultyHead | None:

@@ -75,6 +75,7 @@ class DecisionEvent:
     features: KeptFeatures | None = field(default=None, compare=False)  # written apart, and only where that is enabled
     query_key: str | None = None  # keyed hash of the query, filled in when the event is written
     complexity_probabilities: Mapping[Label, float] = field(default_factory=_empty)  # by label
+    difficulty: float | None = None  # doublings of parameters; None without a difficulty head
     policy_parameters: Mapping[str, Any] = field(default_factory=_empty)  # weights and limits behind the policy's name
     at_s: float = field(default_factory=time.time)  # Unix time
     event_id: str = field(default_factory=new_id)
@@ -399,6 +400,7 @@ def decision_event(
         bundle=decision.bundle,
         propensity=decision.propensity,
         complexity_probabilities=decision.complexity_probabilities,
+        difficulty=decision.difficulty,
         policy_parameters=policy_parameters,
         candidates=decision.ranked,
         excluded=decision.excluded,

@@ -48,7 +48,7 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
             attempted.add(event.decision_id)
             outcome = _failed_attempt(event)
         elif isinstance(event, OutcomeEvent) and (event.ok or event.decision_id not in attempted):
-            outcome = None if event.cache_hit or event.clarified else _judged_outcome(event, judged)
+            outcome = None if event.cache_hit or event.clarified else judged_outcome(event, judged)
         else:
             continue  # a request without an answer is represented by its attempts
         if outcome is None:
@@ -59,7 +59,8 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
             yield outcome
 
 
-def _judged_outcome(event: OutcomeEvent, judged: Judged) -> Outcome:
+def judged_outcome(event: OutcomeEvent, judged: Judged) -> Outcome:
+    """Return the training row of an outcome: success, weight and source of the judgement that counts."""
     judgement = judged.get(event.decision_id)
     if judgement is None or (event.success is not None and not judgement.explicit):
         weight = 1.0 if event.invalid is None else source_of(event.invalid).weight

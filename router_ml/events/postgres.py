@@ -64,7 +64,7 @@ class PostgresStore(SqlStore):
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is not None and not self._connection.closed:
             return self._connection  # type: ignore[no-any-return]
-        connection = self._driver.connect(self._url, autocommit=True, connect_timeout=_CONNECT_S, **_ALIVE)  # type: ignore[arg-type]
+        connection = connected(self._url)
         try:
             connection.execute(_TIMEOUTS)
             self._migrate(connection)
@@ -101,11 +101,11 @@ class PostgresStore(SqlStore):
         except (self._driver.Error, OSError, ValueError) as error:
             state = getattr(error, "sqlstate", None)
             if self._refused(error, state) and verb != "open":
-                raise RefusedRecord(f"the event store in PostgreSQL refuses a value: {_reason(error, state)}") from None
+                raise RefusedRecord(f"the event store in PostgreSQL refuses a value: {reason(error, state)}") from None
             if not state or state[:2] in ("08", "57"):
                 self._drop_connection()  # the next call connects again
             raise StoreError(
-                f"cannot {verb} the event store in PostgreSQL: {_reason(error, state)}; check that the server is up "
+                f"cannot {verb} the event store in PostgreSQL: {reason(error, state)}; check that the server is up "
                 "and its URL is right"
             ) from None  # the cause may quote the URL
 
@@ -117,7 +117,14 @@ class PostgresStore(SqlStore):
         )
 
 
-def _reason(error: Exception, state: str | None) -> str:
+def connected(url: str) -> psycopg.Connection[Any]:
+    """Return a connection that ends where the server hangs. Raises the driver's errors."""
+    import psycopg
+
+    return psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_S, **_ALIVE)  # type: ignore[arg-type]
+
+
+def reason(error: Exception, state: str | None) -> str:
     """Return the first line of the server's message, but only known phrases of the driver's."""
     kind, text = type(error).__name__, str(error)
     if state and text and "://" not in text:

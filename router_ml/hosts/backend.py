@@ -101,6 +101,10 @@ class Backend:
 
         `cold`: the model had to be loaded for it."""
         self.host.stays.served(self.model, cold)
+        self.measured()
+
+    def measured(self) -> None:
+        """Let its host's pace learn from what `rates` has learned."""
         if (size_gb := self._size_gb) is not None:
             self.host.pace.answered(self.model, self.rates, size_gb, size_gb * self.active_share)
 

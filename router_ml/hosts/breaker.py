@@ -49,8 +49,14 @@ class Permit:
 class Breaker:
     """One circuit. Thread-safe."""
 
-    def __init__(self, options: BreakerOptions | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        options: BreakerOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        changed: Callable[[State, float], None] | None = None,
+    ) -> None:
         self._options = options or BreakerOptions()
+        self._changed = changed  # called with the new state and its wait: opened, closed, a probe without a result
         self._clock = clock
         self._lock = threading.Lock()
         self._period = 0  # raised whenever the circuit opens or closes
@@ -96,6 +102,24 @@ class Breaker:
             self._probing = True
             return Permit(self, self._period, probe=True)
 
+    @property
+    def probing(self) -> bool:
+        """Return whether its one probe is in flight here."""
+        return self._probing
+
+    def agree(self, state: State, retry_after_s: float = 0.0, wait_s: float = 0.0) -> None:
+        """Take over what all replicas agree on: open for another `retry_after_s` of `wait_s`, or closed.
+
+        A probe in flight here will say more and is left alone."""
+        with self._lock:
+            if self._probing or (state == "closed" and self._state == "closed"):
+                return
+            if state == "closed":
+                self._close()
+                return
+            self._state, self._wait_s = "open", max(wait_s, retry_after_s)
+            self._opened_at = self._clock() + retry_after_s - self._wait_s
+
     def host_recovered(self) -> None:
         """Let a circuit that a broken connection opened be probed now: another model of the host has answered."""
         with self._lock:
@@ -113,10 +137,14 @@ class Breaker:
                 self._broken_connection = broken_connection
             if permit.period != self._period:
                 return
+            before = self._period
             if permit.probe:
                 self._settle_probe(ok)
             elif ok is not None and self._state == "closed":
                 self._settle_call(ok)
+            state, wait_s = self._state, self._wait_s
+        if self._changed is not None and (permit.probe or self._period != before):
+            self._changed(state, wait_s)
 
     def _settle_probe(self, ok: bool | None) -> None:
         self._probing = False

@@ -15,8 +15,6 @@ from cachetools import LRUCache
 from router_ml.catalogue import Catalogue
 from router_ml.errors import SettingsError
 from router_ml.hosts.backend import Backend
-from router_ml.hosts.breaker import Breaker
-from router_ml.hosts.gate import Gate
 from router_ml.hosts.host import Host
 from router_ml.hosts.host_state import HostState
 from router_ml.hosts.names import ModelNames
@@ -24,8 +22,10 @@ from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.options import GatewayOptions
 from router_ml.hosts.pace import active_share
 from router_ml.hosts.rates import LiveRates
+from router_ml.hosts.shared_gate import backend_key, shared_pair
 from router_ml.moved import renamed
 from router_ml.settings import base_url, host_type, without_credentials
+from router_ml.shared_state.state import Figures, SharedState
 from router_ml.types import MachineState, ModelState
 
 HostFactory = Callable[[str, ModelNames, float], Host]  # arguments: address, model names, connect timeout in seconds
@@ -60,7 +60,11 @@ class Fleet:
         options: GatewayOptions,
         clock: Callable[[], float] = time.monotonic,
         host_types: Mapping[str, HostFactory] = HOST_TYPES,
+        shared: SharedState | None = None,
     ) -> None:
+        self._shared = shared
+        if shared is not None:
+            shared.listen(self._heard)
         self.catalogue = catalogue
         self.names = ModelNames(catalogue)
         self._default_host = base_url(default_host)
@@ -143,6 +147,18 @@ class Fleet:
             if other.host is backend.host and other is not backend:
                 other.breaker.host_recovered()
 
+    def tell(self, backend: Backend, figures: Figures) -> None:
+        """Tell the other replicas what an answer measured."""
+        if self._shared is not None:
+            self._shared.tell(backend_key(backend.model, backend.host.url), figures)
+
+    def _heard(self, key: str, figures: Figures) -> None:
+        """Learn from an answer of another replica, in whichever thread."""
+        for backend in tuple(self._backends.values()):
+            if backend_key(backend.model, backend.host.url) == key:
+                backend.rates.succeeded(*figures)
+                backend.measured()
+
     def expire(self) -> None:
         """Forget what is installed and in memory, so that the next request refreshes it."""
         for host in self._hosts.values():
@@ -168,11 +184,20 @@ class Fleet:
         known: Any = self._uncatalogued if entry is None else self._backends
         backend: Backend | None = known.get((model, url))
         if backend is None:
+            options = self._options
+            gate, breaker = shared_pair(
+                backend_key(model, url),
+                options.parallel,
+                options.max_waiting,
+                options.breaker,
+                self._shared,
+                self._clock,
+            )
             backend = known[model, url] = Backend(
                 model,
                 self._host(url),
-                Breaker(self._options.breaker, self._clock),
-                Gate(self._options.parallel, self._options.max_waiting),
+                breaker,
+                gate,
                 LiveRates(self._clock),
                 entry.parameters_b if entry else None,
                 active_share(model),

@@ -14,6 +14,10 @@ class Shed(Exception):
         self.retry_after_s = retry_after_s
 
 
+class CircuitOpen(Shed):
+    """The replicas' common circuit breaker does not let the call through."""
+
+
 class Gate:
     """Let `limit` callers in at once, first come first served. Lives in one event loop."""
 
@@ -40,8 +44,8 @@ class Gate:
         # Those inside are half done on average; a slot becomes free every service_s / limit.
         return service_s * (len(self._waiting) + 0.5) / self._limit
 
-    async def enter(self, patience_s: float, service_s: float) -> float:
-        """Wait for a slot and return the seconds waited.
+    async def enter(self, patience_s: float, service_s: float, at_once: bool = False) -> float:
+        """Wait for a slot and return the seconds waited. `at_once` is that of `Breaker.acquire`.
 
         Raises `Shed` if the queue is full, or if no slot is expected, or becomes free, within
         `patience_s`."""

@@ -47,7 +47,7 @@ def build_app(service: Service) -> ASGIApp:
         Middleware(AccessLog),
         Middleware(HostGuard, options=options),
         *_cors(options),
-        Middleware(KeyGuard, options=options, keys=service.keys),
+        Middleware(KeyGuard, options=options, keys=service.keys, shared=service.shared),
         Middleware(Admission, limit=options.max_requests),
     ]
     return Starlette(

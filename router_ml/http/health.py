@@ -39,12 +39,22 @@ class Health:
                 "refused": getattr(self._service.decider, "refused", "") or None,
             },
         }
+        shared = self._service.shared
+        parts["shared"] = {
+            "state": "local" if shared.alone or shared.problem else "redis",
+            "replicas": shared.replicas,
+            "problem": shared.problem or None,
+        }
+        mirror = self._service.mirror
+        if mirror is not None:
+            parts["files"] = {"problem": mirror.problem or None, "refused": mirror.refused or None}
         ready = bool(hosts) and not degraded
         return json_response({"status": "ready" if ready else "not ready", **parts}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Return all metrics in Prometheus' text format."""
-        text = await asyncio.to_thread(self._service.watch.prometheus)
+        backends = self._service.gateway.status()["backends"]
+        text = await asyncio.to_thread(self._service.watch.prometheus, backends)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def log_level(self, request: Request) -> Response:

@@ -96,24 +96,6 @@ class KeyFile:
             file.write(json.dumps({"format": 1, "keys": [asdict(key) for key in keys]}, indent=1).encode())
 
 
-class RateLimits:
-    """A bucket of requests for each key, refilled evenly. Lives in one event loop."""
-
-    def __init__(self) -> None:
-        self._left: dict[str, tuple[float, float]] = {}  # user: requests left, when that was so
-
-    def wait_s(self, key: Key) -> float:
-        """Take one request; 0 if it may be served, else the seconds until the next one may."""
-        if key.per_minute is None:
-            return 0.0
-        now, rate = time.monotonic(), key.per_minute / 60.0
-        left, at = self._left.get(key.user, (float(key.per_minute), now))
-        left = min(float(key.per_minute), left + (now - at) * rate)
-        served = left >= 1.0
-        self._left[key.user] = (left - 1.0 if served else left, now)
-        return 0.0 if served else (1.0 - left) / rate
-
-
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 

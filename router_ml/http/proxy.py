@@ -18,16 +18,17 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from router_ml.events.event import DecisionEvent, OutcomeEvent, Recorder
-from router_ml.hosts.breaker import Breaker
-from router_ml.hosts.gate import Gate, Shed
+from router_ml.hosts.gate import Shed
 from router_ml.hosts.names import normal
 from router_ml.hosts.options import GatewayOptions
+from router_ml.hosts.shared_gate import backend_key, shared_pair
 from router_ml.http.access_log import note
 from router_ml.http.body import lenient_json
 from router_ml.http.headers import header_text
 from router_ml.http.named_call import HostedModel, NamedCall
 from router_ml.http.problems import Problem
 from router_ml.http.streaming import while_connected
+from router_ml.shared_state.state import SharedState
 
 _HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -56,7 +57,10 @@ class HostListing:
 class Proxy:
     """Talks to every host over one client. Lives in one event loop."""
 
-    def __init__(self, hosts: Sequence[str], limits: GatewayOptions, recorder: Recorder) -> None:
+    def __init__(
+        self, hosts: Sequence[str], limits: GatewayOptions, recorder: Recorder, shared: SharedState | None = None
+    ) -> None:
+        self._shared = shared
         self._hosts = tuple(hosts)
         self._limits, self._recorder = limits, recorder
         self._hosted_models: dict[tuple[str, str], HostedModel] = {}
@@ -220,8 +224,9 @@ class Proxy:
         """Return the gate and the breaker of a model; names unknown to the host share one pair."""
         key = (name if name in self._listings[host].names else "", host)
         if key not in self._hosted_models:
-            gate = Gate(self._limits.parallel, self._limits.max_waiting)
-            self._hosted_models[key] = HostedModel(gate, Breaker(self._limits.breaker))
+            limits, shared = self._limits, self._shared if key[0] else None
+            pair = shared_pair(backend_key(*key), limits.parallel, limits.max_waiting, limits.breaker, shared)
+            self._hosted_models[key] = HostedModel(*pair)
         return self._hosted_models[key]
 
     def _oldest_listing_s(self) -> float:

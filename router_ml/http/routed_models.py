@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,11 +12,32 @@ from typing import Any
 
 from router_ml.catalogue import Catalogue
 from router_ml.decide.selection.policy import PRESETS, Policy, resolve_policy
+from router_ml.errors import PolicyError
 from router_ml.http.problems import Problem
+
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
 _DEFAULT_WINDOW = 4096  # of a catalogue that says nothing
 _FAMILY = "router_ml"
+
+
+class FollowedPolicy:
+    """A policy that is read anew when its file changes; one that cannot be used leaves the last good one in place."""
+
+    def __init__(self, source: Policy | str | Path) -> None:
+        """Read it. Raises `PolicyError` if it cannot be used."""
+        self._source, self._good, self._refused = source, resolve_policy(source), ""
+
+    def now(self) -> Policy:
+        """Return the policy as it is now."""
+        try:
+            self._good, self._refused = resolve_policy(self._source), ""
+        except PolicyError as error:
+            if str(error) != self._refused:
+                self._refused = str(error)
+                log.warning("the changed policy is refused, the last good one stays: %s", error)
+        return self._good
 
 
 class RoutedModels:
@@ -24,10 +46,20 @@ class RoutedModels:
     def __init__(self, catalogue: Catalogue, default: Policy | str, files: Sequence[Path] = ()) -> None:
         """Read the policies. Raises `PolicyError` if a policy file cannot be used."""
         self._catalogue = catalogue
-        self.policies: Mapping[str, Policy] = {**PRESETS, **{path.stem: resolve_policy(path) for path in files}}
-        self.default = resolve_policy(default)
+        self._files = {path.stem: FollowedPolicy(path) for path in files}
+        self._default = FollowedPolicy(default)
         self._since = datetime.now(UTC)
         self._started = int(time.time())
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """The policies by name, as their files are now."""
+        return {**PRESETS, **{name: policy.now() for name, policy in self._files.items()}}
+
+    @property
+    def default(self) -> Policy:
+        """The policy of `auto`."""
+        return self._default.now()
 
     @property
     def names(self) -> tuple[str, ...]:

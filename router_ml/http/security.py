@@ -14,9 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router_ml.errors import SettingsError
 from router_ml.http.access_log import note_scope
-from router_ml.http.keys import KeyFile, RateLimits
+from router_ml.http.keys import KeyFile
 from router_ml.http.options import ServerOptions
 from router_ml.http.problems import Problem, api_of
+from router_ml.shared_state import patience
+from router_ml.shared_state.state import SharedState
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +84,13 @@ class HostGuard:
 class KeyGuard:
     """Asks for an API key where the server needs them, and holds each key to its rate."""
 
-    def __init__(self, app: ASGIApp, options: ServerOptions, keys: KeyFile) -> None:
+    def __init__(self, app: ASGIApp, options: ServerOptions, keys: KeyFile, shared: SharedState) -> None:
         self._app = app
-        self._needed, self._keys = options.keys_needed, keys
-        self._limits = RateLimits()
+        self._needed, self._keys, self._shared = options.keys_needed, keys, shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request."""
-        problem = self._problem(scope) if scope["type"] == "http" else None
+        problem = await self._problem(scope) if scope["type"] == "http" else None
         if problem is None:
             await self._app(scope, receive, send)
             return
@@ -98,7 +99,7 @@ class KeyGuard:
             response.headers["www-authenticate"] = 'Basic realm="router-ml: any name, the API key as password"'
         await response(scope, receive, send)
 
-    def _problem(self, scope: Scope) -> Problem | None:
+    async def _problem(self, scope: Scope) -> Problem | None:
         shown = _shown(Headers(scope=scope))
         try:
             key = self._keys.find(shown) if shown else None
@@ -112,7 +113,8 @@ class KeyGuard:
             return Problem("authentication", what, code="invalid_api_key")
         scope["router_ml.key"] = key
         note_scope(scope, user=key.user)
-        wait_s = self._limits.wait_s(key)
+        patience.begin()
+        wait_s = 0.0 if key.per_minute is None else await self._shared.wait_s(key.user, key.per_minute)
         if wait_s:
             return Problem("rate_limit", f"{key.per_minute} requests a minute are allowed", retry_after_s=wait_s)
         return None

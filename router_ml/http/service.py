@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
+import weakref
 from dataclasses import dataclass
 
 from cachetools import LRUCache
 
 from router_ml.catalogue import Catalogue, load_catalogue
+from router_ml.decide.reload import LiveRouter
+from router_ml.decide.router import Router
 from router_ml.events.event import Recorders
 from router_ml.hosts.options import GatewayOptions
 from router_ml.http.dashboard.recent import RecentRequests
@@ -21,6 +25,9 @@ from router_ml.serve.build import build_gateway, found_on_hosts, gateway_options
 from router_ml.serve.choose import Decider
 from router_ml.serve.gateway import Gateway
 from router_ml.settings import Settings, base_url
+from router_ml.shared_state.connect import open_shared_state
+from router_ml.shared_state.mirror import Mirror, open_mirror
+from router_ml.shared_state.state import SharedState
 from router_ml.types import Decision
 
 _REMEMBERED = 1_000  # older ones are in the event store
@@ -65,6 +72,8 @@ class Service:
     decided: RecentDecisions
     recent: RecentRequests
     stopping: threading.Event  # set once the server stops
+    shared: SharedState  # with the other replicas
+    mirror: Mirror | None = None  # of the files that all replicas have
 
     def full_s(self) -> float | None:
         """Seconds until a model may have a free slot if every queue is full, else None.
@@ -82,6 +91,8 @@ class Service:
         """End what runs and write what waits."""
         self.gateway.close()
         self.watch.close()
+        if self.mirror is not None:
+            self.mirror.close()
 
 
 def open_service(
@@ -97,26 +108,44 @@ def open_service(
     Raises `SettingsError`, `CatalogueError` and `PolicyError`."""
     hosts = tuple(base_url(url) for url in options.hosts) or (settings.ollama_host,)
     settings = dataclasses.replace(settings, ollama_host=hosts[0])
+    mirror = open_mirror(settings)
+    if mirror is not None:  # first: a new replica begins with what the others have
+        mirror.sync()
+        mirror.start()
     decider = decider or live_router(settings, catalogue or found_on_hosts(settings, hosts))
     served = _hosted(catalogue or _known(decider, settings), hosts)
     models = RoutedModels(served, settings.policy, options.policy_files)  # first: a bad policy file starts nothing
     recent, watch = RecentRequests(), open_watch(settings)
+    if mirror is not None and isinstance(decider, LiveRouter):
+        mirror.listen(decider.reloader.check)
     watch = dataclasses.replace(watch, recorder=Recorders((watch.recorder, recent)))
     limits = gateway_limits or gateway_options(settings)
+    shared = open_shared_state(settings)
+    gateway = build_gateway(settings, decider=decider, catalogue=served, watch=watch, options=limits, shared=shared)
+    if isinstance(decider, LiveRouter):
+        decider.on_change = functools.partial(_use_catalogue, weakref.ref(gateway), hosts)
     return Service(
-        gateway=build_gateway(settings, decider=decider, catalogue=served, watch=watch, options=limits),
+        gateway=gateway,
         decider=decider,
         catalogue=served,
         watch=watch,
         settings=settings,
         options=options,
         models=models,
-        proxy=Proxy(_every_host(served, hosts), limits, watch.recorder),
+        proxy=Proxy(_every_host(served, hosts), limits, watch.recorder, shared),
         keys=KeyFile(options.keys_file or settings.state_dir / "keys.json"),
         decided=RecentDecisions(),
         recent=recent,
         stopping=threading.Event(),
+        shared=shared,
+        mirror=mirror,
     )
+
+
+def _use_catalogue(gateway: weakref.ref[Gateway], hosts: tuple[str, ...], router: Router) -> None:
+    living = gateway()
+    if living is not None:
+        living.use_catalogue(_hosted(router.catalogue, hosts))
 
 
 def _known(decider: Decider, settings: Settings) -> Catalogue:

@@ -6,9 +6,9 @@ specification's mapping to Prometheus has it; what the conventions do not know i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from router_ml.arm import split_key, think_text
 from router_ml.events.writer import WriterState
@@ -25,13 +25,19 @@ Samples = Iterable[tuple[Mapping[str, str], float]]
 
 
 def prometheus(
-    metrics: LiveMetrics, *, writer: WriterState | None = None, firing: Iterable[tuple[str, str]] = ()
+    metrics: LiveMetrics,
+    *,
+    writer: WriterState | None = None,
+    firing: Iterable[tuple[str, str]] = (),
+    backends: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Return everything as text for a scrape. `firing` holds the rule and subject of each alert that fires."""
+    """Return everything as text for a scrape. `firing` holds the rule and subject of each alert that fires, `backends`
+    the gateway's row for each model on each host."""
     from prometheus_client import generate_latest  # takes 70 ms to import, and only a scrape needs it
 
     counters = metrics.counters
     families = [*_counted(counters), *_histograms(counters), *_windowed(metrics.snapshot(_WINDOW_S)), _firing(firing)]
+    families += _queues(backends) if backends else []
     if writer is not None:
         families += _writer(writer)
     return generate_latest(_Families(families)).decode()
@@ -135,6 +141,18 @@ def _windowed(snapshot: Snapshot) -> Iterator[Metric]:
 def _firing(firing: Iterable[tuple[str, str]]) -> Metric:
     samples: Samples = [({"rule": rule, "subject": subject}, 1) for rule, subject in sorted(firing)]
     return _family("router_ml_alert_firing", "gauge", "1 for each alert that fires.", samples)
+
+
+def _queues(backends: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    return [
+        _family(
+            f"router_ml_requests_{state}",
+            "gauge",
+            text,
+            [({"model": row["model"], "host": row["host"]}, row[state]) for row in backends],
+        )
+        for state, text in (("running", "Requests at a model host."), ("waiting", "Requests that wait for a place."))
+    ]
 
 
 def _writer(state: WriterState) -> list[Metric]:

@@ -216,6 +216,23 @@ class Novelty:
         )
 
 
+class SharedStateAway:
+    """The state that replicas share cannot be reached; each goes on with its own."""
+
+    name = "shared_state"
+    advice = (
+        "Check the server that ROUTER_ML_REDIS names. Until it is back each replica takes an equal share of the limits."
+    )
+
+    def __init__(self, problem: Callable[[], str] = str) -> None:
+        self._problem = problem
+
+    def observe(self, event: Event) -> Iterator[Signal]:
+        """Look whether it is away, at any event."""
+        problem = self._problem()
+        yield Signal(ALL, bool(problem), float(bool(problem)), 1.0, problem or "state is shared again")
+
+
 RULES: tuple[Callable[[], AlertRule], ...] = (
     FailureRate,
     LatencyDrift,
@@ -225,9 +242,10 @@ RULES: tuple[Callable[[], AlertRule], ...] = (
     CalibrationDrift,
     ComplexityShift,
     Novelty,
+    SharedStateAway,
 )
 
 
-def default_rules() -> tuple[AlertRule, ...]:
-    """Return a new instance of every rule, with its usual settings."""
-    return tuple(rule() for rule in RULES)
+def default_rules(shared_problem: Callable[[], str] = str) -> tuple[AlertRule, ...]:
+    """Return a new instance of every rule, with its usual settings. `shared_problem`: why nothing is shared, or ""."""
+    return tuple(SharedStateAway(shared_problem) if rule is SharedStateAway else rule() for rule in RULES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from router_ml.events.connect import settings_store
 from router_ml.events.event import Recorder, Recorders
@@ -14,7 +15,9 @@ from router_ml.experiments.rollout import Rollout, open_rollout
 from router_ml.monitor.alerts import Alerts, Channel, LogChannel, WebhookChannel
 from router_ml.monitor.metrics import LiveMetrics
 from router_ml.monitor.prometheus import prometheus
+from router_ml.monitor.rules import default_rules
 from router_ml.settings import Settings
+from router_ml.shared_state.connect import open_shared_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,10 @@ class Watch:
         self.alerts.close()
         self.writer.close()
 
-    def prometheus(self) -> str:
-        """Return all metrics as text for a scrape."""
+    def prometheus(self, backends: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Return all metrics as text for a scrape; `backends` are the gateway's rows, for its queues."""
         firing = [(alert.rule, alert.subject) for alert in self.alerts.firing()]
-        return prometheus(self.metrics, writer=self.writer.state(), firing=firing)
+        return prometheus(self.metrics, writer=self.writer.state(), firing=firing, backends=backends)
 
 
 def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch:
@@ -51,7 +54,10 @@ def open_watch(settings: Settings, *, channels: Sequence[Channel] = ()) -> Watch
     read_store = functools.partial(settings_store, settings)
     writer = open_writer(settings)
     webhook = (WebhookChannel(settings.alert_webhook),) if settings.alert_webhook else ()
-    alerts = Alerts(channels=(LogChannel(), *webhook, *channels), recorder=writer)
+    shared = open_shared_state(settings)
+    alerts = Alerts(
+        default_rules(lambda: shared.problem), channels=(LogChannel(), *webhook, *channels), recorder=writer
+    )
     rollout = open_rollout(settings.state_dir, recorder=writer, read_store=read_store)
     metrics = LiveMetrics()
     return Watch(Recorders((writer, metrics, alerts, rollout)), writer, metrics, alerts, rollout)

@@ -17,6 +17,7 @@ from router_ml.decide.reload import LiveRouter
 from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.errors import PolicyError, RouterError, SettingsError
+from router_ml.events.connect import settings_store
 from router_ml.events.event import Recorder
 from router_ml.hosts.inventory import catalogue_of_hosts
 from router_ml.hosts.options import GatewayOptions
@@ -27,8 +28,10 @@ from router_ml.serve.answer_cache.exact import ExactCache
 from router_ml.serve.answer_cache.semantic import SemanticCache
 from router_ml.serve.choose import Assigner
 from router_ml.serve.judge import settings_judge
+from router_ml.serve.learner import FILE, OnlineLearner
 from router_ml.serve.node import CoordinatorNode, IntentClassifier
 from router_ml.settings import Settings, load_settings
+from router_ml.shared_state.connect import open_shared_state
 from router_ml.types import MachineState
 
 
@@ -68,11 +71,14 @@ def build_gateway(
         known = getattr(decider, "catalogue", None)
         catalogue = known if isinstance(known, Catalogue) else load_catalogue(settings.catalogue)
     closers: list[Callable[[], object]] = list(more.pop("closers", ()))
+    learner = None
     if recorder is None:
         watch = watch or open_watch(settings)
         watch.start()
         recorder, assigner = watch.recorder, assigner or watch.rollout.assign
-        closers.append(watch.close)
+        learner = online_learner(settings, decider)
+        closers += [watch.close] if learner is None else [watch.close, learner.close]
+    more.setdefault("shared", open_shared_state(settings))
     gateway = Gateway(
         decider,
         catalogue,
@@ -87,7 +93,7 @@ def build_gateway(
         **{"decider_of": bundle_routers(settings, listed), "judge": settings_judge(settings, recorder), **more},
     )
     if isinstance(decider, LiveRouter):
-        decider.on_change = functools.partial(_use_catalogue, weakref.ref(gateway))
+        decider.on_change = functools.partial(_use_router, weakref.ref(gateway), learner)
     atexit.register(_close, weakref.ref(gateway))  # what waits to be written is written, close or no close
     gateway.warm_up()
     return gateway
@@ -106,7 +112,19 @@ def live_router(settings: Settings, catalogue: Catalogue | None = None) -> LiveR
     )
 
 
-def _use_catalogue(gateway: weakref.ref[Gateway], router: Router) -> None:
+def online_learner(settings: Settings, decider: object) -> OnlineLearner | None:
+    """Return what lets a router count judged answers, started; None where that is off, or for another decider."""
+    if not settings.learn_s or not isinstance(decider, LiveRouter | Router):
+        return None
+    read_store = functools.partial(settings_store, settings)
+    learner = OnlineLearner(decider, read_store, settings.state_dir / FILE, settings.learn_s)
+    learner.start()
+    return learner
+
+
+def _use_router(gateway: weakref.ref[Gateway], learner: OnlineLearner | None, router: Router) -> None:
+    if learner is not None:
+        learner.adopt()
     living = gateway()
     if living is not None:
         living.use_catalogue(router.catalogue)
@@ -133,8 +151,9 @@ def build_node(
     The arguments, and `more`, are those of `CoordinatorNode`; give `machine=gateway.machine` where a gateway runs.
     Unlike a bare `CoordinatorNode()` it loads the bundle at once. Raises `SettingsError` and `PolicyError`."""
     settings = settings or load_settings()
-    return CoordinatorNode(
-        decider or live_router(settings),
+    decider = decider or live_router(settings)
+    node = CoordinatorNode(
+        decider,
         classifier=classifier,
         recorder=recorder,
         policy=_known_policy(settings.policy) if policy is None else policy,
@@ -142,6 +161,12 @@ def build_node(
         settings=settings,
         **more,
     )
+    learner = online_learner(settings, decider) if recorder is None else None
+    if learner is not None:
+        if isinstance(decider, LiveRouter):
+            decider.on_change = lambda _: learner.adopt()
+        weakref.finalize(node, learner.close)
+    return node
 
 
 def gateway_options(settings: Settings) -> GatewayOptions:

@@ -23,6 +23,8 @@ from router_ml.serve.order import pin, plain_decision, restrict, stick, unexplor
 from router_ml.serve.request import ChatRequest
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.turn import ToolLoops
+from router_ml.shared_state.local import LocalState
+from router_ml.shared_state.state import SharedState
 from router_ml.types import Context, Decision, MachineState, Think
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 Arm: TypeAlias = tuple[str, Think | None]  # a model, and how it is asked
 Assigner = Callable[[str, Context], Assignment | None]
 
-_SESSIONS = 10_000  # sessions whose last model is remembered
+_SESSIONS = 10_000  # sessions whose last draw is remembered
 
 
 class Decider(Protocol):
@@ -63,13 +65,14 @@ class DecisionStep:
         stick_margin: float | None,
         clock: Callable[[], float],
         pool: ThreadPoolExecutor,
+        shared: SharedState | None = None,
     ) -> None:
         self._decider, self._decider_of, self._assigner = decider, decider_of, assigner
         self._fleet, self._names = fleet, fleet.names
         self._stick_margin = stick_margin
         self._clock = clock
         self._pool = pool
-        self._sessions: LRUCache[str, str] = LRUCache(_SESSIONS)
+        self._shared = shared or LocalState()
         self._drawn: LRUCache[str, tuple[str, Arm | None]] = LRUCache(_SESSIONS)  # the turn last drawn for, and its arm
         self._tool_loops = ToolLoops(clock)
 
@@ -98,7 +101,8 @@ class DecisionStep:
             decision = self._continued(decision, turn.model)
         elif session is not None and state.model is None:
             if decision.rule is None:
-                decision = stick(decision, self._sessions.get(session), self._stick_margin, self._names)
+                held = await self._shared.model_of(session)
+                decision = stick(decision, held, self._stick_margin, self._names)
             decision = self._once_a_turn(decision, session, state.request)
         state.decision = restrict(decision, state.allowed, self._names)
         state.decide_s = self._clock() - began_s
@@ -107,7 +111,7 @@ class DecisionStep:
         """Note which model a session spoke with last, and which one asked for a tool."""
         self._tool_loops.asked(state, answer.model, answer.reply.tool_calls)
         if state.context.session_id is not None:
-            self._sessions[state.context.session_id] = answer.model
+            self._shared.remember(state.context.session_id, answer.model)
 
     def interrupted(self, state: RequestState) -> None:
         """Note which model asked for a tool in a stream that did not reach its end: the result goes to it."""

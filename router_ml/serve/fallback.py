@@ -21,7 +21,7 @@ from router_ml.errors import (
 from router_ml.hosts.backend import Backend
 from router_ml.hosts.failure import Failure, classify
 from router_ml.hosts.fleet import Fleet
-from router_ml.hosts.gate import Shed
+from router_ml.hosts.gate import CircuitOpen, Shed
 from router_ml.hosts.host import HostRequest
 from router_ml.hosts.host_state import HostState
 from router_ml.hosts.options import GatewayOptions
@@ -222,7 +222,12 @@ class FallbackRunner:
         service_s = self._service_s(state, route) or (candidate.latency_s.p50 if candidate else 1.0)
         needed_s = _SERVICE_MARGIN * service_s
         try:
-            waited_s = await backend.gate.enter(max(0.0, timeout_s - needed_s), service_s)
+            waited_s = await backend.gate.enter(max(0.0, timeout_s - needed_s), service_s, untried.at_once)
+        except CircuitOpen:
+            self._failed(state, route, backend.open_circuit())
+            if not untried.at_once:
+                untried.open.append(route)
+            return None
         except Shed as shed:
             self._failed(state, route, Failure("shed", str(shed), retry_after_s=shed.retry_after_s))
             return None
@@ -372,15 +377,10 @@ class FallbackRunner:
         cold = was_cold(reply.load_s, warm)
         backend.cold_timeouts = 0
         self._fleet.answered(backend, loaded=bool(cold))
-        backend.rates.succeeded(
-            self._clock() - call.began_s,
-            reply.load_s,
-            reply.prompt_tokens,
-            reply.prompt_eval_s,
-            reply.output_tokens,
-            reply.eval_s,
-            resident=warm,
-        )
+        took_s = self._clock() - call.began_s
+        figures = (took_s, reply.load_s, reply.prompt_tokens, reply.prompt_eval_s, reply.output_tokens, reply.eval_s)
+        backend.rates.succeeded(*figures, resident=warm)
+        self._fleet.tell(backend, (*figures, warm))
         backend.answered(bool(cold))
         state.resident = None if cold is None else not cold
 

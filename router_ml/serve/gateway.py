@@ -43,6 +43,8 @@ from router_ml.serve.record import CANCELLED, EventRecorder
 from router_ml.serve.request import ChatArguments, Messages, OptionPins, build_request
 from router_ml.serve.request_state import RequestState, context_of
 from router_ml.serve.stream import AnswerStream, AsyncAnswerStream, Item, Opened, Sink
+from router_ml.shared_state import patience
+from router_ml.shared_state.state import SharedState
 from router_ml.types import Context, MachineState
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ class Gateway:
     `judge` a share of the answers; `assigner` says which variant of a running experiment a unit (session or request)
     gets, and `decider_of` which decider serves a variant's bundle. `cache` and `semantic_cache` are off unless given;
     answers are cached per user (`context["user_id"]`) or session, and across all users only with `cache_unscoped`.
-    `host_types` makes hosts by the prefix of their address. `closers` are called when the gateway is closed.
+    `shared` is what replicas share. `host_types` makes hosts by the prefix of their address. `closers` are called when
+    the gateway is closed.
 
     A gateway that is no longer referenced closes itself, and so does one that is open when the interpreter ends. In a
     process forked from the one it was made in it starts anew, without what it had learned of the hosts."""
@@ -83,6 +86,7 @@ class Gateway:
         clock: Callable[[], float] = time.monotonic,
         host_types: Mapping[str, HostFactory] = HOST_TYPES,
         closers: Sequence[Callable[[], object]] = (),
+        shared: SharedState | None = None,
     ) -> None:
         self.options = options or GatewayOptions()
         self.catalogue = catalogue
@@ -93,7 +97,7 @@ class Gateway:
         self._recorder = EventRecorder(recorder or NullRecorder(), catalogue, clock, judge)
         self._parts = functools.partial(
             _Parts, decider, default_host, self.options, assigner, decider_of, cache, semantic_cache,
-            cache_unscoped, clock, host_types,
+            cache_unscoped, clock, host_types, shared,
         )  # fmt: skip
         self._running: list[_Parts] = []  # the last one is in use; those before it are a parent process's
         self._start()
@@ -261,6 +265,7 @@ class Gateway:
 
     async def _serve(self, state: RequestState, sink: Sink | None = None) -> Answer:
         """Serve one request: cache, assign, decide, call with fallback, record."""
+        patience.begin()
         cached = await self._answers.find(state)
         if cached is not None:
             self._recorder.served_from_cache(state, cached)
@@ -423,12 +428,13 @@ class _Parts:
         cache_unscoped: bool,
         clock: Callable[[], float],
         host_types: Mapping[str, HostFactory],
+        shared: SharedState | None,
         *,
         catalogue: Catalogue,
     ) -> None:
         self.loop = BackgroundLoop()
         self.pool = pool = ThreadPoolExecutor(2, thread_name_prefix="router-ml-decide")
-        self.fleet = fleet = Fleet(catalogue, default_host, options, clock, host_types)
+        self.fleet = fleet = Fleet(catalogue, default_host, options, clock, host_types, shared)
         pins = OptionPins({fleet.names.canonical(name): own for name, own in options.model_options.items()})
         self.decision = DecisionStep(
             decider,
@@ -438,6 +444,7 @@ class _Parts:
             stick_margin=options.stick_margin,
             clock=clock,
             pool=pool,
+            shared=shared,
         )
         self.fallback = FallbackRunner(fleet, pins, options, clock)
         self.answers = CachedAnswers(cache, semantic_cache, unscoped=cache_unscoped, clock=clock, pool=pool)

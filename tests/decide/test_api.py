@@ -118,7 +118,8 @@ def test_the_shipped_bundle_was_made_from_the_shipped_data() -> None:
     from training.corpus import corpus_path, data_sha256
 
     manifest = json.loads((SHIPPED / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["data_sha256"] == data_sha256(read_queries(corpus_path()))
+    graded = read_queries(corpus_path().with_name("difficulty.jsonl"))
+    assert manifest["data_sha256"] == data_sha256([*read_queries(corpus_path()), *graded])
 
 
 def test_the_shipped_bundle_reads_rows_it_never_saw_as_well_as_the_readme_says() -> None:

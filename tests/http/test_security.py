@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from router_ml.errors import SettingsError
-from router_ml.http.keys import Key, KeyFile, RateLimits
+from router_ml.http.keys import KeyFile
 from router_ml.http.options import ServerOptions
 from tests.http.conftest import Running
 from tests.http.test_ollama_client import HELLO
@@ -283,16 +283,6 @@ def test_a_key_is_held_to_its_rate(server_of: Callable[..., Running], keys: KeyF
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 30
     assert answers[-1].json()["error"]["type"] == "rate_limit_error"
-
-
-def test_a_bucket_refills_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    limits, key = RateLimits(), Key("ann", "", per_minute=60)
-    assert [limits.wait_s(key) for _ in range(60)] == [0.0] * 60
-    assert limits.wait_s(key) == pytest.approx(1.0)
-    now[0] += 1.0
-    assert limits.wait_s(key) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from router_ml.monitor.rules import (
     CalibrationDrift,
     ComplexityShift,
     Novelty,
+    SharedStateAway,
     default_rules,
 )
 from router_ml.types import LABELS
@@ -196,7 +197,7 @@ def test_a_changed_mix_of_complexities_is_told_and_a_stable_one_is_not() -> None
 
 def test_every_rule_has_a_name_and_says_what_to_do() -> None:
     rules = default_rules()
-    assert len({rule.name for rule in rules}) == len(rules) == 8
+    assert len({rule.name for rule in rules}) == len(rules) == 9
     assert all(rule.advice.endswith(".") and len(rule.advice) > 40 for rule in rules)
 
 
@@ -421,3 +422,13 @@ def test_every_rule_of_the_registry_is_made_anew() -> None:
     first, second = default_rules(), default_rules()
     assert [type(rule) for rule in first] == list(RULES)
     assert not any(one is other for one, other in zip(first, second, strict=True))
+
+
+def test_shared_state_that_is_away_fires_until_it_is_back() -> None:
+    problem = ["Redis at host:6379: no answer in time"]
+    alerts = Alerts([SharedStateAway(lambda: problem[0])], channels=())
+    alerts.record(OutcomeEvent("d1", "m", 1.0, 1.0))
+    assert [(alert.state, alert.summary) for alert in alerts.check()] == [("firing", problem[0])]
+    problem[0] = ""
+    alerts.record(OutcomeEvent("d2", "m", 1.0, 1.0))
+    assert [alert.state for alert in alerts.check()] == ["resolved"]

@@ -7,7 +7,10 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,7 +147,8 @@ def test_the_run_stands_in_mlflow_with_its_artifacts_and_a_model(place: Path, fi
     assert run.info.status == "FINISHED"
     assert run.data.params["data_sha256"] == load_bundle(fitted.answer["bundle"]).manifest["data_sha256"]
     assert run.data.metrics["test/macro_f1"] == pytest.approx(fitted.answer["metrics"]["test/macro_f1"])
-    assert "macro-F1" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["mlflow.note.content"].startswith("complexity macro-F1")
+    assert {"val/macro_f1", "fit/epochs"} <= run.data.metrics.keys()
     names = {item.path for item in client.list_artifacts(run.info.run_id, "plots")}
     assert {"plots/confusion.png", "plots/reliability.png"} <= names
     assert "bundle/manifest.json" in {item.path for item in client.list_artifacts(run.info.run_id, "bundle")}
@@ -152,7 +156,7 @@ def test_the_run_stands_in_mlflow_with_its_artifacts_and_a_model(place: Path, fi
     version = client.get_model_version_by_alias("router_ml", "challenger")
     assert version.run_id == run.info.run_id
     assert "macro-F1" in version.description
-    assert float(version.tags["test/macro_f1"]) == pytest.approx(run.data.metrics["test/macro_f1"], abs=1e-4)
+    assert float(version.tags["macro_f1"]) == pytest.approx(run.data.metrics["test/macro_f1"], abs=1e-4)
 
 
 def test_only_a_promotion_makes_a_champion(place: Path, fitted: SimpleNamespace) -> None:
@@ -162,7 +166,11 @@ def test_only_a_promotion_makes_a_champion(place: Path, fitted: SimpleNamespace)
     client = mlflow.MlflowClient(uri, registry_uri=uri)
     assert "champion" not in client.get_registered_model("router_ml").aliases
     version = set_champion("first")
-    assert str(client.get_model_version_by_alias("router_ml", "champion").version) == version
+    champion = client.get_model_version_by_alias("router_ml", "champion")
+    assert str(champion.version) == version
+    assert champion.tags["state"] == "champion"
+    assert set_champion("never registered") is None  # it serves now, so no version does
+    assert "champion" not in client.get_registered_model("router_ml").aliases
 
 
 def test_the_registered_model_loads_without_unpickling(
@@ -183,11 +191,85 @@ def test_the_registered_model_loads_without_unpickling(
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     monkeypatch.setenv("ROUTER_ML_POLICY", "fast")
     model = mlflow.pyfunc.load_model("models:/router_ml@challenger")
-    decisions = [json.loads(answer) for answer in model.predict(["check read", "compare unless"])]
+    rows = [{"text": "check read"}, {"text": "compare unless", "context": '{"tools": [{"name": "mail"}]}'}]
+    decisions = [json.loads(answer) for answer in model.predict(rows)]
     assert [decision["policy"] for decision in decisions] == ["fast", "fast"]
+    (accurate,) = model.predict([{"text": "check read"}], params={"policy": "accurate"})
+    assert json.loads(accurate)["policy"] == "accurate"
+    assert model.metadata.saved_input_example_info
     assert decisions[0]["bundle"].startswith("first@")
     stored = [path for path in (place / "mlruns" / "artifacts").rglob("*") if path.suffix in (".pkl", ".pickle")]
     assert not stored
+
+
+SERVED = """
+import json, os, sys
+import mlflow, pandas
+from mlflow.pyfunc.scoring_server import init
+from starlette.testclient import TestClient
+model = mlflow.pyfunc.load_model("models:/router_ml@challenger")
+table = pandas.DataFrame({
+    "text": ["check read", "compare unless", "check read"],
+    "context": ['{"n_tools": 2}', None, ""],
+    "policy": ["fast", "accurate", None],
+})
+client = TestClient(init(model))
+def post(body):
+    answer = client.post("/invocations", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["predictions"]
+split = json.loads(table.to_json(orient="split"))
+print(json.dumps({
+    "table": list(model.predict(table)),
+    "list": list(model.predict(["check read"])),
+    "records": post({"dataframe_records": json.loads(table.to_json(orient="records"))}),
+    "split": post({"dataframe_split": split}),
+    "inputs": post({"inputs": ["check read", "compare unless"]}),
+    "health": client.get("/ping").status_code,
+}))
+"""
+
+
+def test_the_registered_model_is_served_with_contexts_and_policies(place: Path, fitted: SimpleNamespace) -> None:
+    """The app that `mlflow models serve` runs, in a process of its own that has only the registry."""
+    uri = f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri, "ROUTER_ML_POLICY": "balanced"}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVED], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for name in ("table", "records", "split"):
+        assert [json.loads(text)["policy"] for text in answers[name]] == ["fast", "accurate", "balanced"], name
+        assert [json.loads(text)["model"] for text in answers[name]] == [
+            json.loads(text)["model"] for text in answers["table"]
+        ]
+    assert [len(answers["list"]), len(answers["inputs"])] == [1, 2]
+    assert answers["health"] == 200
+
+
+def test_the_registered_model_is_a_spark_function(
+    place: Path, fitted: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyspark = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
+    import mlflow
+
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java, which is not installed")
+    uri = f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    session = pyspark.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+    try:
+        decide = mlflow.pyfunc.spark_udf(session, "models:/router_ml@challenger", "string", env_manager="local")
+        rows = [("check read", '{"n_tools": 2}', "fast"), ("compare unless", None, "accurate")]
+        table = session.createDataFrame(rows, "text string, context string, policy string")
+        found = table.select(decide(pyspark.functions.struct("text", "context", "policy"))).collect()
+        assert [json.loads(row[0])["policy"] for row in found] == ["fast", "accurate"]
+    finally:
+        session.stop()
 
 
 def test_a_fit_with_tuning_tries_the_alternatives(place: Path) -> None:

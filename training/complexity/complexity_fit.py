@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from router_ml.bundles.format import ENCODER, TOKENIZER, Bundle
+from router_ml.bundles.format import ENCODER, TOKENIZER, Bundle, manifest_metrics
 from router_ml.decide.features.composition import compose
 from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.decide.predictors.complexity import LearnedComplexity
@@ -52,10 +52,10 @@ log = logging.getLogger(__name__)
 
 MIN_LABELS = 40
 MIN_CALIBRATION = 60  # rows held out of the training run for the calibrated head
-# Two free cores with bfloat16 train on about 130 examples a second: 40 s untuned; 2 x 65 s and 190 s tuned.
-TUNED = Recipe(epochs=3.0, max_examples=25_200)
-VALIDATED = replace(TUNED, epochs=2.0, max_examples=12_000)  # in cross-validation: enough to fit the head on its logits
-UNTUNED = replace(TUNED, name="fixed", epochs=1.0, max_examples=8_000)  # the one training run of a fit without tuning
+# Two free cores with bfloat16 train on about 130 examples a second: 2 min untuned; 2 x 2 and 8 min tuned.
+TUNED = Recipe(epochs=3.0, max_examples=64_000, token_learning_rate=3e-3)
+VALIDATED = replace(TUNED, epochs=2.0, max_examples=16_000)  # in cross-validation: enough to fit the head on its logits
+UNTUNED = replace(TUNED, name="fixed", epochs=1.0, max_examples=16_000)  # the one training run of a fit without tuning
 FROZEN = replace(TUNED, name="frozen", epochs=0.0)
 FOLDS = 2
 TEMPERATURE_SHARE = 0.05  # of the training groups, held out of the last training run to fit the inverse temperature
@@ -189,7 +189,13 @@ def borrow_complexity(bundle: Bundle, folder: Path) -> ComplexityPart:
     if settings := bundle.config.get("novelty"):
         novelty = NoveltyPart(bundle.section("novelty")["centroids"], settings)
     encoder = {**bundle.manifest.get("encoder", {}), "borrowed_from": bundle.name}
-    return ComplexityPart(head, config, {}, encoder, difficulty, novelty)
+    measured = manifest_metrics(bundle.manifest).items()  # they hold for the same encoder and head
+    metrics = {name: value for name, value in measured if _of_complexity(name)}
+    return ComplexityPart(head, config, metrics, encoder, difficulty, novelty)
+
+
+def _of_complexity(name: str) -> bool:
+    return name.split("/")[0] in ("val", "test", "val_f1", "test_f1") and not name.startswith("val/outcomes_")
 
 
 def learn_complexity(
@@ -231,6 +237,8 @@ def learn_complexity(
     _draw(served[-len(test.texts) :], test, plots)
     metrics = _metrics(served, learned, test) | learned.validation
     recipe, files = learned.recipe, learned.files
+    trained = len(data.labels) - len(unseen.labels) + (0 if seen_graded is None else len(seen_graded.texts))
+    metrics["fit/epochs"] = files.examples / max(trained, 1)
     difficulty = None
     if graded is not None and held_graded is not None and recipe.epochs:
         reading = vectors, unseen.labels, len(TABLE_NAMES)
@@ -264,7 +272,8 @@ class _Run:
         n_held = len(held.texts)
         fitted = fit_complexity(files.held_logits[:n_held], held.table, held.labels, held.groups)
         exact = fitted.probabilities(files.held_logits, unseen.table)
-        return Learned(files, fitted, self._head(fitted, files, unseen, n_held), unseen, exact, recipe)
+        head, validation = self._head(fitted, files, unseen, n_held), self._validation(files.held_logits, held, fitted)
+        return Learned(files, fitted, head, unseen, exact, recipe, validation)
 
     def tuned(self, tracker: Tracker, plots: Path) -> Learned:
         """Cross-validate, choose between a frozen and a tuned encoder, and train once more on the training groups."""
@@ -295,7 +304,13 @@ class _Run:
         scale = np.eye(block.shape[1], dtype=np.float32) * FROZEN_SCALE
         head = fitted.head(scale, np.zeros(block.shape[1], dtype=np.float32))
         exact = fitted.probabilities(rest, test.table)
-        return Learned(files, fitted, head, test, exact, FROZEN, validation or {})
+        return Learned(files, fitted, head, test, exact, FROZEN, validation or self._validation(block, train, fitted))
+
+    def _validation(self, block: Singles, held: Labelled, fitted: ComplexityFit) -> dict[str, float]:
+        """Return cross-validated figures of the head on rows (at the start of `block`) that the encoder did not see."""
+        block = block[: len(held.labels)]
+        p = held_out_probabilities(block, held.table, held.labels, held.groups, fitted.strength, self.seed)
+        return _sectioned("val", classification_figures(p, held.labels))
 
     def _final(self, fitted: ComplexityFit, validation: dict[str, float]) -> Learned:
         seen, held = _split(self.train, "sharpness", TEMPERATURE_SHARE)  # a salt never changes

@@ -21,6 +21,15 @@ def residual_quantiles(targets: Targets, predicted: Matrix) -> list[list[float]]
     return [[_conformal(residual, level) for level in LEVELS] for residual in found if residual is not None]
 
 
+def latency_error(targets: Targets, predicted: Matrix) -> float:
+    """Return the median relative error of held-out latencies (n, K) over all models; NaN if no latency is known.
+
+    exp(median |log measured - log predicted|) - 1: half of the requests took at most this share longer or shorter."""
+    found = [_residual(targets, predicted, "latency_s", j) for j in range(targets.n_models)]
+    known = [np.abs(residual) for residual in found if residual is not None]
+    return float(np.expm1(np.median(np.concatenate(known)))) if known else float("nan")
+
+
 def smearing(targets: Targets, predicted: Matrix) -> Matrix:
     """Return what to add to log tokens and costs (K,) so that their exponent is a mean; 0 for other targets.
 

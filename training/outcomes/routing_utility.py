@@ -77,7 +77,9 @@ class RoutingUtility(NamedTuple):
         name = "utility" if self.paired else "closeness"
         figures |= {f"{name}_gain": float(gain.mean()), f"{name}_gain_se": float(gain.std() / np.sqrt(len(gain)))}
         if self.paired:
-            figures |= {"utility": float(self(p).mean()), "accuracy": float(self.success_of_best(p).mean())}
+            accuracy = self.success_of_best(p)
+            figures |= {"utility": float(self(p).mean()), "accuracy": float(accuracy.mean())}
+            figures["accuracy_gain"] = float((accuracy - self.best_single()).mean())
         if self.unit and self.paired:
             area = aiq(sweep(p, self.expected_cost, truth, self.cost), truth, self.cost)
             figures |= {"aiq": area.raw, "aiq_normalised": area.normalised}

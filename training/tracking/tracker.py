@@ -9,24 +9,33 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from router_ml.bundles.format import load_bundle
+from router_ml.experiments.mlflow_registry import (
+    BUNDLE_TAG,
+    CHALLENGER,
+    CHAMPION,
+    REGISTERED,
+    STATE_TAG,
+    registered_version,
+    set_champion,
+)
 from router_ml.experiments.mlflow_store import ensure_experiment, open_tracking
 from router_ml.settings import CHECKOUT
 from router_ml.terminal import run_command
 from training.command import command_parser
+
+__all__ = ["CHALLENGER", "CHAMPION", "REGISTERED", "Tracker", "registered_version", "set_champion", "tracked"]
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-REGISTERED = "router_ml"
 BUNDLE_LATER = "the bundle is saved all the same; to log it later, run 'python -m training.tracking BUNDLE'"
-CHAMPION, CHALLENGER = "champion", "challenger"
-BUNDLE_TAG = "bundle"
 FITS, EVALUATIONS, BENCHMARKS = "router_ml fits", "router_ml evaluations", "router_ml benchmarks"
 NOTE = "mlflow.note.content"  # MLflow's tag for descriptions of runs and experiments
 DESCRIPTIONS = {
@@ -39,7 +48,14 @@ REGISTRY_DESCRIPTION = (
     "Bundles of router_ml. The alias champion marks the one that was promoted, challenger the newest that was not."
 )
 _DIGEST_CHARACTERS = 36  # the most that MLflow stores
-_SHOWN_METRICS = ("test/macro_f1", "test/ece", "val/outcomes_utility_gain", "val/outcomes_accuracy")
+_VERSION_TAGS = {  # of metrics, in names that a narrow column shows
+    "test/macro_f1": "macro_f1",
+    "val/outcomes_aiq_normalised": "aiq",
+    "val/outcomes_accuracy": "accuracy",
+    "val/outcomes_accuracy_gain": "gain",
+    "val/outcomes_ece": "ece",
+}
+_EXAMPLE = {"text": "find a free hour with Dana", "context": '{"tools": [{"name": "calendar"}]}'}
 
 
 class DataFile(NamedTuple):
@@ -104,7 +120,13 @@ class Tracker:
         if description := DESCRIPTIONS.get(self._experiment):
             mlflow.MlflowClient().set_experiment_tag(self._experiment_id, NOTE, description)
         tags = {NOTE: note, "git_commit": git_commit()}
-        self.run_id = mlflow.start_run(experiment_id=self._experiment_id, run_name=name, tags=tags).info.run_id
+        run = mlflow.start_run(
+            experiment_id=self._experiment_id,
+            run_name=name,
+            tags=tags,
+            log_system_metrics=find_spec("psutil") is not None,
+        )
+        self.run_id = run.info.run_id
 
     @_guarded
     def params(self, values: Mapping[str, Any]) -> None:
@@ -153,7 +175,7 @@ class Tracker:
         """Log a nested run for one alternative that was tried."""
         import mlflow
 
-        with mlflow.start_run(run_name=name, nested=True, experiment_id=self._experiment_id):
+        with mlflow.start_run(run_name=name, nested=True, experiment_id=self._experiment_id, log_system_metrics=False):
             mlflow.log_params(dict(params))
             mlflow.log_metrics({key: float(value) for key, value in metrics.items() if value == value})
 
@@ -174,24 +196,37 @@ class Tracker:
         import mlflow
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it asks for an input example although the signature is known
+            warnings.simplefilter("ignore")  # it asks for hints of types although the signature is known
             logged = mlflow.pyfunc.log_model(
                 name="router",
                 python_model=str(Path(__file__).with_name("mlflow_model.py")),
                 artifacts={"bundle": str(bundle)},
-                pip_requirements=["router-ml"],
+                pip_requirements=["router-ml", "pandas", f"mlflow=={mlflow.__version__}"],
+                signature=_signature(),
+                input_example=[_EXAMPLE],
+                metadata={"bundle": bundle.name},
                 registered_model_name=REGISTERED,
             )
         version = str(logged.registered_model_version)
         client = mlflow.MlflowClient()
         client.update_registered_model(REGISTERED, REGISTRY_DESCRIPTION)
         client.update_model_version(REGISTERED, version, description)
-        tags = {BUNDLE_TAG: bundle.name, **{n: f"{metrics[n]:.4f}" for n in _SHOWN_METRICS if n in metrics}}
+        state = CHALLENGER if challenger else "judged worse"
+        shown = {tag: f"{metrics[name]:.4f}" for name, tag in _VERSION_TAGS.items() if name in metrics}
+        tags = {BUNDLE_TAG: bundle.name, STATE_TAG: state, **shown}
         for key, value in tags.items():
             client.set_model_version_tag(REGISTERED, version, key, value)
         if challenger:
-            client.set_registered_model_alias(REGISTERED, CHALLENGER, version)
+            self._succeed(client, version)
         return version
+
+    @staticmethod
+    def _succeed(client: Any, version: str) -> None:
+        """Make a version the challenger, and tag the one before it as replaced."""
+        before = client.get_registered_model(REGISTERED).aliases.get(CHALLENGER)
+        if before:
+            client.set_model_version_tag(REGISTERED, before, STATE_TAG, "replaced, never served")
+        client.set_registered_model_alias(REGISTERED, CHALLENGER, version)
 
     def close(self, failed: bool = False) -> None:
         """End the run as finished or failed."""
@@ -204,6 +239,17 @@ class Tracker:
         except Exception as error:  # the store failed in the meantime; one warning is enough
             if not self.broken:
                 self.give_up(error)
+
+
+def _signature() -> Any:
+    """Return what the registered model takes and gives; see `RouterModel`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    text = ColSpec(DataType.string, "text")
+    optional = [ColSpec(DataType.string, name, required=False) for name in ("context", "policy")]
+    policy = ParamSpec("policy", DataType.string, "")
+    return ModelSignature(Schema([text, *optional]), Schema([ColSpec(DataType.string)]), ParamSchema([policy]))
 
 
 @contextmanager
@@ -231,45 +277,13 @@ def git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def set_champion(bundle: str, root: Path | None = None) -> str | None:
-    """Point the alias `champion` at the newest registered version of a bundle, and return that version.
-
-    Return None if MLflow is missing or down, or the bundle is not registered: a promotion does not depend on it."""
-    try:
-        client, newest = _newest_version(bundle, root)
-        if newest is None:
-            return None
-        client.set_registered_model_alias(REGISTERED, CHAMPION, newest)
-    except Exception as error:
-        log.info("the alias %s in MLflow is not changed: %s", CHAMPION, error)
-        return None
-    return newest
-
-
-def _newest_version(bundle: str, root: Path | None) -> tuple[Any, str | None]:
-    uri = open_tracking(root)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    found = client.search_model_versions(f"name='{REGISTERED}'")
-    known = [int(version.version) for version in found if version.tags.get(BUNDLE_TAG) == bundle]
-    return client, str(max(known)) if known else None
-
-
-def registered_version(bundle: str, root: Path | None = None) -> str | None:
-    """Return the newest registered version of a bundle; None if there is none, or MLflow is missing or down."""
-    try:
-        return _newest_version(bundle, root)[1]
-    except Exception as error:
-        log.info("MLflow cannot be asked for versions: %s", error)
-        return None
-
-
 def log_bundle(folder: Path, experiment: str) -> bool:
     """Log a bundle that was fitted while MLflow was down. Raises `BundleError` if it cannot be used."""
     manifest = load_bundle(folder).manifest
     metrics = manifest.get("metrics", {})
-    note = f"logged later; fitted {manifest.get('created_at')}"
+    note = f"fitted {manifest.get('created_at')}, logged later"
+    if result := manifest.get("result"):
+        note = f"{result}; {note}"
     with tracked(experiment, str(manifest.get("run_name", manifest.get("name", folder.name))), note) as tracker:
         tracker.params({**manifest.get("given", {}), "data_sha256": manifest.get("data_sha256"), "bundle": folder.name})
         tracker.metrics(metrics)

@@ -1,0 +1,1 @@
+"""Decide a whole file: one pass, constant memory, on all cores or on a Ray cluster, and a killed run continues."""
