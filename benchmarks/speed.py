@@ -373,7 +373,7 @@ def _models(n: int) -> list[Model]:
     from dataclasses import replace
 
     base = list(load_catalogue())
-    return [replace(base[i % len(base)], name=f"model-{i}", aliases=()) for i in range(n)]
+    return [replace(base[i % len(base)], name=f"model-{i}", aliases=(), arms=()) for i in range(n)]
 
 
 def _heads(n_models: int, dim: int = 1152, *, novel: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -363,7 +363,7 @@ class Router:
             if reads:
                 difficulty = predictor.difficulty(features.embedding[i], features.table[i])
             expected = predict(features.embedding[i], features.table[i], label, _prompt_tokens(context), difficulty)
-            forecast, novelty = Forecast(*expected[:-1]), expected.novelty
+            forecast, novelty = tuple.__new__(Forecast, expected[:-1]), expected[-1]  # all but the novelty, by place
             request, judged = sized(texts[i], context), (label.tolist(), difficulty, novelty)
             asked = texts[i], features.embedding[i] if ruled else None
             decision = self._decision(asked, judged, forecast, request, chosen_policy, machine, degraded, variant)
@@ -413,7 +413,8 @@ class Router:
             bool(degraded),
             None if difficulty is None else difficulty.mean,
             None if rule is None else rule.name,
-            if_warm=choice.if_warm,
+            None,  # features, see `_decide`
+            choice.if_warm,
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:

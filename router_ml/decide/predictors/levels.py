@@ -63,16 +63,18 @@ class Levels:
 
         `families` and `lead` are read from the query where there is a difficulty head: the mix of its task families,
         and the logits by which it is easier than others of its labels."""
+        n_models, still = len(p), self.plain and families is None and not lead
+        if still and n_learned == n_models:
+            return p, []
         exp, log = math.exp, math.log  # "heads and selection" takes 50 us at most
         raised, shifts, narrowed, halves = self._usual if families is None else self._constants(families)
-        still = self.plain and families is None and not lead
-        if still and n_learned == len(p):
-            return p, []
         moved, intervals = [], []
-        for i, value in enumerate(p):
+        for i in range(n_learned if still else 0, n_models):
+            value = p[i]
             value = _LOW if value < _LOW else _HIGH if value > _HIGH else value
             z = log(value / (1.0 - value)) * raised[i] + shifts[i] + lead
-            moved.append(1.0 / (1.0 + exp(-z * narrowed[i])))
+            if not still:
+                moved.append(1.0 / (1.0 + exp(-z * narrowed[i])))
             if i >= n_learned:
                 intervals.append((1.0 / (1.0 + exp(halves[i] - z)), 1.0 / (1.0 + exp(-halves[i] - z))))
         return (p if still else moved), intervals

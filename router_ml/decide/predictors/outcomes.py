@@ -356,28 +356,32 @@ class OutcomePredictor:
         expected, latency, tokens = self._priors(complexity)
         levels = self._levels
         lead = 0.0 if difficulty is None else self._lead(complexity, difficulty)
-        success, intervals = levels(expected, self._n_learned, difficulty and difficulty.families, lead)
+        families, n_learned, n_models = difficulty and difficulty.families, self._n_learned, len(expected)
         if self._heads is None:
+            success, intervals = levels(expected, n_learned, families, lead)
             cost = self._costs(prompt_tokens, tokens)
             novel = self._novelty(embedding) if self._novelty is not None else 0.0
             return Prediction(success, latency, tokens, cost, intervals, levels.source, novel)
+        success, _ = levels(expected, n_models, families, lead)  # their intervals come below
         outputs, novelty, margin_share = self._heads(embedding, table, complexity)
         values = outputs.tolist()
         learned = self._success(values, success, margin_share)
-        if intervals:  # a query that is harder than usual for the measured models is so for the others
+        intervals = levels.of_learned(learned)
+        if n_learned < n_models:  # a query that is harder than usual for the measured models is so for the others
             lead += _mean_lead(learned, success)
-            success, intervals = levels(expected, self._n_learned, difficulty and difficulty.families, lead)
-            learned = [*learned, *success[self._n_learned :]]
-        success, intervals = learned, levels.of_learned(learned[: self._n_learned]) + intervals
+            success, others = levels(expected, n_learned, families, lead)
+            learned += success[n_learned:]
+            intervals += others
         # a comparison costs less than a call of `min`, here and below
-        known = [math.exp(log if log < _MAX_LOG else _MAX_LOG) for log in values[self._n_learned :]]
+        exp = math.exp
+        known = [exp(log if log < _MAX_LOG else _MAX_LOG) for log in values[n_learned:]]
         if self._latency:
             for (model, place), (at_50, at_90, at_95) in zip(self._latency, self._residuals, strict=True):
                 typical = known[place]
                 latency[model] = (typical * at_50, typical * at_90, typical * at_95)
         tokens = _combined(tokens, known, self._tokens)
         cost = _combined(self._costs(prompt_tokens, tokens), known, self._cost)
-        return Prediction(success, latency, tokens, cost, intervals, levels.source, novelty)
+        return tuple.__new__(Prediction, (learned, latency, tokens, cost, intervals, levels.source, novelty))
 
     def _success(self, values: list[float], expected: Sequence[float], margin_share: float) -> list[float]:
         p = [
@@ -410,7 +414,7 @@ def _with_learned_arms(catalogue: Catalogue, keys: Sequence[str]) -> Catalogue:
 
 def _mean_lead(learned: Sequence[float], levels: Sequence[float]) -> float:
     """Return by how much a query is easier for some models than their levels say, in logits; below 0: harder."""
-    return sum(logit(p) - logit(level) for p, level in zip(learned, levels, strict=False)) / len(learned)
+    return sum([logit(p) - logit(level) for p, level in zip(learned, levels, strict=False)]) / len(learned)
 
 
 def _combined(prior: list[float], known: list[float], places: list[tuple[int, int]]) -> list[float]:

@@ -127,6 +127,17 @@ def _policy_bounds(policy: Any) -> list[BoundCheck]:
     return _bounds(policy, EMPTY_CONTEXT)
 
 
+def demands(context: Context, machine: MachineState | None) -> bool:
+    """Return whether `unable` may hold for any model: asked once a request, for "heads and selection" has 50 us."""
+    return (
+        machine is not None
+        or context.n_tools > 0
+        or context.has_images
+        or context.prompt_tokens is not None
+        or context.attachment_kind == "image"
+    )
+
+
 def unable(model: Model, context: Context, machine: MachineState | None) -> str | None:
     """Return why a model cannot serve a request, or None."""
     if context.n_tools and not model.can("tools"):

@@ -13,7 +13,7 @@ from router_ml.arm import EFFORTS, arm_key, arm_phrase, think_text
 from router_ml.catalogue import Model
 from router_ml.decide.selection.exploration import drawn, propensities, share_after
 from router_ml.decide.selection.guarantee import Guarantee
-from router_ml.decide.selection.limits import LATENCY, LOAD_WAIT, bounds, cut_to_widest, unable
+from router_ml.decide.selection.limits import LATENCY, LOAD_WAIT, bounds, cut_to_widest, demands, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.utility import (
     LEARNED_PROMPT_TOKENS,
@@ -144,6 +144,7 @@ class Selector:
         other_ways = self._other_ways.get(context.think, ()) if context.think is not None else ()
         prompt_tokens = context.prompt_tokens or 0
         intervals, sources = forecast.p_interval or self._no_interval, forecast.source or self._all_priors
+        able_only = able_only and demands(context, machine)
         cautious = "learned" in sources  # then a model nobody measured must win by the lower end of its interval
         out: list[Candidate] = []
         for model, pace, p, quantiles, tokens, cost, interval, source in zip(
