@@ -229,9 +229,7 @@ def test_arrays_that_do_not_fit_together(bundle: Path, name: str, value: Any) ->
         Router.load(bundle)
 
 
-@pytest.mark.parametrize(
-    "models", [[{}], [5], [{"name": 5}], [{"name": "x", "prior": {"latency_s": "fast"}}], 5, "x"]
-)
+@pytest.mark.parametrize("models", [[{}], [5], [{"name": 5}], [{"name": "x", "prior": {"latency_s": "fast"}}], 5, "x"])
 def test_a_catalogue_that_cannot_be_read(bundle: Path, models: Any) -> None:
     (bundle / CATALOGUE).write_text(json.dumps({"models": models}))
     _sign_again(bundle)

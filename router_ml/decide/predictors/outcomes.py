@@ -28,7 +28,7 @@ from router_ml.decide.predictors.neighbours import Neighbours
 from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.priors import LabelPriors
 from router_ml.errors import BundleFormatError
-from router_ml.types import LABELS, Label, Source
+from router_ml.types import LABELS, TASK_FAMILIES, Label, Source
 
 FORMAT = 2
 QUANTITIES = ("latency_s", "output_tokens", "cost_usd")  # learned beside success, in the log
@@ -39,6 +39,7 @@ _BELOW = 1.01  # a model that the margin holds back ranks just below the default
 P_LOW, P_HIGH = 0.005, 0.995
 _MAX_LOG = 12.0
 _ONE = np.ones(1, np.float32)
+_TELLING = tuple(family in ("tools", "instructions") for family in TASK_FAMILIES)
 _SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
@@ -267,6 +268,8 @@ class OutcomePredictor:
         self, model: str, success: float, complexity: Floats, difficulty: Difficulty | None = None, weight: float = 1.0
     ) -> Observation:
         """Return a judged answer as `Abilities.updated` takes it, to a query of some label probabilities (4,)."""
+        if difficulty is not None:
+            complexity = _where_it_tells(complexity, difficulty)
         p, lead = self._priors(complexity).p_success[self.models.index(model)], self._lead(complexity, difficulty)
         z = self._levels.before_outcomes(self.models.index(model), p) + lead
         return Observation(model, success, z, difficulty.families if difficulty else ANY_FAMILY, weight)
@@ -354,8 +357,11 @@ class OutcomePredictor:
     ) -> Prediction:
         """Return predictions for one query: its embedding (d,), table (m,) and label probabilities (4,)."""
         expected, latency, tokens = self._priors(complexity)
-        levels = self._levels
-        lead = 0.0 if difficulty is None else self._lead(complexity, difficulty)
+        levels, lead = self._levels, 0.0
+        if difficulty is not None:
+            complexity_of_success = _where_it_tells(complexity, difficulty)
+            expected = self._priors(complexity_of_success).p_success
+            lead = self._lead(complexity_of_success, difficulty)
         families, n_learned, n_models = difficulty and difficulty.families, self._n_learned, len(expected)
         if self._heads is None:
             success, intervals = levels(expected, n_learned, families, lead)
@@ -399,6 +405,16 @@ class OutcomePredictor:
             prompt * price_in + _or_zero(output) * price_out
             for output, price_in, price_out in zip(tokens, self._price_in, self._price_out, strict=True)
         ]
+
+
+def _where_it_tells(complexity: Floats, difficulty: Difficulty) -> Floats:
+    """Return the label probabilities (4,) that success is read from.
+
+    Complexity is work for a coordinator: it tells of tool calls and instructions. Of knowledge, maths and code the
+    difficulty tells, and any label is as good as another."""
+    told = sum(share for share, tells in zip(difficulty.families, _TELLING, strict=True) if tells)
+    mixed: Floats = complexity * np.float32(told) + np.float32((1.0 - told) / len(LABELS))
+    return mixed
 
 
 def _arm(catalogue: Catalogue, key: str) -> Model:
