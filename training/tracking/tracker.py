@@ -247,9 +247,9 @@ def _signature() -> Any:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     text = ColSpec(DataType.string, "text")
-    context = ColSpec(DataType.string, "context", required=False)
+    optional = [ColSpec(DataType.string, name, required=False) for name in ("context", "policy")]
     policy = ParamSpec("policy", DataType.string, "")
-    return ModelSignature(Schema([text, context]), Schema([ColSpec(DataType.string)]), ParamSchema([policy]))
+    return ModelSignature(Schema([text, *optional]), Schema([ColSpec(DataType.string)]), ParamSchema([policy]))
 
 
 @contextmanager
