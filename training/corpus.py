@@ -76,7 +76,11 @@ def whole_text(query: Query) -> str:
 
 
 def near_duplicates(queries: Sequence[Query], vectors: NDArray[np.float32]) -> list[CorpusProblem]:
-    """Return pairs across the test split whose vectors (unit rows) have a cosine above `NEAR_DUPLICATE`."""
+    """Return pairs across the test split whose vectors (unit rows) have a cosine above `NEAR_DUPLICATE`.
+
+    Rows in other scripts are passed over: to the English encoder their unknown word pieces are all alike."""
+    readable = np.array([_is_latin(whole_text(query)) for query in queries])
+    queries, vectors = [q for q, known in zip(queries, readable, strict=True) if known], vectors[readable]
     test = np.array([is_test(group_of(query)) for query in queries])
     close = vectors[test] @ vectors[~test].T > NEAR_DUPLICATE
     inside, outside = np.flatnonzero(test), np.flatnonzero(~test)
@@ -84,6 +88,11 @@ def near_duplicates(queries: Sequence[Query], vectors: NDArray[np.float32]) -> l
         CorpusProblem("near-duplicate across splits", f"{queries[inside[i]].id} and {queries[outside[j]].id}")
         for i, j in zip(*np.nonzero(close), strict=True)
     ]
+
+
+def _is_latin(text: str) -> bool:
+    letters = [char for char in text if char.isalpha()]
+    return sum(char < "\u0250" for char in letters) >= 0.9 * len(letters)
 
 
 def _repeated(queries: Sequence[Query]) -> list[CorpusProblem]:

@@ -51,6 +51,7 @@ from router_ml.catalogue import Catalogue, Model, load_catalogue, model_entry
 from router_ml.decide.features.extractor import TABLE_NAMES, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
+from router_ml.decide.predictors.difficulty import DifficultyHead
 from router_ml.decide.router import Router
 from router_ml.errors import InputError
 from router_ml.files import make_private_folder
@@ -230,6 +231,7 @@ def _outcomes(
         log=lambda name, values: tracker.tried(
             f"outcomes: {name}", {"part": "outcomes", "learner": name}, _of_outcomes(values)
         ),
+        reading=_reading(config, arrays),
     )
     if fitted.report.get("learner") == "prior" and "reason" not in fitted.report:
         _note("no learner beat each model's mean success in cross-validation, so models are compared by their means; "
@@ -249,6 +251,12 @@ def _outcomes(
 def _of_outcomes(figures: Mapping[str, float]) -> dict[str, float]:
     """Return figures under `val/outcomes_`: beside those of complexity, with one name in a fit and what it tried."""
     return {f"val/outcomes_{name.removeprefix('val/')}": value for name, value in figures.items()}
+
+
+def _reading(config: Mapping[str, Any], arrays: Mapping[str, Any]) -> DifficultyHead | None:
+    """Return the difficulty head of the new bundle, where it has one."""
+    head = {name: arrays[f"difficulty/{name}"] for name in ("weights", "bias") if "difficulty" in config}
+    return DifficultyHead(config["difficulty"], head) if head else None
 
 
 def _note(text: str) -> None:

@@ -63,8 +63,9 @@ def run(options: argparse.Namespace, promoted: Callable[[str], str] = champion_n
         active = roll_back(models_dir)
     else:
         active = promote(models_dir, find_bundle(settings, models_dir, options.bundle))
+    note = promoted(active.active) if models_dir == registry_folder(settings) else ""  # another folder serves nobody
     before = f" (before: {active.previous})" if active.previous else ""
-    print(f"active: {active.active}{promoted(active.active)} in {models_dir}{before}; {RELOAD}")
+    print(f"active: {active.active}{note} in {models_dir}{before}; {RELOAD}")
     if settings.bundle is not None:
         print(f"ROUTER_ML_BUNDLE is set: processes with this environment serve {settings.bundle} instead")
     return 0

@@ -20,7 +20,7 @@ from router_ml.bundles.format import Bundle, corrupt_bundle, load_bundle
 from router_ml.bundles.native import within_cpu_time
 from router_ml.bundles.registry import active_bundle
 from router_ml.catalogue import Catalogue, Model, catalogue_from, load_catalogue
-from router_ml.decide.features.embedder import Embedder, is_failure
+from router_ml.decide.embedder import Embedder, is_failure
 from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
@@ -34,6 +34,7 @@ from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.decide.query import ContextLike, read_query, sized
+from router_ml.decide.selection.guarantee import Guarantee
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.rules import Reading, RuleBook
 from router_ml.decide.selection.selector import Forecast, Selector
@@ -113,7 +114,9 @@ class Router:
         self._heuristic = HeuristicComplexity(TABLE_NAMES)
         self._outcomes, self._priors_only = outcomes, outcomes.priors_only
         self._learning = threading.Lock()
-        self._selector = Selector(outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency)
+        self._selector = Selector(
+            outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency, _guarantee(outcomes)
+        )
         self.new_id = new_id or _random_id
         self._draw = draw
         self._rules = catalogue.rules
@@ -483,6 +486,10 @@ def _outcomes(bundle: Bundle, catalogue: Catalogue) -> OutcomePredictor:
         raise BundleCorrupt(
             f"{bundle.path}: the outcome heads do not fit together ({_first_line(error)}); fit or copy the bundle again"
         ) from error
+
+
+def _guarantee(outcomes: OutcomePredictor) -> Guarantee:
+    return Guarantee.from_config(outcomes.guarantee, outcomes.default_model, outcomes.learned)
 
 
 def _novelty(bundle: Bundle) -> NoveltyHead | None:

@@ -162,7 +162,7 @@ def test_heads_that_are_no_numbers(bundle: Path, name: str, value: float) -> Non
         lambda d: d.update(outcomes=[1]),
         lambda d: d.update(outcomes={"models": [None]}),
         lambda d: d.update(outcomes={"models": ["qwen3:8b"], "basis": 1e999}),
-        lambda d: d.update(outcomes={"profiles": [{"name": "x"}]}),
+        lambda d: d.update(outcomes={"profiles": [{"name": 5}]}),
         lambda d: d.update(self_check=["x" * 10**6]),
         lambda d: d.update(self_check=["x"] * 1000),
         lambda d: d.update(self_check=5),

@@ -230,7 +230,7 @@ def test_arrays_that_do_not_fit_together(bundle: Path, name: str, value: Any) ->
 
 
 @pytest.mark.parametrize(
-    "models", [[{}], [5], [{"name": "x"}], [{"name": "x", "prior": {"latency_s": "fast"}}], 5, "x"]
+    "models", [[{}], [5], [{"name": 5}], [{"name": "x", "prior": {"latency_s": "fast"}}], 5, "x"]
 )
 def test_a_catalogue_that_cannot_be_read(bundle: Path, models: Any) -> None:
     (bundle / CATALOGUE).write_text(json.dumps({"models": models}))

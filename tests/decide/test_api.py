@@ -104,8 +104,8 @@ def test_every_public_name_is_there() -> None:
 
 def test_the_shipped_bundle_is_small_licensed_and_says_what_it_was_made_from() -> None:
     files = [path for path in SHIPPED.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 30e6
-    assert "Apache License 2.0" in (SHIPPED / "NOTICE").read_text(encoding="utf-8")
+    assert sum(path.stat().st_size for path in files) <= 40e6
+    assert "MIT License" in (SHIPPED / "NOTICE").read_text(encoding="utf-8")
     manifest = json.loads((SHIPPED / "manifest.json").read_text(encoding="utf-8"))
     assert len(manifest["data_sha256"]) == 64
     assert manifest["metrics"]["encoder/int8_cosine_mean"] >= 0.99
@@ -118,7 +118,8 @@ def test_the_shipped_bundle_was_made_from_the_shipped_data() -> None:
     from training.corpus import corpus_path, data_sha256
 
     manifest = json.loads((SHIPPED / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["data_sha256"] == data_sha256(read_queries(corpus_path()))
+    graded = read_queries(corpus_path().with_name("difficulty.jsonl"))
+    assert manifest["data_sha256"] == data_sha256([*read_queries(corpus_path()), *graded])
 
 
 def test_the_shipped_bundle_reads_rows_it_never_saw_as_well_as_the_readme_says() -> None:
@@ -130,10 +131,11 @@ def test_the_shipped_bundle_reads_rows_it_never_saw_as_well_as_the_readme_says()
 
     router = Router.load(SHIPPED)
     test = report(router, [query for query in read_queries(corpus_path()) if is_test(group_of(query))])
-    assert test["rows"] >= 900
-    assert test["macro_f1"] >= 0.79
+    assert test["rows"] >= 1800
+    assert test["macro_f1"] >= 0.84
     assert test["ece"] <= 0.05
-    assert report(router, read_queries(data_dir() / "heldout.jsonl"))["macro_f1"] >= 0.69
+    assert report(router, read_queries(data_dir() / "heldout.jsonl"))["macro_f1"] >= 0.88
+    assert report(router, read_queries(data_dir() / "heldout_writer.jsonl"))["macro_f1"] >= 0.82
 
 
 @pytest.mark.parametrize(

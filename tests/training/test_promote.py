@@ -15,7 +15,6 @@ from router_ml.bundles.format import write_manifest
 from router_ml.bundles.registry import ActiveBundle, active_bundle, read_active
 from router_ml.errors import BundleCorrupt, BundleError, BundleMissing, InputError
 from router_ml.settings import load_settings
-from training import promote as promoting
 from training.promote import listing, main, promote, roll_back
 
 
@@ -30,8 +29,10 @@ def bundles(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promoting, "set_champion", lambda bundle: None)
+def no_mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("router_ml.experiments.mlflow_store.CHECKOUT", tmp_path / "nowhere")  # nor mlruns of who tests
+    monkeypatch.chdir(tmp_path)
 
 
 def test_a_promoted_bundle_is_active_and_the_one_before_is_remembered(bundles: Path) -> None:

@@ -112,7 +112,7 @@ def _write_tokenizer(encoder: Any, path: Path) -> None:
     backend = encoder.tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    backend.save(str(path))
+    backend.save(str(path), pretty=False)
 
 
 def _graph(encoder: Any, bits: int | None = None, texts: Sequence[str] = ()) -> onnx.ModelProto:

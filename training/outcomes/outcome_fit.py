@@ -33,6 +33,7 @@ from training.outcomes.blending import (
 from training.outcomes.calibration import fit_calibration
 from training.outcomes.conformal import latency_error, residual_quantiles, smearing
 from training.outcomes.cross_fitting import FOLDS, HeldOut, cross_fit, fit_learners
+from training.outcomes.guarantee_table import guarantee_table
 from training.outcomes.head_export import export_heads
 from training.outcomes.learner import TrainingRows
 from training.outcomes.learners import Blend, success_blends
@@ -70,6 +71,8 @@ class Chosen(NamedTuple):
     blend: Blend
     settings: Settings
     factor: float  # share of what was learned of queries that is served
+    p: Matrix  # (n, M) success as it will be served, held out
+    cost: Matrix  # (n, M) expected seconds, else dollars; held out
 
 
 def fit_outcomes(
@@ -192,7 +195,8 @@ def _choose(
         "best_single_success": max(single.values()),
         "cross_validated": tried,
     }
-    return Chosen(blends[best_name], settings, factor), report
+    served = best_p + np.array(_level_weights(table, factor)) * (level - best_p)
+    return Chosen(blends[best_name], settings, factor, served, utility.expected_cost), report
 
 
 def _final(
@@ -221,12 +225,13 @@ def _final(
     scale = shrinkage_correction(held_out.transfer[:, :n_models], table.success)
     fitted = replace(fitted, transfer=fitted.transfer.rescaled(scale, n_models))
     arrays = export_heads(fitted, chosen.settings, chosen.blend, mix, offset)
+    default = int(rows.means[:n_models].argmax())
     config = {
         "format": FORMAT,
         "learner": report["learner"],
         "trust": chosen.factor,
         "models": list(table.models),
-        "default_model": table.models[int(rows.means[:n_models].argmax())],
+        "default_model": table.models[default],
         "profiles": [model_entry(model) for model in profiles],
         "columns": targets.columns,
         "latency_residuals": residual_quantiles(targets, served),
@@ -236,6 +241,7 @@ def _final(
         "margin": {"near": 0.0, "far": NOVEL_MARGIN if chosen.factor else 0.0},
         "novelty": _range(novelty),
         "doubt": _range(unusual),
+        "guarantee": guarantee_table(chosen.p, table.success, chosen.cost, table.groups, default),
         "neighbours": {"k": neighbour_count(len(rows))} if "neighbour_keys" in arrays else None,
     }
     return FittedOutcomes(config, arrays, report, profiles)

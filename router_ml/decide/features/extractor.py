@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.decide.embedder import Embedder, Floats
 from router_ml.decide.features.composition import compose
-from router_ml.decide.features.embedder import Embedder, Floats
 from router_ml.decide.features.surface import NAMES, surface_features
 from router_ml.decide.features.tools import TOOL_NAMES, ToolFeatures
 from router_ml.types import Context

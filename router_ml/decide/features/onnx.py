@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from router_ml.bundles.native import check_graph, check_tokenizer
-from router_ml.decide.features.embedder import Floats, is_failure
+from router_ml.decide.embedder import Floats, is_failure
 from router_ml.decide.features.words import WordTokenizer
 from router_ml.errors import EncoderError
 

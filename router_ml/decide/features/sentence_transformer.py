@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from router_ml.bundles.format import file_sha256
-from router_ml.decide.features.embedder import Floats
+from router_ml.decide.embedder import Floats
 from router_ml.errors import EncoderError
 from router_ml.files import reason
 

@@ -12,7 +12,7 @@ from math import log1p
 import numpy as np
 from cachetools import LRUCache
 
-from router_ml.decide.features.embedder import Embedder, Floats
+from router_ml.decide.embedder import Embedder, Floats
 from router_ml.decide.features.toolbox import TOOLBOX_NAMES, toolbox_features
 from router_ml.decide.shared_cache import SharedCache
 from router_ml.types import Tool

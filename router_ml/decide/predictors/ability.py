@@ -1,7 +1,7 @@
-"""The chance that a model is right, from its ability and the difficulty of the query; and what own outcomes add.
+"""What own outcomes add to what is expected of a model.
 
-Item response theory (Birnbaum 1968): P(success) = sigmoid(a * (ability - difficulty)) for a query of one task family,
-averaged over the families. Ability and difficulty are Gaussian; the average of a sigmoid over a Gaussian is taken by
+Item response theory (Birnbaum 1968): P(success) = sigmoid(a * (ability - difficulty)) for a query of one task family;
+`router_ml.library` gives what is known before any outcome. The average of a sigmoid over a Gaussian is taken by
 MacKay's approximation (1992, Neural Computation 4:720): sigmoid(mean / sqrt(1 + pi/8 * variance)).
 
 Own outcomes shift the logit of a model, by task family, and that of all models together: queries may be harder than
@@ -14,15 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.decide.predictors.difficulty import MEAN_DISCRIMINATION, Difficulty, FamilyShares
-from router_ml.types import TASK_FAMILIES, TaskFamily
+from router_ml.decide.predictors.difficulty import FamilyShares
+from router_ml.types import TASK_FAMILIES
 
-DISCRIMINATION: Mapping[TaskFamily, float] = dict.fromkeys(TASK_FAMILIES, MEAN_DISCRIMINATION)
 MACKAY = math.pi / 8
 Z_90 = 1.6448536269514722  # of a 90 % interval
 SHARED_SD = 1.0  # of the shift of all models, in logits
@@ -34,42 +33,6 @@ _MAX_STEPS, _LONGEST_STEP, _SMALLEST_STEP = 25, 3.0, 1e-6
 _FAMILY_COVARIANCE = FAMILY_CORRELATION + (1 - FAMILY_CORRELATION) * np.eye(_N_FAMILIES)
 
 Doubles = NDArray[np.float64]
-
-
-class AbilityLike(Protocol):
-    """The ability of a model in one task family."""
-
-    @property
-    def mean(self) -> float:
-        """Doublings of parameters."""
-        ...
-
-    @property
-    def sd(self) -> float:
-        """Standard deviation of what is not known of it."""
-        ...
-
-
-class Chance(NamedTuple):
-    """A probability of success and its 90 % interval."""
-
-    p: float
-    interval: tuple[float, float]
-
-
-def chance(abilities: Mapping[TaskFamily, AbilityLike], difficulty: Difficulty) -> Chance:
-    """Return the chance that a model of some abilities is right.
-
-    The interval is that of the mean over queries read like this one: it covers what is not known of the ability."""
-    low = p = high = 0.0
-    for family, share in zip(TASK_FAMILIES, difficulty.families, strict=True):
-        a, ability = DISCRIMINATION[family], abilities[family]
-        lead, sd = a * (ability.mean - difficulty.mean), a * ability.sd
-        read = 1 / math.sqrt(1 + MACKAY * (a * difficulty.sd) ** 2)  # the slope left by not knowing the difficulty
-        p += share * sigmoid(lead / math.sqrt(1 + MACKAY * (sd**2 + (a * difficulty.sd) ** 2)))
-        low += share * sigmoid(read * (lead - Z_90 * sd))
-        high += share * sigmoid(read * (lead + Z_90 * sd))
-    return Chance(p, (low, high))
 
 
 def sigmoid(x: float) -> float:

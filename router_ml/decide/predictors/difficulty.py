@@ -13,23 +13,17 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from router_ml.decide.features.surface import NAMES
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.types import LABELS, TASK_FAMILIES
 
 FamilyShares: TypeAlias = tuple[float, ...]  # probabilities, in the order of `TASK_FAMILIES`
 
 ANY_FAMILY: FamilyShares = (0.2,) * 5
-WITHOUT_TOOLS: FamilyShares = (0.30, 0.15, 0.15, 0.05, 0.35)
 WITH_TOOLS: FamilyShares = (0.05, 0.05, 0.05, 0.80, 0.05)
-# Without a difficulty head. Chosen so that a typical 3B model is right in .9, .8 and .65 of the simple, moderate and
-# complex queries.
-LABEL_DIFFICULTY: tuple[float, ...] = (-2.5, -1.0, 0.5, 0.5)
-LABEL_SD = 2.0
 MEAN_DISCRIMINATION = 0.8  # logits for one doubling
 
 
-_HAS_TOOLS = NAMES.index("has_tools")
+HAS_TOOLS = 50  # the column of the table that says whether tools are offered
 
 
 class Difficulty(NamedTuple):
@@ -38,13 +32,6 @@ class Difficulty(NamedTuple):
     mean: float
     sd: float
     families: FamilyShares
-
-
-def label_difficulty(complexity: Floats, tools_offered: bool = False) -> Difficulty:
-    """Return what label probabilities (4,) alone say: the mixture of the labels' difficulties."""
-    mean = float(np.dot(complexity, LABEL_DIFFICULTY))
-    between = float(np.dot(complexity, (np.array(LABEL_DIFFICULTY) - mean) ** 2))
-    return Difficulty(mean, math.sqrt(LABEL_SD**2 + between), WITH_TOOLS if tools_offered else WITHOUT_TOOLS)
 
 
 class DifficultyHead:
@@ -77,7 +64,7 @@ class DifficultyHead:
     def __call__(self, embedding: Floats, table: Floats) -> Difficulty:
         """Return the difficulty of one query, given its embedding (d,) and table (m,)."""
         mean, *logits = self._head.predict_one(np.concatenate((embedding, table))).tolist()
-        if table[_HAS_TOOLS]:
+        if table[HAS_TOOLS]:
             return Difficulty(self._tools_offset + self._tools_slope * mean, self.sd, WITH_TOOLS)
         top = max(logits)
         odds = [math.exp(logit - top) for logit in logits]

@@ -51,6 +51,8 @@ class Policy(_WithHash):
     rules: tuple[Rule, ...] = ()  # what the user decrees for some queries; those of the catalogue come after them
     limits: Mapping[str, Any] = field(default_factory=dict, hash=False)  # registered limits that are not fields
     load_wait_s: float | None = 60.0  # limit on the wait of this request until the model is in memory; likewise
+    max_loss: float | None = None  # success that the cheapest choice may lose on average beside the best model
+    confidence: float = 0.95  # with which `max_loss` holds
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -108,8 +110,13 @@ _WEIGHTS = {
         ("success_weight", "latency_weight_per_s", "cost_weight_per_usd", "default_margin"), number(high=1e12)
     ),
     **dict.fromkeys(("clarify_at", "exploration", "exploration_floor"), number(0.0, 1.0)),
+    "confidence": number(0.5, 0.9999),
 }
-_OPTIONAL = {"exploration_gap": number(1e-6), "exploration_half_life_outcomes": number(1.0)}  # may be "none"
+_OPTIONAL = {  # may be "none"
+    "exploration_gap": number(1e-6),
+    "exploration_half_life_outcomes": number(1.0),
+    "max_loss": number(0.0, 1.0),
+}
 
 
 def _are_names(models: Any) -> bool:

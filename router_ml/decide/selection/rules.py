@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from router_ml.decide.features.embedder import Embedder, Floats
+from router_ml.decide.embedder import Embedder, Floats
 from router_ml.decide.selection.language import language_of
 from router_ml.rule import Rule
 from router_ml.types import LABELS, TASK_FAMILIES, Context

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from router_ml.arm import EFFORTS, arm_key, arm_phrase, think_text
 from router_ml.catalogue import Model
 from router_ml.decide.selection.exploration import drawn, propensities, share_after
+from router_ml.decide.selection.guarantee import Guarantee
 from router_ml.decide.selection.limits import LATENCY, LOAD_WAIT, bounds, cut_to_widest, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.utility import (
@@ -70,8 +71,10 @@ class Selector:
         default_model: str | None = None,
         outcomes: float = 0.0,
         learned_latency: Container[str] = (),
+        guarantee: Guarantee | None = None,
     ) -> None:
         """`outcomes` is how many the predictions were learned from: with them exploration falls."""
+        self.guarantee = guarantee or Guarantee(default_model, ())
         self.models = tuple(models)
         self._no_interval, self._all_priors = (None,) * len(self.models), ("prior",) * len(self.models)
         self.default_model = default_model
@@ -108,7 +111,10 @@ class Selector:
         candidates.sort(key=_UTILITY, reverse=True)
         fit = [c for c in candidates if c.admissible]
         if fit:
-            fit = self._keep_default(fit, policy, novelty, notes)
+            if policy.max_loss is None:
+                fit = self._keep_default(fit, policy, novelty, notes)
+            else:
+                fit = self.guarantee.order(fit, policy, notes)
             if rule is not None and (preferred := self._preferred(fit, rule)):
                 fit, draw = [preferred, *(c for c in fit if c is not preferred)], None
                 notes.append(f"the rule {rule.name!r} prefers it")

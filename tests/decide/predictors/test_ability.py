@@ -8,66 +8,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.integrate import quad
-from scipy.stats import norm
 
 from router_ml.catalogue import Catalogue, Model, Prior
+from router_ml.decide.features.surface import NAMES
 from router_ml.decide.predictors.ability import (
-    DISCRIMINATION,
     FEW_OUTCOMES,
     Abilities,
-    Chance,
     Observation,
-    chance,
     logit,
     sigmoid,
 )
-from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead, label_difficulty
+from router_ml.decide.predictors.difficulty import ANY_FAMILY, HAS_TOOLS, DifficultyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.types import LABELS, TASK_FAMILIES
 
 TABLE = 65  # columns of the surface features
 
 
-class Known:
-    def __init__(self, mean: float, sd: float) -> None:
-        self.mean, self.sd = mean, sd
-
-
-def of(mean: float, sd: float, difficulty: Difficulty) -> Chance:
-    return chance(dict.fromkeys(TASK_FAMILIES, Known(mean, sd)), difficulty)
-
-
-@pytest.mark.parametrize(
-    ("lead", "sd", "spread"), [(0.0, 1.0, 1.0), (2.0, 0.5, 1.5), (-3.0, 1.0, 2.0), (1.0, 0.0, 0.0)]
-)
-def test_the_chance_is_the_integral_over_ability_and_difficulty(lead: float, sd: float, spread: float) -> None:
-    found = of(3.0 + lead, sd, Difficulty(3.0, spread, ANY_FAMILY))
-    a, whole = DISCRIMINATION["maths"], math.hypot(sd, spread)
-    exact = quad(lambda x: sigmoid(a * (lead + whole * x)) * norm.pdf(x), -8, 8)[0] if whole else sigmoid(a * lead)
-    assert found.p == pytest.approx(exact, abs=0.012)
-    assert found.interval[0] <= found.p <= found.interval[1]
-
-
-@given(st.floats(-6, 8), st.floats(0, 3), st.floats(-4, 8))
-def test_more_ability_is_a_better_chance(mean: float, sd: float, difficulty: float) -> None:
-    easy, hard = Difficulty(difficulty, 1.0, ANY_FAMILY), Difficulty(difficulty + 1, 1.0, ANY_FAMILY)
-    assert of(mean, sd, hard).p < of(mean, sd, easy).p < of(mean + 1, sd, easy).p
-
-
-def test_an_ability_counts_only_for_its_family() -> None:
-    abilities = {family: Known(0.0, 0.1) for family in TASK_FAMILIES} | {"code": Known(6.0, 0.1)}
-    sure = np.eye(len(TASK_FAMILIES)).tolist()
-    chances = [chance(abilities, Difficulty(3.0, 0.5, tuple(row))).p for row in sure]
-    assert chances[TASK_FAMILIES.index("code")] > 0.85
-    assert max(p for p, family in zip(chances, TASK_FAMILIES, strict=True) if family != "code") < 0.15
-
-
-def test_labels_alone_say_how_difficult() -> None:
-    simple, complex_ = (label_difficulty(np.eye(4, dtype=np.float32)[i]) for i in (0, 2))
-    unsure = label_difficulty(np.array([0.5, 0, 0.5, 0], np.float32))
-    assert simple.mean < unsure.mean < complex_.mean
-    assert unsure.sd > simple.sd
+def test_the_heads_column_of_tools_is_that_of_the_table() -> None:
+    assert NAMES[HAS_TOOLS] == "has_tools"
 
 
 def outcomes(model: str, right: int, wrong: int, p: float = 0.7) -> list[Observation]:
