@@ -321,5 +321,6 @@ def test_the_reference_names_the_fields_of_a_decision_row() -> None:
 
 
 def test_the_reference_names_every_metric() -> None:
-    text = prometheus(LiveMetrics(), writer=WriterState(0, 0, 0, 0, None))
+    backends = [{"model": "m", "host": "h", "running": 0, "waiting": 0}]
+    text = prometheus(LiveMetrics(), writer=WriterState(0, 0, 0, 0, None), backends=backends)
     assert set(_tables("Metrics")[0]) == set(re.findall(r"^# TYPE (\w+)", text, re.M))
