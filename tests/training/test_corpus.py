@@ -47,7 +47,7 @@ def test_the_corpus_is_diverse(corpus: list[Query]) -> None:
     assert len(set(languages) - {"en"}) >= 6
     assert 1 - languages["en"] / len(corpus) >= 0.08
     assert len({query.extra["voice"] for query in corpus}) >= 8
-    assert sum(query.raw_context is not None for query in corpus) / len(corpus) >= 0.25
+    assert sum(query.raw_context is not None for query in corpus) >= 4_500
     with_history = [query for query in corpus if query.context.history]
     assert {query.label for query in with_history} == set(LABELS)
     assert sum(bool(query.context.tools) for query in corpus) >= 50
@@ -144,6 +144,14 @@ def test_the_data_hash_follows_the_rows_and_not_their_order(tmp_path: Path) -> N
     (tmp_path / "o").write_text("x")
     assert data_sha256(rows, tmp_path / "o") != data_sha256(rows) == data_sha256(rows, None)
     assert BALANCE == (0.20, 0.30)
+
+
+def test_the_held_out_writer_wrote_no_training_row(corpus: list[Query]) -> None:
+    held = read_queries(data_dir() / "heldout_writer.jsonl")
+    assert len(held) >= 650
+    known = {whole_text(query).lower() for query in corpus}
+    assert not [query.id for query in held if whole_text(query).lower() in known]
+    assert {query.extra["writer"] for query in held}.isdisjoint(query.extra.get("writer") for query in corpus)
 
 
 def test_the_held_out_rows_are_nobodys_training_rows(corpus: list[Query]) -> None:
