@@ -19,7 +19,7 @@ from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.errors import InputError, StoreError
 from router_ml.events.connect import open_store
-from router_ml.events.event import Event, FeedbackEvent, OutcomeEvent, decision_event
+from router_ml.events.event import AlertEvent, AlertState, Event, FeedbackEvent, OutcomeEvent, decision_event
 from router_ml.experiments.state import ExperimentState
 from router_ml.files import file_lock
 from router_ml.settings import CHECKOUT, Settings
@@ -113,6 +113,22 @@ def test_too_few_judged_answers_say_how_many_are_missing_and_how_to_get_them(set
     assert learning(settings, said).run() == NOTHING_TO_LEARN
     assert "nothing to learn yet: 40 judged answers are missing (60 of 100 since the last time)" in said[-1]
     assert "router-ml feedback ID up" in said[-1]
+
+
+def test_alerts_that_fire_are_told_with_what_a_fit_would_do(settings: Settings) -> None:
+    record(settings, 10)
+    store = open_store(settings.state_dir)
+    alerts: list[tuple[str, AlertState]] = [
+        ("novelty", "firing"),
+        ("latency_drift", "firing"),
+        ("latency_drift", "resolved"),
+    ]
+    store.append([AlertEvent(rule, state, "all", 0.5, 0.3, "half are new", "A fit helps.") for rule, state in alerts])
+    store.close()
+    said: list[str] = []
+    learning(settings, said).run()
+    assert "alert novelty (all): half are new. A fit helps." in said
+    assert not any("latency_drift" in line for line in said)
 
 
 @pytest.mark.parametrize("dry", [False, True])

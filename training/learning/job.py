@@ -19,8 +19,8 @@ from router_ml.bundles.registry import active_bundle, promote, registry_folder
 from router_ml.decide.router import Router
 from router_ml.errors import BundleError, StoreError
 from router_ml.events.connect import settings_store
-from router_ml.events.event import ExperimentEvent
-from router_ml.events.store import DATABASE, EventStore
+from router_ml.events.event import AlertEvent, ExperimentEvent
+from router_ml.events.store import DATABASE, EventFilter, EventStore
 from router_ml.experiments.experiment import Experiment, RampStep, Variant, experiment_row
 from router_ml.experiments.rollout import FOLDER, Rollout
 from router_ml.experiments.state import ExperimentState
@@ -41,6 +41,13 @@ HOW_TO_JUDGE = (
     "Judge answers with gateway.feedback(decision_id, score), 'router-ml feedback ID up', or POST /feedback; "
     "ROUTER_ML_JUDGE=MODEL has a local model judge a sample"
 )
+
+
+def firing(store: EventStore) -> list[AlertEvent]:
+    """Return the alerts that fire now, each with its advice, which says whether a fit would help."""
+    events = (stored.event for stored in store.read(EventFilter(kinds=("alert",))))
+    latest = {(event.rule, event.subject): event for event in events if isinstance(event, AlertEvent)}
+    return [alert for alert in latest.values() if alert.state == "firing"]
 
 
 @dataclass
@@ -116,6 +123,8 @@ class Learning:
                 "or router-ml serve records there, with ROUTER_ML_KEEP=features what can be learned from"
             )
             return NOTHING_TO_LEARN
+        for alert in firing(self._store):
+            self.say(f"alert {alert.rule} ({alert.subject}): {alert.summary}. {alert.advice}")
         rows = self._rows
         if note := encoder_note(self._active.path, rows):
             self.say(note)
