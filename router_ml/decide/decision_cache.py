@@ -107,5 +107,8 @@ def renewed(decision: Decision, decision_id: str) -> Decision:
         decision.novelty,
         dict(decision.excluded),
         decision.degraded,
-        features=decision.features,
+        decision.difficulty,
+        decision.rule,
+        decision.features,
+        decision.if_warm,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -156,3 +157,16 @@ def test_a_renewed_decision_differs_in_its_id_alone_and_shares_nothing_that_chan
     new.complexity_probabilities.clear()  # type: ignore[attr-defined]
     new.excluded.clear()  # type: ignore[attr-defined]
     assert old == decision()
+
+
+def test_a_cached_decision_keeps_every_field_but_its_id() -> None:
+    decision = Decision(
+        "m", "simple", {"simple": 1.0}, (), "answer", "why", "first", "p", "b", 0.5, "v", 0.25, {"x": "y"}, True,
+        1.5, "code", "kept", "warm",
+    )  # fmt: skip
+    names = [field.name for field in fields(Decision)]
+    usual = {field.name: field.default for field in fields(Decision)}
+    assert not [name for name in names if getattr(decision, name) == usual[name]]  # none could pass unnoticed
+    again = renewed(decision, "second")
+    assert again.decision_id == "second"
+    assert [name for name in names if getattr(again, name) != getattr(decision, name)] == ["decision_id"]
