@@ -190,7 +190,7 @@ def test_the_registered_model_loads_without_unpickling(
             monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     monkeypatch.setenv("ROUTER_ML_POLICY", "fast")
-    model = mlflow.pyfunc.load_model("models:/router_ml@challenger")
+    model = mlflow.pyfunc.load_model("models:/router_ml/1")
     rows = [{"text": "check read"}, {"text": "compare unless", "context": '{"tools": [{"name": "mail"}]}'}]
     decisions = [json.loads(answer) for answer in model.predict(rows)]
     assert [decision["policy"] for decision in decisions] == ["fast", "fast"]
@@ -207,7 +207,7 @@ import json, os, sys
 import mlflow, pandas
 from mlflow.pyfunc.scoring_server import init
 from starlette.testclient import TestClient
-model = mlflow.pyfunc.load_model("models:/router_ml@challenger")
+model = mlflow.pyfunc.load_model("models:/router_ml/1")
 table = pandas.DataFrame({
     "text": ["check read", "compare unless", "check read"],
     "context": ['{"n_tools": 2}', None, ""],
@@ -260,7 +260,7 @@ def test_the_registered_model_is_a_spark_function(
     monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
     session = pyspark.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     try:
-        decide = mlflow.pyfunc.spark_udf(session, "models:/router_ml@challenger", "string", env_manager="local")
+        decide = mlflow.pyfunc.spark_udf(session, "models:/router_ml/1", "string", env_manager="local")
         rows = [("check read", '{"n_tools": 2}', "fast"), ("compare unless", None, "accurate")]
         table = session.createDataFrame(rows, "text string, context string, policy string")
         found = table.select(decide(pyspark.functions.struct("text", "context", "policy"))).collect()
