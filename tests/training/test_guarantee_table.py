@@ -7,7 +7,7 @@ import numpy as np
 from training.outcomes.guarantee_table import guarantee_table
 
 COST = np.tile([1.0, 4.0], (4, 1))
-GAP = np.array([-0.1, 0.0, 0.2, 0.4])  # of the cheap model's prediction below that of the dear one
+GAP = np.array([-0.1, 0.0, 0.2, 0.4])  # of the cheap model's prediction below that of the expensive one
 P = np.column_stack((0.6 - GAP, np.full(4, 0.6)))
 SUCCESS = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 1.0]])
 

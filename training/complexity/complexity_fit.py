@@ -226,7 +226,8 @@ def learn_complexity(
             "give more queries, or leave out --alone to add the shipped corpus"
         )
     seen_graded, held_graded = (None, None) if graded is None else graded.split()
-    source = prepared_source(name := source, data.texts + ([] if seen_graded is None else seen_graded.texts))
+    read = data.texts + ([] if seen_graded is None else seen_graded.texts)
+    source = prepared_source(name := source, read, None if cache else plots.parent)
     trainer = EncoderTrainer(source, seed, graded=seen_graded, cache=cache, progress=progress)
     run = _Run(train, test, trainer, source, seed, quick)
     learned = run.tuned(tracker, plots) if tune else run.untuned()
