@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.study import SETS, Data, cross_validated
 from router_ml.bundles.format import ENCODER, TOKENIZER
-from router_ml.decide.features.embedder import Embedder
+from router_ml.decide.embedder import Embedder
 from router_ml.decide.features.extractor import Extractor
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import (

@@ -48,7 +48,7 @@ from router_ml.bundles.format import (
 )
 from router_ml.bundles.registry import active_bundle, registry_folder, replace_bundle
 from router_ml.catalogue import Catalogue, Model, load_catalogue, model_entry
-from router_ml.decide.features.extractor import TABLE_NAMES, Extractor, Features
+from router_ml.decide.features.extractor import HAS_TOOLS, TABLE_NAMES, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
 from router_ml.decide.predictors.difficulty import DifficultyHead
@@ -256,7 +256,7 @@ def _of_outcomes(figures: Mapping[str, float]) -> dict[str, float]:
 def _reading(config: Mapping[str, Any], arrays: Mapping[str, Any]) -> DifficultyHead | None:
     """Return the difficulty head of the new bundle, where it has one."""
     head = {name: arrays[f"difficulty/{name}"] for name in ("weights", "bias") if "difficulty" in config}
-    return DifficultyHead(config["difficulty"], head) if head else None
+    return DifficultyHead(config["difficulty"], head, HAS_TOOLS) if head else None
 
 
 def _note(text: str) -> None:

@@ -21,7 +21,7 @@ from router_ml.bundles.native import within_cpu_time
 from router_ml.bundles.registry import active_bundle
 from router_ml.catalogue import Catalogue, Model, catalogue_from, load_catalogue
 from router_ml.decide.embedder import Embedder, is_failure
-from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
+from router_ml.decide.features.extractor import HAS_TOOLS, TABLE_NAMES, TOOL_COLUMNS, Extractor, Features
 from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.remembered import FeatureSource, RememberedFeatures
 from router_ml.decide.features.surface import surface_features
@@ -520,7 +520,7 @@ def _counted(bundle: Bundle) -> Counted | None:
 
 def _difficulty(bundle: Bundle) -> DifficultyHead | None:
     config = bundle.config.get("difficulty")
-    return DifficultyHead(config, bundle.section("difficulty")) if config else None
+    return DifficultyHead(config, bundle.section("difficulty"), HAS_TOOLS) if config else None
 
 
 def _complexity(bundle: Bundle, embedder: Embedder) -> LearnedComplexity:

@@ -13,7 +13,8 @@ import numpy as np
 
 from router_ml.arm import split_key
 from router_ml.catalogue import Arm, Catalogue, Model
-from router_ml.decide.predictors.ability import Abilities, logit, sigmoid, widened
+from router_ml.decide.logistic import logit, sigmoid, widened
+from router_ml.decide.predictors.ability import Abilities
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.errors import InputError

@@ -15,6 +15,7 @@ from router_ml.decide.features.tools import TOOL_NAMES, ToolFeatures
 from router_ml.types import Context
 
 TABLE_NAMES: tuple[str, ...] = NAMES + TOOL_NAMES
+HAS_TOOLS = TABLE_NAMES.index("has_tools")
 TOOL_COLUMNS: tuple[int, ...] = tuple(
     i for i, name in enumerate(TABLE_NAMES) if name in TOOL_NAMES or name in ("log_tools", "has_tools")
 )  # the tools offered: they affect outcomes, never the label

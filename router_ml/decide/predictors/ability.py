@@ -1,8 +1,7 @@
 """What own outcomes add to what is expected of a model.
 
 Item response theory (Birnbaum 1968): P(success) = sigmoid(a * (ability - difficulty)) for a query of one task family;
-`router_ml.library` gives what is known before any outcome. The average of a sigmoid over a Gaussian is taken by
-MacKay's approximation (1992, Neural Computation 4:720): sigmoid(mean / sqrt(1 + pi/8 * variance)).
+`router_ml.library` gives what is known before any outcome.
 
 Own outcomes shift the logit of a model, by task family, and that of all models together: queries may be harder than
 thought. The shifts are Gaussian before (`Strength`) and after (`updated`: Newton steps to the mode, and the curvature
@@ -20,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_ml.decide.predictors.difficulty import FamilyShares
+from router_ml.decide.quantiles import Z
 from router_ml.types import TASK_FAMILIES
 
-MACKAY = math.pi / 8
-Z_90 = 1.6448536269514722  # of a 90 % interval
+Z_90 = Z[2]  # of a 90 % interval: its upper end is p95
 SHARED_SD = 1.0  # of the shift of all models, in logits
 FAMILY_CORRELATION = 0.8  # of a model's shifts in two families
 MAX_PRIOR_SD = 1.5  # of a model's shift
@@ -35,26 +34,10 @@ _FAMILY_COVARIANCE = FAMILY_CORRELATION + (1 - FAMILY_CORRELATION) * np.eye(_N_F
 Doubles = NDArray[np.float64]
 
 
-def sigmoid(x: float) -> float:
-    """Return 1 / (1 + exp(-x)) without overflow."""
-    return 1.0 / (1.0 + math.exp(-x)) if x > -700.0 else 0.0
-
-
-def logit(p: float) -> float:
-    """Return the log odds of a probability, kept within 0.001 and 0.999."""
-    p = 0.001 if p < 0.001 else 0.999 if p > 0.999 else p
-    return math.log(p / (1.0 - p))
-
-
 def strength_sd(strength: float, p: float) -> float:
     """Return the standard deviation of the logit of a success rate that is worth so many outcomes."""
     p = min(max(p, 0.02), 0.98)
     return min(MAX_PRIOR_SD, 1 / math.sqrt(max(strength * p * (1 - p), 1e-9)))
-
-
-def widened(variance: float) -> float:
-    """Return by what the logit of a mean over a Gaussian of this variance falls short of the Gaussian's own mean."""
-    return math.sqrt(1.0 + MACKAY * variance)
 
 
 class Observation(NamedTuple):

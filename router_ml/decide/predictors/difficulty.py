@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from router_ml.decide.logistic import widened
 from router_ml.decide.predictors.heads import Floats, LinearHead
 from router_ml.types import LABELS, TASK_FAMILIES
 
@@ -21,9 +22,6 @@ FamilyShares: TypeAlias = tuple[float, ...]  # probabilities, in the order of `T
 ANY_FAMILY: FamilyShares = (0.2,) * 5
 WITH_TOOLS: FamilyShares = (0.05, 0.05, 0.05, 0.80, 0.05)
 MEAN_DISCRIMINATION = 0.8  # logits for one doubling
-
-
-HAS_TOOLS = 50  # the column of the table that says whether tools are offered
 
 
 class Difficulty(NamedTuple):
@@ -43,14 +41,16 @@ class DifficultyHead:
     offered the task is to call them, whatever the query is about; `with_tools` holds the `slope` and `offset` that turn
     the reading into the difficulty of that."""
 
-    def __init__(self, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], has_tools: int) -> None:
+        """Take the head's part of a bundle, and which column of the table says whether tools are offered."""
+        self._has_tools = has_tools
         self._head = LinearHead(arrays["weights"].astype(np.float32), arrays["bias"].astype(np.float32))
         self.sd, self.label_sd = float(config["sd"]), float(config["label_sd"])
         self.label_means = np.array(config["label_means"], np.float32)
         with_tools = config.get("with_tools") or {"slope": 1.0, "offset": 0.0}
         self._tools_slope, self._tools_offset = float(with_tools["slope"]), float(with_tools["offset"])
-        self.slope = MEAN_DISCRIMINATION / math.sqrt(1 + math.pi / 8 * (MEAN_DISCRIMINATION * self.sd) ** 2)
-        self.spread = math.sqrt(1 + math.pi / 8 * (self.slope * self.label_sd) ** 2)
+        self.slope = MEAN_DISCRIMINATION / widened((MEAN_DISCRIMINATION * self.sd) ** 2)
+        self.spread = widened((self.slope * self.label_sd) ** 2)
         n_outputs = 1 + len(TASK_FAMILIES)
         if len(self._head.weights) != n_outputs or self._head.bias.shape != (n_outputs,):
             raise ValueError(f"a difficulty head has {n_outputs} outputs")
@@ -64,7 +64,7 @@ class DifficultyHead:
     def __call__(self, embedding: Floats, table: Floats) -> Difficulty:
         """Return the difficulty of one query, given its embedding (d,) and table (m,)."""
         mean, *logits = self._head.predict_one(np.concatenate((embedding, table))).tolist()
-        if table[HAS_TOOLS]:
+        if table[self._has_tools]:
             return Difficulty(self._tools_offset + self._tools_slope * mean, self.sd, WITH_TOOLS)
         top = max(logits)
         odds = [math.exp(logit - top) for logit in logits]

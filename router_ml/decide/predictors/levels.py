@@ -6,13 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from router_ml.catalogue import Model
-from router_ml.decide.predictors.ability import (
-    Z_90,
-    Abilities,
-    logit,
-    strength_sd,
-    widened,
-)
+from router_ml.decide.logistic import logit, widened
+from router_ml.decide.predictors.ability import Z_90, Abilities, strength_sd
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, FamilyShares
 from router_ml.types import Source
 
@@ -67,7 +62,9 @@ class Levels:
         if still and n_learned == n_models:
             return p, []
         exp, log = math.exp, math.log  # "heads and selection" takes 50 us at most
-        raised, shifts, narrowed, halves = self._usual if families is None else self._constants(families)
+        # Without outcomes all families are alike.
+        constants = self._usual if families is None or self.plain else self._constants(families)
+        raised, shifts, narrowed, halves = constants
         moved, intervals = [], []
         for i in range(n_learned if still else 0, n_models):
             value = p[i]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from router_ml.arm import split_key
 from router_ml.catalogue import Arm, Catalogue, Model, model_from
-from router_ml.decide.predictors.ability import Abilities, Observation, logit
+from router_ml.decide.logistic import logit
+from router_ml.decide.predictors.ability import Abilities, Observation
 from router_ml.decide.predictors.difficulty import ANY_FAMILY, Difficulty, DifficultyHead
 from router_ml.decide.predictors.forest import Forest
 from router_ml.decide.predictors.heads import Floats
@@ -39,7 +40,7 @@ _BELOW = 1.01  # a model that the margin holds back ranks just below the default
 P_LOW, P_HIGH = 0.005, 0.995
 _MAX_LOG = 12.0
 _ONE = np.ones(1, np.float32)
-_TELLING = tuple(family in ("tools", "instructions") for family in TASK_FAMILIES)
+_TOOLS, _INSTRUCTIONS = TASK_FAMILIES.index("tools"), TASK_FAMILIES.index("instructions")
 _SURE = np.eye(len(LABELS), dtype=np.float32)
 
 
@@ -270,7 +271,7 @@ class OutcomePredictor:
         """Return a judged answer as `Abilities.updated` takes it, to a query of some label probabilities (4,)."""
         if difficulty is not None:
             complexity = _where_it_tells(complexity, difficulty)
-        p, lead = self._priors(complexity).p_success[self.models.index(model)], self._lead(complexity, difficulty)
+        p, lead = self._priors.success(complexity)[self.models.index(model)], self._lead(complexity, difficulty)
         z = self._levels.before_outcomes(self.models.index(model), p) + lead
         return Observation(model, success, z, difficulty.families if difficulty else ANY_FAMILY, weight)
 
@@ -337,7 +338,7 @@ class OutcomePredictor:
 
     def now(self) -> dict[str, dict[Label, tuple[float, tuple[float, float]]]]:
         """Return each model's chance of success on every label with its interval, before a query is read."""
-        rows = {label: self._levels(self._priors(one).p_success) for label, one in zip(LABELS, _SURE, strict=True)}
+        rows = {label: self._levels(self._priors.success(one)) for label, one in zip(LABELS, _SURE, strict=True)}
         return {
             model: {label: (p[i], intervals[i]) for label, (p, intervals) in rows.items()}
             for i, model in enumerate(self.models)
@@ -359,9 +360,8 @@ class OutcomePredictor:
         expected, latency, tokens = self._priors(complexity)
         levels, lead = self._levels, 0.0
         if difficulty is not None:
-            complexity_of_success = _where_it_tells(complexity, difficulty)
-            expected = self._priors(complexity_of_success).p_success
-            lead = self._lead(complexity_of_success, difficulty)
+            telling = _where_it_tells(complexity, difficulty)
+            expected, lead = self._priors.success(telling), self._lead(telling, difficulty)
         families, n_learned, n_models = difficulty and difficulty.families, self._n_learned, len(expected)
         if self._heads is None:
             success, intervals = levels(expected, n_learned, families, lead)
@@ -412,7 +412,7 @@ def _where_it_tells(complexity: Floats, difficulty: Difficulty) -> Floats:
 
     Complexity is work for a coordinator: it tells of tool calls and instructions. Of knowledge, maths and code the
     difficulty tells, and any label is as good as another."""
-    told = sum(share for share, tells in zip(difficulty.families, _TELLING, strict=True) if tells)
+    told = difficulty.families[_TOOLS] + difficulty.families[_INSTRUCTIONS]
     mixed: Floats = complexity * np.float32(told) + np.float32((1.0 - told) / len(LABELS))
     return mixed
 

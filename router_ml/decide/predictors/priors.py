@@ -42,7 +42,13 @@ class LabelPriors:
             np.hstack([np.array(part, np.float32).reshape(-1, len(LABELS)).T for part in parts])
         )
         self._n = len(models)
+        self._success = self._matrix[:, : self._n].copy()
         self._least_variance = [(i, d * d) for i, d in enumerate(sd.tolist()) if i not in latency_known]
+
+    def success(self, complexity: Floats) -> list[float]:
+        """Return the expected successes (M,) alone, given label probabilities (4,)."""
+        found: list[float] = complexity.dot(self._success).tolist()
+        return found
 
     def __call__(self, complexity: Floats) -> Expected:
         """Return expectations, given label probabilities (4,)."""

@@ -10,23 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router_ml.catalogue import Catalogue, Model, Prior
-from router_ml.decide.features.surface import NAMES
-from router_ml.decide.predictors.ability import (
-    FEW_OUTCOMES,
-    Abilities,
-    Observation,
-    logit,
-    sigmoid,
-)
-from router_ml.decide.predictors.difficulty import ANY_FAMILY, HAS_TOOLS, DifficultyHead
+from router_ml.decide.features.extractor import HAS_TOOLS
+from router_ml.decide.logistic import logit, sigmoid
+from router_ml.decide.predictors.ability import FEW_OUTCOMES, Abilities, Observation
+from router_ml.decide.predictors.difficulty import ANY_FAMILY, WITH_TOOLS, DifficultyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor
 from router_ml.types import LABELS, TASK_FAMILIES
 
 TABLE = 65  # columns of the surface features
-
-
-def test_the_heads_column_of_tools_is_that_of_the_table() -> None:
-    assert NAMES[HAS_TOOLS] == "has_tools"
 
 
 def outcomes(model: str, right: int, wrong: int, p: float = 0.7) -> list[Observation]:
@@ -103,7 +94,7 @@ def head(sd: float = 1.0, label_sd: float = 1.0) -> DifficultyHead:
     weights = np.zeros((1 + len(TASK_FAMILIES), 2 + TABLE), np.float32)
     weights[0, 0] = 1.0
     config = {"sd": sd, "label_means": [0.0, 1.0, 2.0, 1.0], "label_sd": label_sd}
-    return DifficultyHead(config, {"weights": weights, "bias": np.zeros(len(weights), np.float32)})
+    return DifficultyHead(config, {"weights": weights, "bias": np.zeros(len(weights), np.float32)}, HAS_TOOLS)
 
 
 def chances(predictor: OutcomePredictor, difficulty: np.ndarray, label: int = 1) -> np.ndarray:
@@ -129,10 +120,17 @@ def test_without_a_difficulty_head_priors_are_the_catalogues() -> None:
     assert chances(predictor, np.zeros(1))[0] == pytest.approx([0.9, 0.6])
 
 
+def test_where_tools_are_offered_the_task_is_to_call_them() -> None:
+    reading, table = head(), np.zeros(TABLE, np.float32)
+    assert reading(np.array([2.0, 0.0], np.float32), table).families == (0.2,) * 5
+    table[HAS_TOOLS] = 1.0
+    assert reading(np.array([2.0, 0.0], np.float32), table) == (2.0, 1.0, WITH_TOOLS)
+
+
 def test_a_head_of_another_shape_is_refused() -> None:
     config = {"sd": 1.0, "label_means": [0.0] * 4, "label_sd": 1.0}
     with pytest.raises(ValueError, match="outputs"):
-        DifficultyHead(config, {"weights": np.zeros((2, 3)), "bias": np.zeros(2)})
+        DifficultyHead(config, {"weights": np.zeros((2, 3)), "bias": np.zeros(2)}, HAS_TOOLS)
 
 
 @pytest.mark.parametrize("n", [8, 20])
