@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -14,14 +13,12 @@ from router_ml.decide.query import ContextLike
 from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy
 from router_ml.errors import RouterError
+from router_ml.periodic import Periodic
 from router_ml.types import Context, Decision, MachineState
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Reloader(Generic[T]):
@@ -36,26 +33,17 @@ class Reloader(Generic[T]):
         self.refused = ""  # why the newest was not taken; "" if it was
         self._stamp, self._load = stamp, load
         self._adopt = weakref.WeakMethod(adopt)
-        self._every_s = every_s
         self._last = stamp()
-        self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        _RUNNING.add(self)
+        self._renew()
+        self._thread = Periodic(self._check_quietly, every_s, "router_ml-reload", forked=self._renew)
 
     def start(self) -> None:
         """Begin to check."""
-        if self._every_s > 0:
-            threading.Thread(target=self._run, name="router_ml-reload", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the checks."""
-        self._stopped.set()
-        _RUNNING.discard(self)
-
-    def after_fork(self) -> None:
-        """Check in a forked process, too, where only the forking thread lives on."""
-        self._stopped, self._lock = threading.Event(), threading.Lock()
-        self.start()
+        """End the checks; one that is under way adopts nothing any more."""
+        self._thread.stop()
 
     def check(self) -> bool:
         """Load and adopt what is new; return whether something was adopted."""
@@ -64,34 +52,29 @@ class Reloader(Generic[T]):
             if now == self._last:
                 return False
             self._last = now
-            adopt = self._adopt()
-            if adopt is None:
-                self.stop()
-                return False
             try:
-                adopt(self._load())
+                new = self._load()
             except RouterError as error:
                 self.refused = str(error)
                 log.warning("the new bundle or catalogue is refused, the last good one stays: %s", error)
                 return False
             self.refused = ""
+            if (adopt := self._adopt()) is None or self._thread.stopped:
+                return False
+            adopt(new)
             return True
 
-    def _run(self) -> None:
-        while not self._stopped.wait(self._every_s) and self._adopt() is not None:
-            try:
-                self.check()
-            except Exception:  # a check that fails must not be the last one
-                log.exception("cannot check for a new bundle")
+    def _check_quietly(self) -> None:
+        if self._adopt() is None:
+            self.stop()
+            return
+        try:
+            self.check()
+        except Exception:  # a check that fails must not be the last one
+            log.exception("cannot check for a new bundle")
 
-
-def _after_fork() -> None:
-    for reloader in tuple(_RUNNING):
-        reloader.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    def _renew(self) -> None:
+        self._lock = threading.Lock()  # a thread of the parent process may have held it
 
 
 class LiveRouter:

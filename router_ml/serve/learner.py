@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +26,7 @@ from router_ml.events.export import judged_outcome
 from router_ml.events.judgement import RIGHT, Judgement, note_feedback
 from router_ml.events.store import EventFilter, EventStore, Stored
 from router_ml.files import atomic_write, read_regular, reason
+from router_ml.periodic import Periodic
 from router_ml.types import Outcome
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ MAX_BYTES = 64 * 2**20
 SAVE_S = 5.0  # between two writes of the file
 _PAGE = 200  # events that are counted in one step
 _KINDS = ("outcome", "feedback")
-_RUNNING: weakref.WeakSet[OnlineLearner] = weakref.WeakSet()
 
 
 class Learned(NamedTuple):
@@ -63,19 +61,18 @@ class OnlineLearner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._live, self._read_store, self._path = router, read_store, path
-        self._every_s, self._clock = every_s, clock
+        self._clock = clock
         self._known: Router | None = None  # the router that has what was learned
         self._learned = _read(path)
         self._saved, self._saved_s = self._learned, -math.inf
         self._store: EventStore | None = None
         self._renew()
+        self._thread = Periodic(self._check_quietly, every_s, "router_ml-learner", forked=self._renew)
         self.adopt()
-        _RUNNING.add(self)
 
     def start(self) -> None:
         """Begin to look for judged answers every `every_s` seconds; 0 or less: never."""
-        if self._every_s > 0:
-            threading.Thread(target=self._run, name="router_ml-learner", daemon=True).start()
+        self._thread.start()
 
     def adopt(self) -> None:
         """Hand over what was learned to the router that serves now. Does nothing for the one that has it."""
@@ -96,26 +93,16 @@ class OnlineLearner:
 
     def close(self) -> None:
         """Count what is left, write the file and stop."""
-        if self._stopped.is_set():
+        if self._thread.stopped:
             return
-        self._stopped.set()
-        _RUNNING.discard(self)
+        self._thread.stop()
         self._check_quietly()
         with self._lock:
             self._save()
             self._drop_store()
 
-    def after_fork(self) -> None:
-        """Go on in a forked process, where only the forking thread lives."""
-        self._renew()
-        self.start()
-
     def _renew(self) -> None:
-        self._lock, self._stopped = threading.Lock(), threading.Event()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._every_s):
-            self._check_quietly()
+        self._lock = threading.Lock()  # a thread of the parent process may have held it
 
     def _check_quietly(self) -> None:
         try:
@@ -227,12 +214,3 @@ def _outcome(decision: DecisionEvent, events: Iterable[Event]) -> Outcome | None
         return None
     outcome = judged_outcome(found, judged)
     return None if outcome.success is None else outcome
-
-
-def _after_fork() -> None:
-    for learner in tuple(_RUNNING):
-        learner.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
