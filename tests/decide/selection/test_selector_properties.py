@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from router_ml.arm import arm_key
 from router_ml.catalogue import catalogue_from, model_from
+from router_ml.decide.selection.limits import demands, unable
 from router_ml.decide.selection.policy import Policy
 from router_ml.decide.selection.selector import Forecast, Selection, Selector
 from router_ml.types import Context, MachineState, ModelState, Think
@@ -204,3 +206,12 @@ def test_the_models_of_a_policy_and_the_machine_go_by_the_models_name() -> None:
     ranked = Selector(_THINKERS.arms).select(forecast, Context(), policy, machine=machine).ranked
     assert [(c.model, c.think) for c in ranked] == [("t", False), ("t", True)]
     assert [c.latency_s.p50 for c in ranked] == pytest.approx([1.4, 10.0])  # one rate, each arm's own tokens
+
+
+@given(_CONTEXTS, st.booleans(), _MACHINES)
+def test_a_request_of_which_no_model_is_asked_whether_it_is_able_is_in_no_models_way(
+    context: Context, has_images: bool, machine: MachineState | None
+) -> None:
+    context = replace(context, has_images=has_images)
+    if not demands(context, machine):
+        assert [unable(model, context, machine) for model in MODELS] == [None] * len(MODELS)
