@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -141,14 +140,14 @@ def _installed(url: str, names: ModelNames) -> dict[str, Any]:
     """Return the models of a host, or what is wrong with it."""
     if host_type(url)[0] != DEFAULT_HOST_TYPE:
         return _of_other_type(url, names)
-    import httpx
+    import httpx  # deferred: the other commands need no client
+
+    from router_ml.hosts.http import api_key_headers, is_loopback
 
     shown = without_credentials(url)
-    key = os.environ.get("OLLAMA_API_KEY")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    headers, local = api_key_headers(), is_loopback(url)
     try:
-        loopback = (httpx.URL(url).host or "") in ("127.0.0.1", "localhost", "::1")
-        with httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=not loopback) as client:
+        with httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=not local) as client:
             entries = client.get("/api/tags").raise_for_status().json()["models"]
         return {"host": shown, "models": [str(e.get("model") or e.get("name")) for e in entries], "problem": None}
     except Exception as error:  # refused, timed out, not Ollama: the status does not distinguish them

@@ -8,7 +8,7 @@ import json
 import os
 import ssl
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -55,6 +55,12 @@ def http_client(url: str, timeout: httpx.Timeout, headers: dict[str, str] | None
         ) from error
 
 
+def api_key_headers() -> dict[str, str]:
+    """Return the header with OLLAMA_API_KEY, which a host behind a proxy may ask for; none where it is not set."""
+    key = os.environ.get("OLLAMA_API_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
 def is_loopback(url: str) -> bool:
     """Return whether an address is on this machine."""
     name = urlsplit(url).hostname or ""
@@ -79,6 +85,19 @@ def _tls(optional: bool) -> ssl.SSLContext:
             return httpx.create_ssl_context(trust_env=False)
         name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "the certificates")
         raise SettingsError(f"{name} cannot be read ({error.strerror or error}); correct it or unset it") from error
+
+
+async def chat_once(client: httpx.AsyncClient, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the whole answer of an Ollama server to one request that no caller of the gateway made.
+
+    Raises `HostError` if it is an error or no chat answer."""
+    async with client.stream("POST", "/api/chat", json={**body, "stream": False}) as response:
+        if response.is_error:
+            raise HostError("server_error", f"status {response.status_code}: {await read_error(response)}")
+        reply = await read_json(response)
+    if not isinstance(reply, Mapping) or reply.get("error"):
+        raise HostError("malformed", str(reply.get("error") if isinstance(reply, Mapping) else "not a chat answer"))
+    return reply
 
 
 async def read_json(response: httpx.Response, limit_bytes: int = MAX_REPLY_BYTES) -> Any:

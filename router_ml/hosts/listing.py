@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import httpx
 
 from router_ml.hosts.failure import HostError
-from router_ml.hosts.http import MAX_LIST_BYTES, http_client, read_error, read_json
+from router_ml.hosts.http import MAX_LIST_BYTES, api_key_headers, http_client, read_error, read_json
 from router_ml.settings import DEFAULT_HOST_TYPE, host_type, without_credentials
 
 T = TypeVar("T")
@@ -75,17 +74,12 @@ def run_apart(work: Coroutine[Any, Any, T]) -> T:
 async def _listing(url: str, timeout_s: float) -> HostListing:
     kind, address = host_type(url)
     try:
-        headers = _headers()
+        headers = api_key_headers()
         async with asyncio.timeout(timeout_s), http_client(address, httpx.Timeout(timeout_s), headers) as client:
             found = await (_ollama(client, url) if kind == DEFAULT_HOST_TYPE else _openai(client, url))
         return HostListing(url, found)
     except Exception as error:  # refused, timed out, another kind of server, a bad proxy: a fact to report
         return HostListing(url, problem=_problem(error, url))
-
-
-def _headers() -> dict[str, str]:
-    key = os.environ.get("OLLAMA_API_KEY")
-    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def _problem(error: Exception, url: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import httpx
 
 from router_ml.hosts.failure import HostError
-from router_ml.hosts.http import http_client, read_error, read_json
+from router_ml.hosts.http import api_key_headers, chat_once, http_client
 from router_ml.hosts.listing import Listed, run_apart
 from router_ml.hosts.rates import was_cold
 from router_ml.settings import DEFAULT_HOST_TYPE, host_type, without_credentials
@@ -50,12 +49,11 @@ def measure(listed: Listed, limit_s: float = 60.0) -> Measurement | str:
 
 async def _measured(listed: Listed, address: str, limit_s: float) -> Measurement | str:
     thinks = "thinking" in (listed.capabilities or ())
-    key = os.environ.get("OLLAMA_API_KEY")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
     replies: list[Mapping[str, Any]] = []
     ended = ""
+    timeout = httpx.Timeout(None, connect=2.0)
     try:
-        async with asyncio.timeout(limit_s), http_client(address, httpx.Timeout(None, connect=2.0), headers) as client:
+        async with asyncio.timeout(limit_s), http_client(address, timeout, api_key_headers()) as client:
             text = f"{time.time_ns()} {_FILLER}\n{_QUESTION}"
             replies.append(await _chat(client, listed.name, text, False, thinks))
             if thinks:
@@ -72,17 +70,10 @@ async def _chat(client: httpx.AsyncClient, model: str, text: str, think: bool, t
     body = {
         "model": model,
         "messages": [{"role": "user", "content": text}],
-        "stream": False,
         "options": {"temperature": 0, "num_predict": THINKING_TOKENS if think else ANSWER_TOKENS},
         **({"think": think} if thinks else {}),
     }
-    async with client.stream("POST", "/api/chat", json=body) as response:
-        if response.is_error:
-            raise HostError("server_error", f"status {response.status_code}: {await read_error(response)}")
-        reply = await read_json(response)
-    if not isinstance(reply, Mapping) or reply.get("error"):
-        raise HostError("malformed", str(reply.get("error") if isinstance(reply, Mapping) else "not a chat answer"))
-    return reply
+    return await chat_once(client, body)
 
 
 async def _context(client: httpx.AsyncClient, model: str) -> int | None:

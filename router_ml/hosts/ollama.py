@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import httpx
 
 from router_ml.hosts.failure import HostError, failure_of
 from router_ml.hosts.host import HostRequest, Installed, Running
-from router_ml.hosts.http import MAX_LIST_BYTES, http_client, lines, parsed, read_error, read_json
+from router_ml.hosts.http import MAX_LIST_BYTES, api_key_headers, http_client, lines, parsed, read_error, read_json
 from router_ml.hosts.names import ModelNames
 from router_ml.hosts.reply import Reply
 from router_ml.settings import without_credentials
@@ -32,8 +31,7 @@ class OllamaHost:
     def __init__(self, url: str, names: ModelNames, connect_s: float = 2.0) -> None:
         self._names = names
         self.url = without_credentials(url.rstrip("/"))
-        key = os.environ.get("OLLAMA_API_KEY")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = api_key_headers()
         self._client = http_client(url, httpx.Timeout(None, connect=connect_s), headers)
         # Listings have connections of their own, so that they never wait behind generations that hang.
         self._probe = http_client(url, httpx.Timeout(_PROBE_S), headers)

@@ -8,6 +8,7 @@ weighs less than a person's (see `router_ml.events.judgement`).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from router_ml.events.blind_question import OPTIONS, SCHEMA, question
 from router_ml.events.event import FeedbackEvent, Recorder
+from router_ml.hosts.http import api_key_headers, chat_once, http_client
 from router_ml.messages import Message
 from router_ml.settings import Settings
 
@@ -91,14 +93,14 @@ def settings_judge(settings: Settings, recorder: Recorder) -> BlindJudge | None:
     model, host = settings.judge, settings.ollama_host
 
     def ask(messages: list[dict[str, str]]) -> str:
-        import httpx
-
-        key = os.environ.get("OLLAMA_API_KEY")
-        body = {"model": model, "messages": messages, "stream": False, "think": False, "format": SCHEMA}
-        loopback = (httpx.URL(host).host or "") in ("127.0.0.1", "localhost", "::1")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(base_url=host, timeout=_TIMEOUT_S, headers=headers, trust_env=not loopback) as client:
-            reply = client.post("/api/chat", json={**body, "options": dict(OPTIONS)}).raise_for_status().json()
-        return str(reply["message"]["content"])
+        return asyncio.run(_answer(host, model, messages))
 
     return BlindJudge(ask, recorder, settings.judge_share)
+
+
+async def _answer(host: str, model: str, messages: list[dict[str, str]]) -> str:
+    import httpx
+
+    body = {"model": model, "messages": messages, "think": False, "format": SCHEMA, "options": dict(OPTIONS)}
+    async with http_client(host, httpx.Timeout(_TIMEOUT_S), api_key_headers()) as client:
+        return str((await chat_once(client, body))["message"]["content"])
