@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,8 @@ environment:
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line with all its verbs."""
+def parser(verbs: Sequence[str] = (*DECIDING, *OPERATING)) -> argparse.ArgumentParser:
+    """Return the parser of the command line with its verbs: all, or some where the others are not needed."""
     cli = argparse.ArgumentParser(
         prog="router-ml",
         description="Chooses the model that serves each query best: fast enough, likely to succeed, cheap.",
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--version", action="version", version=f"router-ml {__version__}")
     cli.add_argument("-v", "--verbose", action="store_true", help="log at level INFO")
     subparsers = cli.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (*DECIDING, *OPERATING):
+    for verb in verbs:
         importlib.import_module(f"router_ml.cli.{verb}").register(subparsers)
     _keep_own_parser(cli)
     return cli
@@ -66,7 +67,11 @@ def _keep_own_parser(parser: argparse.ArgumentParser) -> None:
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of a command line; wrong usage ends the program with exit status 2."""
-    options, unknown = parser().parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    first = next((word for word in given if not word.startswith("-")), None)
+    named = (*DECIDING, *OPERATING)
+    verbs = (first,) if first in named else named  # importing what the other verbs need takes a fifth of a second
+    options, unknown = parser(verbs).parse_known_args(given)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return options
