@@ -23,7 +23,7 @@ from router_ml.decide.router import Judged, Router
 from router_ml.errors import StoreError
 from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent
 from router_ml.events.export import judged_outcome
-from router_ml.events.judgement import RIGHT, Judgement, note_feedback
+from router_ml.events.judgement import RIGHT, Judgement, note_feedback, source_of
 from router_ml.events.store import EventFilter, EventStore, Stored
 from router_ml.files import atomic_write, read_regular, reason
 from router_ml.periodic import Periodic
@@ -198,7 +198,10 @@ def _judged(store: EventStore, stored: Stored) -> Judged | None:
 
 
 def _outcome(decision: DecisionEvent, events: Iterable[Event]) -> Outcome | None:
-    """Return the judged outcome of a decision; None where no model answered, or nobody judged it."""
+    """Return the judged outcome of a decision; None where no model answered, or nobody judged it.
+
+    A one-sided sign judges nothing here: a model that is given no other would only ever be seen to fail, and sink until
+    it was never asked again. The fits weigh such signs beside the model's other judgements."""
     judged: dict[str, Judgement] = {}
     found: OutcomeEvent | None = None
     for event in events:
@@ -213,4 +216,5 @@ def _outcome(decision: DecisionEvent, events: Iterable[Event]) -> Outcome | None
     if found.clarified or found.cache_hit or not found.ok:
         return None
     outcome = judged_outcome(found, judged)
-    return None if outcome.success is None else outcome
+    one_sided = outcome.judged_by is not None and not source_of(outcome.judged_by).two_sided
+    return None if outcome.success is None or one_sided else outcome

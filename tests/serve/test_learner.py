@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -101,15 +102,36 @@ def test_nothing_is_counted_twice_after_a_restart_and_what_came_meanwhile_is(tmp
     assert _n(router) == 2.0
 
 
-def test_a_persons_word_outweighs_the_sign_before_it_and_one_that_agrees_adds_the_rest(tmp_path) -> None:
-    store = _store(tmp_path, *_answered("a"), FeedbackEvent("a", "retry", 0.0))  # weighs 0.5
+@pytest.mark.parametrize("kind", ["retry", "rephrased", "left", "tool_failed"])
+def test_a_sign_that_only_ever_says_wrong_moves_nothing_and_a_persons_word_after_it_counts_in_full(
+    tmp_path, kind: str
+) -> None:
+    store = _store(tmp_path, *_answered("a"), FeedbackEvent("a", kind, 0.0))
+    learner, router = _learner(tmp_path)
+    assert learner.check() == 0
+    assert _n(router) == 0.0
+    store.append([FeedbackEvent("a", "thumb", 0.0)])
+    learner.check()
+    assert _n(router) == 1.0
+
+
+def test_an_unusable_answer_moves_nothing_since_no_usable_one_is_counted_beside_it(tmp_path) -> None:
+    decision, answered = _answered("a", 0.0)
+    _store(tmp_path, decision, replace(answered, invalid="tool_invalid"))
+    learner, router = _learner(tmp_path)
+    assert learner.check() == 0
+    assert _n(router) == 0.0
+
+
+def test_a_persons_word_outweighs_the_judges_before_it_and_one_that_agrees_adds_the_rest(tmp_path) -> None:
+    store = _store(tmp_path, *_answered("a"), FeedbackEvent("a", "judge", 0.0))  # weighs 0.5
     learner, router = _learner(tmp_path)
     learner.check()
     assert _n(router) == 0.5
     store.append([FeedbackEvent("a", "thumb", 0.0)])
     learner.check()
     assert _n(router) == 1.0
-    store.append([FeedbackEvent("a", "retry", 0.0)])  # outranked
+    store.append([FeedbackEvent("a", "judge", 0.0)])  # outranked
     learner.check()
     assert _n(router) == 1.0
 
