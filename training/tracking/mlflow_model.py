@@ -6,17 +6,15 @@ MLflow runs this file when it loads the model; the bundle is an artifact beside 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from router_ml.decide.router import Router
 from router_ml.settings import load_settings
-
-warnings.filterwarnings("ignore", message=".*ype hint")  # the signature is stored with the model, not read from hints
 
 
 class RouterModel(PythonModel):  # type: ignore[misc]
@@ -29,8 +27,10 @@ class RouterModel(PythonModel):  # type: ignore[misc]
         self._router = Router.load(context.artifacts["bundle"])
         self._policy = load_settings().policy
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow derives a schema from types
-        """Return one decision per row, in order. Raises `QueryError`, `ContextError` or `PolicyError`."""
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> list[str]:
+        """Return one decision per row, in order. Raises `QueryError`, `ContextError` or `PolicyError`.
+
+        MLflow asks for the type of `model_input` at every load, with a warning; it gives what `_rows` takes."""
         rows, usual = _rows(model_input), (params or {}).get("policy") or self._policy
         policies = [_given(row.get("policy")) or usual for row in rows]
         decisions: list[str] = [""] * len(rows)
