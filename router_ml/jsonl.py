@@ -29,11 +29,13 @@ _QUERY_KEYS = {"id", "text", "context", "label", "group", "slice"}
 _OUTCOME_KEYS = {
     "query_id", "model", "success", "latency_s", "prompt_tokens", "output_tokens", "load_s",
     "prompt_eval_s", "eval_s", "cost_usd", "resident", "error", "weight", "judged_by", "think",
+    "logprob_mean",
 }  # fmt: skip
 MAX_NUMBER = 1e15
 STANDARD_OUTPUT = "-"
 MAX_LINE_BYTES = 16_000_000
 _SUSPICIOUS = re.compile(rb"\\[uU][dD]|NaN|Infinity|[eE]\+?[0-9]{3}")
+MIN_LOGPROB = -1000.0  # of a token; no distribution of a model gives less to a token it has chosen
 MAX_LATENCY_S = 86_400.0  # a day: longer is a unit mistake (milliseconds, nanoseconds)
 
 
@@ -189,6 +191,7 @@ def _outcome(row: _Row) -> Outcome:
         judged_by=row.optional_text("judged_by"),
         extra=row.extra(_OUTCOME_KEYS),
         think=think,
+        logprob_mean=row.number("logprob_mean", MIN_LOGPROB, 0.0),
     )
 
 

@@ -107,6 +107,7 @@ class Outcome:
     think: Think | None = None  # how it was asked; None: the model's own default, or no choice
     weight: float = 1.0  # of the judgement behind `success`, see `router_ml.events.judgement`
     judged_by: str | None = None  # kind of feedback behind `success`; None: measured
+    logprob_mean: float | None = None  # mean log-probability of the answer's tokens; None: the host did not say
 
 
 class Quantiles(NamedTuple):
@@ -174,6 +175,7 @@ class Decision:
     rule: str | None = None  # the user's rule that spoke
     features: Any = field(default=None, compare=False, repr=False)  # what was read, where ROUTER_ML_KEEP=features
     if_warm: str | None = None  # the model that would be chosen if all were in memory; None: this one
+    cascade: Any = field(default=None, compare=False, repr=False)  # judges the first answer, see `policy.cascade`
 
     def __str__(self) -> str:
         return self.model

@@ -111,4 +111,5 @@ def renewed(decision: Decision, decision_id: str) -> Decision:
         decision.rule,
         decision.features,
         decision.if_warm,
+        decision.cascade,
     )

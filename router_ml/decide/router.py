@@ -34,6 +34,7 @@ from router_ml.decide.predictors.heuristic import HeuristicComplexity
 from router_ml.decide.predictors.novelty import NoveltyHead
 from router_ml.decide.predictors.outcomes import OutcomePredictor, Predictions
 from router_ml.decide.query import ContextLike, read_query, sized
+from router_ml.decide.selection.cascade import Cascade
 from router_ml.decide.selection.guarantee import Guarantee
 from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.decide.selection.rules import Reading, RuleBook
@@ -115,7 +116,12 @@ class Router:
         self._outcomes, self._priors_only = outcomes, outcomes.priors_only
         self._learning = threading.Lock()
         self._selector = Selector(
-            outcomes.arms, outcomes.default_model, learned_from, outcomes.learned_latency, _guarantee(outcomes)
+            outcomes.arms,
+            outcomes.default_model,
+            learned_from,
+            outcomes.learned_latency,
+            _guarantee(outcomes),
+            Cascade.from_config(outcomes.cascade, outcomes.learned),
         )
         self.new_id = new_id or _random_id
         self._draw = draw
@@ -415,6 +421,7 @@ class Router:
             None if rule is None else rule.name,
             None,  # features, see `_decide`
             choice.if_warm,
+            self._selector.cascade if policy.cascade else None,
         )
 
     def _predictor(self, features: Features) -> OutcomePredictor:

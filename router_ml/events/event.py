@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Protocol, TypeAlias, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
-from router_ml.arm import is_think
+from router_ml.arm import is_think, split_key
 from router_ml.context import context_row, parse_context
 from router_ml.errors import InputError
 from router_ml.events.features import KeptFeatures
@@ -96,6 +96,8 @@ class AttemptEvent:
     breaker: str = "closed"  # state of the circuit breaker after this attempt: closed, open, half_open
     variant: str | None = None
     think: Think | None = None  # how the model was asked
+    logprob_mean: float | None = None  # mean log-probability of its tokens, where it was asked for
+    unused: bool = False  # it answered, and a cascade served another answer
     at_s: float = field(default_factory=time.time)
     event_id: str = field(default_factory=new_id)
 
@@ -137,6 +139,12 @@ class OutcomeEvent:
     unit: str | None = None
     pinned: bool = False
     think: Think | None = None  # how the model that answered was asked
+    logprob_mean: float | None = None  # mean log-probability of the answer's tokens, where it was asked for
+    cascade: str | None = None  # what a cascade did and why; None under policies without one
+    escalated_from: str | None = None  # key of the arm whose answer was not served
+    p_right: float | None = None  # probability that the first answer was right, by its log-probabilities
+    unused_s: float | None = None  # of `latency_s`, calls of a cascade whose answer was not served
+    unused_usd: float | None = None  # of `cost_usd`, the same
     at_s: float = field(default_factory=time.time)
     event_id: str = field(default_factory=new_id)
 
@@ -428,16 +436,31 @@ def outcome_of(
         query_id=event.decision_id,
         model=event.model,
         success=event.success if success is None else success,
-        latency_s=event.latency_s,
+        latency_s=_own(event.latency_s, event.unused_s),
         prompt_tokens=event.prompt_tokens,
         output_tokens=event.output_tokens,
         load_s=event.load_s,
         prompt_eval_s=event.prompt_eval_s,
         eval_s=event.eval_s,
-        cost_usd=event.cost_usd,
+        cost_usd=_own(event.cost_usd, event.unused_usd),
         resident=event.resident,
         error=event.error,
         weight=weight,
         judged_by=judged_by,
         think=event.think,
+        logprob_mean=event.logprob_mean,
     )
+
+
+def unserved_outcome(event: OutcomeEvent) -> Outcome | None:
+    """Return the training row of the answer that a cascade did not serve, with the success to expect; None if there is
+    none."""
+    if event.escalated_from is None or event.p_right is None:
+        return None
+    model, think = split_key(event.escalated_from)
+    return Outcome(event.decision_id, model, event.p_right, None, think=think, judged_by="unserved")
+
+
+def _own(total: float | None, unused: float | None) -> float | None:
+    """Return what the call that answered took, of what the request took."""
+    return total if total is None or unused is None else max(total - unused, 0.0)

@@ -18,6 +18,7 @@ from router_ml.events.event import (
     as_dict,
     json_value,
     outcome_of,
+    unserved_outcome,
 )
 from router_ml.events.judgement import Judged, Judgement, counts, judge_agreement, note_feedback, source_of, success_of
 from router_ml.events.store import EventFilter, EventStore
@@ -37,7 +38,9 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
     Success is the last explicit feedback, else the outcome's own, else what was inferred; `weight` and `judged_by` say
     how much it weighs and where it comes from (see `judgement`). An attempt that failed by the
     model's own fault (it timed out, or returned nothing usable) counts as an outcome of that model with success 0.
-    Answers from the cache and clarifying questions are left out, since no model generated them."""
+    Answers from the cache and clarifying questions are left out, since no model generated them. Where a judged request
+    was escalated, the answer that was not served counts with its probability of being right: else a cascade would leave
+    a model only its likeliest answers to be judged by."""
     selection = selection or EventFilter()
     judged = _judged(store, selection)
     seen: set[tuple[str, str]] = set()
@@ -53,10 +56,12 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
             continue  # a request without an answer is represented by its attempts
         if outcome is None:
             continue
-        key = outcome.query_id, arm_key(outcome.model, outcome.think)
-        if key not in seen:
-            seen.add(key)
-            yield outcome
+        unserved = unserved_outcome(event) if isinstance(event, OutcomeEvent) and outcome.success is not None else None
+        for one in (outcome, unserved):
+            key = (one.query_id, arm_key(one.model, one.think)) if one is not None else ("", "")
+            if one is not None and key not in seen:
+                seen.add(key)
+                yield one
 
 
 def judged_outcome(event: OutcomeEvent, judged: Judged) -> Outcome:
@@ -120,6 +125,7 @@ def _bandit_row(decision: DecisionEvent, outcome: OutcomeEvent | None, judged: J
         "answered_by": outcome.model if outcome is not None and outcome.ok else None,
         "answered_think": outcome.think if outcome is not None and outcome.ok else None,
         "fallback": outcome is not None and outcome.fallback,
+        "escalated": outcome is not None and outcome.escalated_from is not None,
         "cached": outcome is not None and outcome.cache_hit,
         "latency_s": outcome and outcome.latency_s,
         "cost_usd": outcome and outcome.cost_usd,

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from router_ml.numbers import is_number
+
 _NS = 1e-9
+MIN_LOGPROB = -30.0  # of one token, that the mean may count
 _MAX_COUNT = 10**9  # tokens; larger counts are ignored
 
 
@@ -83,12 +86,35 @@ class Reply:
         message = {"role": "assistant", "content": ""}
         return dataclasses.replace(self, wire={**self.wire, "message": message}, content="", thinking="", tool_calls=())
 
+    def without_logprobs(self) -> Reply:
+        """Return the reply for a caller who did not ask for log-probabilities."""
+        if "logprobs" not in self.wire:
+            return self
+        return dataclasses.replace(self, wire={key: value for key, value in self.wire.items() if key != "logprobs"})
+
+    @property
+    def logprob_mean(self) -> float | None:
+        """Return the mean log-probability of the tokens, thinking included; None where the host gave none."""
+        return mean_logprob(self.wire.get("logprobs"))
+
     @property
     def queue_s(self) -> float | None:
         """Return the seconds the host let the request wait: its total less loading, prompt and generation."""
         if self.total_s is None:
             return None
         return max(0.0, self.total_s - sum(part or 0.0 for part in (self.load_s, self.prompt_eval_s, self.eval_s)))
+
+
+def mean_logprob(entries: Any) -> float | None:
+    """Return the mean of `logprob` over entries as Ollama lists them; None without any, or if one is no number.
+
+    A token's is at most 0, and taken as `MIN_LOGPROB` below that: servers write -3.4e38 for "never"."""
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        return None
+    values = [entry.get("logprob") if isinstance(entry, Mapping) else None for entry in entries]
+    if not all(is_number(value) and value == value for value in values):
+        return None
+    return math.fsum(min(max(float(value), MIN_LOGPROB), 0.0) for value in values) / len(values)
 
 
 _COUNTS = ("prompt_eval_count", "eval_count")

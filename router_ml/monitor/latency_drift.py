@@ -68,7 +68,7 @@ class LatencyDrift:
         """Take an outcome."""
         if not isinstance(event, OutcomeEvent) or event.cache_hit or not event.ok or not event.latency_s:
             return
-        worked_s = event.latency_s - (event.load_s or 0.0) - (event.queue_s or 0.0)
+        worked_s = event.latency_s - (event.load_s or 0.0) - (event.queue_s or 0.0) - (event.unused_s or 0.0)
         if worked_s <= 0 or event.output_tokens is None:
             return
         x = np.array([1.0, math.log1p(event.output_tokens), math.log1p(event.prompt_tokens or 0)])

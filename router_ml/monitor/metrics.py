@@ -177,7 +177,8 @@ class LiveMetrics:
         _count(counters.requests, labels)
         if event.think is not None:
             _count(counters.arms, (model, think_text(event.think)))
-        for flag, name in ((event.cache_hit, "cache_hit"), (event.fallback, "fallback")):
+        flags = (event.cache_hit, "cache_hit"), (event.fallback, "fallback"), (event.escalated_from, "escalation")
+        for flag, name in flags:
             if flag:
                 _count(counters.events, name)
         for table, value, bounds in (

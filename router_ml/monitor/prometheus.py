@@ -80,6 +80,7 @@ def _counted(counters: Counters) -> Iterator[Metric]:
         ("cache_hit", "Requests answered from the cache."),
         ("clarification", "Requests answered with a clarifying question."),
         ("fallback", "Requests a later model of the chain answered."),
+        ("escalation", "Requests whose first answer a cascade replaced."),
     ):
         yield _family(f"router_ml_{name}s", "counter", text, [({}, counters.events.get(name, 0))])
 

@@ -21,7 +21,7 @@ from router_ml.decide.predictors.ability import Abilities
 from router_ml.decide.reload import LiveRouter
 from router_ml.decide.router import Judged, Router
 from router_ml.errors import StoreError
-from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent
+from router_ml.events.event import DecisionEvent, Event, FeedbackEvent, OutcomeEvent, unserved_outcome
 from router_ml.events.export import judged_outcome
 from router_ml.events.judgement import RIGHT, Judgement, note_feedback, source_of
 from router_ml.events.store import EventFilter, EventStore, Stored
@@ -137,8 +137,7 @@ class OnlineLearner:
         place = seq
         for n, stored in enumerate(self._store.read(EventFilter(_KINDS, seq, since_s)), 1):
             place = stored.seq
-            if (row := _judged(self._store, stored)) is not None:
-                rows.append(row)
+            rows += _judged(self._store, stored)
             if n == _PAGE:
                 break
         if place == seq:
@@ -177,24 +176,36 @@ def _read(path: Path) -> Learned:
         return Learned()
 
 
-def _judged(store: EventStore, stored: Stored) -> Judged | None:
-    """Return what an event adds to the judgement of its answer, None if nothing.
+def _judged(store: EventStore, stored: Stored) -> list[Judged]:
+    """Return what an event adds to the judgement of its answer, and of one that a cascade did not serve.
 
     A later judgement that says the same counts with what it weighs more, one that says otherwise in full."""
     event = stored.event
     if not isinstance(event, FeedbackEvent) and not (isinstance(event, OutcomeEvent) and event.success is not None):
-        return None
+        return []
     history = [one for one in store.read(EventFilter(decision_id=event.decision_id)) if one.seq <= stored.seq]
     decision = next((one.event for one in history if isinstance(one.event, DecisionEvent)), None)
     if decision is None or decision.shadow or not decision.complexity_probabilities:
-        return None
+        return []
     before = _outcome(decision, (one.event for one in history if one.seq < stored.seq))
     after = _outcome(decision, (one.event for one in history))
     if after is None or after.success is None:
-        return None
+        return []
     same = before is not None and before.success is not None and (before.success < RIGHT) == (after.success < RIGHT)
     weight = after.weight - before.weight if before is not None and same else after.weight
-    return Judged(decision, arm_key(after.model, after.think), after.success, weight) if weight > 0 else None
+    found = [Judged(decision, arm_key(after.model, after.think), after.success, weight)] if weight > 0 else []
+    return found if before is not None and before.success is not None else [*found, *_unserved(decision, history)]
+
+
+def _unserved(decision: DecisionEvent, history: Iterable[Stored]) -> list[Judged]:
+    """Return the answer that was not served, with its probability of being right, once the served one is judged: else
+    only the likeliest answers of a model would count."""
+    outcomes = (unserved_outcome(one.event) for one in history if isinstance(one.event, OutcomeEvent))
+    return [
+        Judged(decision, arm_key(one.model, one.think), one.success)
+        for one in outcomes
+        if one is not None and one.success is not None
+    ]
 
 
 def _outcome(decision: DecisionEvent, events: Iterable[Event]) -> Outcome | None:

@@ -31,6 +31,7 @@ from training.outcomes.blending import (
     latency_from_tokens,
 )
 from training.outcomes.calibration import fit_calibration
+from training.outcomes.cascade_fit import cascade_config
 from training.outcomes.conformal import latency_error, residual_quantiles, smearing
 from training.outcomes.cross_fitting import FOLDS, HeldOut, cross_fit, fit_learners
 from training.outcomes.guarantee_table import guarantee_table
@@ -241,6 +242,7 @@ def _final(
         "margin": {"near": 0.0, "far": NOVEL_MARGIN if chosen.factor else 0.0},
         "novelty": _range(novelty),
         "doubt": _range(unusual),
+        "cascade": cascade_config(chosen.p, table.success, table.logprob_mean, table.groups, rows.seed),
         "guarantee": guarantee_table(chosen.p, table.success, chosen.cost, table.groups, default),
         "neighbours": {"k": neighbour_count(len(rows))} if "neighbour_keys" in arrays else None,
     }

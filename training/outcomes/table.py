@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from router_ml.arm import arm_key, split_key
 from router_ml.catalogue import Arm, Catalogue, Model
 from router_ml.errors import InputError
-from router_ml.events.judgement import source_of
+from router_ml.events.judgement import UNSERVED, source_of
 from router_ml.jsonl import MAX_LATENCY_S
 from router_ml.types import LABELS, Label, Outcome, Prior, Query
 from training.arrays import Index
@@ -54,6 +54,7 @@ class OutcomeTable:
     prompt_tokens: Table
     output_tokens: Table
     cost_usd: Table
+    logprob_mean: Table
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -94,7 +95,7 @@ class OutcomeTable:
         return OutcomeTable(self.queries, tuple(self.models[i] for i in index), *matrices)
 
 
-_MATRICES = ("success", "latency_s", "prompt_tokens", "output_tokens", "cost_usd")
+_MATRICES = ("success", "latency_s", "prompt_tokens", "output_tokens", "cost_usd", "logprob_mean")
 
 
 def check_query_ids(queries: Sequence[Query], outcomes: Sequence[Outcome]) -> None:
@@ -166,6 +167,8 @@ def _values(outcome: Outcome) -> dict[str, float | None]:
         "prompt_tokens": outcome.prompt_tokens,
         "output_tokens": outcome.output_tokens,
         "cost_usd": outcome.cost_usd,
+        # of an answer that was not served the success is read off it, and teaches nothing of what it says
+        "logprob_mean": None if outcome.judged_by == UNSERVED else outcome.logprob_mean,
     }
 
 

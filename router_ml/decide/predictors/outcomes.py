@@ -202,6 +202,7 @@ class OutcomePredictor:
             _arm(catalogue, config["default_model"]).key if config.get("default_model") else None
         )
         self.guarantee: Mapping[str, Any] | None = config.get("guarantee")  # see `selection.guarantee`
+        self.cascade: Mapping[str, Any] | None = config.get("cascade")  # see `selection.cascade`
         self._heads, self._n_learned, self._reading, self._novelty = heads, 0, reading, novelty
         self._set_priors(self.arms)
         if heads is not None:

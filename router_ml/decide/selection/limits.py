@@ -40,6 +40,13 @@ def number(low: float = 0.0, high: float = math.inf) -> Callable[[Any], float]:
     return parse
 
 
+def flag(value: Any) -> bool:
+    """Return a truth value. Raises ValueError for anything else."""
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, found {short_repr(value)}")
+    return value
+
+
 _AT_LEAST_ZERO = number()
 
 

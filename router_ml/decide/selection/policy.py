@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from router_ml.catalogue import Model
-from router_ml.decide.selection.limits import LIMITS, number
+from router_ml.decide.selection.limits import LIMITS, flag, number
 from router_ml.errors import PolicyError
 from router_ml.numbers import short_repr
 from router_ml.rule import Rule, rules_from
@@ -53,6 +53,8 @@ class Policy(_WithHash):
     load_wait_s: float | None = 60.0  # limit on the wait of this request until the model is in memory; likewise
     max_loss: float | None = None  # success that the cheapest choice may lose on average beside the best model
     confidence: float = 0.95  # with which `max_loss` holds
+    cascade: bool = False  # ask another arm where the first answer is probably wrong, by its log-probabilities
+    cascade_buffer: bool = False  # with `cascade`: hold streamed answers back until they are judged
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -111,6 +113,7 @@ _WEIGHTS = {
     ),
     **dict.fromkeys(("clarify_at", "exploration", "exploration_floor"), number(0.0, 1.0)),
     "confidence": number(0.5, 0.9999),
+    **dict.fromkeys(("cascade", "cascade_buffer"), flag),
 }
 _OPTIONAL = {  # may be "none"
     "exploration_gap": number(1e-6),
@@ -152,6 +155,12 @@ def resolve_policy(policy: Policy | str | Path) -> Policy:
     raise PolicyError(
         f"unknown policy {short_repr(policy)}; use {', '.join(PRESETS)}, a Policy, or the path of a .toml file"
     )
+
+
+@functools.lru_cache(maxsize=32)
+def without_cascade(policy: Policy) -> Policy:
+    """Return a policy for requests whose first answer is served as it comes."""
+    return replace(policy, cascade=False)
 
 
 def policy_parameters(policy: Policy | str | Path) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from router_ml.arm import EFFORTS, arm_key, arm_phrase, think_text
 from router_ml.catalogue import Model
+from router_ml.decide.selection.cascade import Cascade
 from router_ml.decide.selection.exploration import drawn, propensities, share_after
 from router_ml.decide.selection.guarantee import Guarantee
 from router_ml.decide.selection.limits import LATENCY, LOAD_WAIT, bounds, cut_to_widest, demands, unable
@@ -72,9 +73,10 @@ class Selector:
         outcomes: float = 0.0,
         learned_latency: Container[str] = (),
         guarantee: Guarantee | None = None,
+        cascade: Cascade | None = None,
     ) -> None:
         """`outcomes` is how many the predictions were learned from: with them exploration falls."""
-        self.guarantee = guarantee or Guarantee(default_model, ())
+        self.guarantee, self.cascade = guarantee or Guarantee(default_model, ()), cascade or Cascade()
         self.models = tuple(models)
         self._no_interval, self._all_priors = (None,) * len(self.models), ("prior",) * len(self.models)
         self.default_model = default_model
@@ -115,6 +117,8 @@ class Selector:
                 fit = self._keep_default(fit, policy, novelty, notes)
             else:
                 fit = self.guarantee.order(fit, policy, notes)
+            if policy.cascade:
+                fit = self.cascade.order(fit, policy, context, notes)
             if rule is not None and (preferred := self._preferred(fit, rule)):
                 fit, draw = [preferred, *(c for c in fit if c is not preferred)], None
                 notes.append(f"the rule {rule.name!r} prefers it")

@@ -27,13 +27,15 @@ class RecentRequest:
     clarified: bool
     fallback: bool
     variant: str | None
+    escalated: bool = False
 
     @property
     def state(self) -> str:
         """Return one word for how it ended."""
         if not self.ok:
             return self.error or "failed"
-        flags = (("cached", self.cached), ("asked the user", self.clarified), ("fallback", self.fallback))
+        flags = (("cached", self.cached), ("asked the user", self.clarified), ("fallback", self.fallback),
+                 ("escalated", self.escalated))  # fmt: skip
         return next((word for word, is_set in flags if is_set), "answered")
 
 
@@ -73,4 +75,5 @@ def _row(event: OutcomeEvent) -> RecentRequest:
         clarified=event.clarified,
         fallback=event.fallback,
         variant=event.variant,
+        escalated=event.escalated_from is not None,
     )
