@@ -34,6 +34,7 @@ FeedbackKind: TypeAlias = str  # EXPLICIT_KINDS come from a person; every other 
 AlertState: TypeAlias = Literal["firing", "resolved"]
 
 EXPLICIT_KINDS = frozenset(("thumb", "score"))
+UNSERVED = "unserved"  # kind of the estimated success of an answer that a cascade did not serve
 MAX_ID_CHARS = 200
 MAX_COMMENT_CHARS = 10_000
 
@@ -458,7 +459,7 @@ def unserved_outcome(event: OutcomeEvent) -> Outcome | None:
     if event.escalated_from is None or event.p_right is None:
         return None
     model, think = split_key(event.escalated_from)
-    return Outcome(event.decision_id, model, event.p_right, None, think=think, judged_by="unserved")
+    return Outcome(event.decision_id, model, event.p_right, None, think=think, judged_by=UNSERVED)
 
 
 def _own(total: float | None, unused: float | None) -> float | None:

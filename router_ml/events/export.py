@@ -56,7 +56,7 @@ def outcomes(store: EventStore, selection: EventFilter | None = None) -> Iterato
             continue  # a request without an answer is represented by its attempts
         if outcome is None:
             continue
-        unserved = unserved_outcome(event) if isinstance(event, OutcomeEvent) and outcome.success is not None else None
+        unserved = unserved_outcome(event) if isinstance(event, OutcomeEvent) and _is_judged(outcome) else None
         for one in (outcome, unserved):
             key = (one.query_id, arm_key(one.model, one.think)) if one is not None else ("", "")
             if one is not None and key not in seen:
@@ -71,6 +71,11 @@ def judged_outcome(event: OutcomeEvent, judged: Judged) -> Outcome:
         weight = 1.0 if event.invalid is None else source_of(event.invalid).weight
         return outcome_of(event, event.success, weight, event.invalid)
     return outcome_of(event, judgement.score, judgement.weight, judgement.kind)
+
+
+def _is_judged(outcome: Outcome) -> bool:
+    """Return whether an outcome says what a right answer would have said, too."""
+    return outcome.success is not None and (outcome.judged_by is None or counts(outcome.judged_by))
 
 
 def _failed_attempt(event: AttemptEvent) -> Outcome | None:

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from router_ml.events.event import EXPLICIT_KINDS, FeedbackEvent, OutcomeEvent
+from router_ml.events.event import EXPLICIT_KINDS, UNSERVED, FeedbackEvent, OutcomeEvent
 
 RIGHT = 0.5  # a success of at least this counts as right
-UNSERVED = "unserved"  # kind of the estimated success of an answer that a cascade did not serve
 CERTAIN = 0.8  # weight from which a one-sided source is a fact: it counts in success rates
 MIN_COMPARED = 30  # answers judged by a person and by the judge before their agreement replaces the default weight
 
@@ -37,7 +36,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         "thumb": Source(1.0, True, "a person's thumb"),
         "score": Source(1.0, True, "a person's score"),
         "judge": Source(0.5, True, "a judge model, asked blind on a sample"),
-        # In full: without it only the answers that a cascade kept would count for a model, which are its likeliest ones.
+        # In full: else only the answers that a cascade kept would count for a model, and they are its likeliest ones.
         UNSERVED: Source(1.0, True, "estimated from the log-probabilities of an answer that was not served"),
         "tool_invalid": Source(0.9, False, "a call of a tool that was not offered, or without what it requires"),
         "format_invalid": Source(0.9, False, "not the JSON that was asked for"),

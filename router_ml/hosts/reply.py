@@ -111,7 +111,7 @@ def mean_logprob(entries: Any) -> float | None:
     A token's is at most 0, and taken as `MIN_LOGPROB` below that: servers write -3.4e38 for "never"."""
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
         return None
-    values = [entry.get("logprob") if isinstance(entry, Mapping) else None for entry in entries]
+    values: list[Any] = [entry.get("logprob") if isinstance(entry, Mapping) else None for entry in entries]
     if not all(is_number(value) and value == value for value in values):
         return None
     return math.fsum(min(max(float(value), MIN_LOGPROB), 0.0) for value in values) / len(values)

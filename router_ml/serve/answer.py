@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from router_ml.arm import arm_key
 from router_ml.hosts.failure import Failure
 from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
@@ -49,6 +50,8 @@ class Attempt:
     breaker: str = "closed"  # its state afterwards
     adapted: tuple[str, ...] = ()  # what was changed in the request for this model
     think: Think | None = None  # how it was asked; None: nothing was said, or it has no choice
+    logprob_mean: float | None = None  # mean log-probability of its tokens, where it was asked for
+    unused: bool = False  # it answered, and a cascade served another answer
 
     @property
     def ok(self) -> bool:
@@ -75,6 +78,8 @@ class Answer:
     host: str | None = None
     clarify: bool = False  # no model was called: the message is a clarifying question
     think: Think | None = None  # how the model that answered was asked
+    cascade: str = ""  # what a cascade did and why; "" under policies without one
+    p_right: float | None = None  # probability that the first answer was right, where a cascade judged it
 
     @functools.cached_property
     def response(self) -> ChatResponse:
@@ -93,7 +98,9 @@ class Answer:
 
     @property
     def fallback(self) -> bool:
-        """Whether another arm than the chosen one answered."""
+        """Whether another arm than the chosen one answered, since that failed."""
+        if self.escalated_from is not None:
+            return False
         if self.clarify or self.model != self.decision.model:
             return not self.clarify
         return any(a.model == self.model and a.think != self.think for a in self.attempts if not a.ok)
@@ -101,7 +108,18 @@ class Answer:
     @property
     def adapted(self) -> tuple[str, ...]:
         """Return the names of what was changed in the request for the model that answered."""
-        return self.attempts[-1].adapted if self.attempts else ()
+        return self.served_attempt.adapted if self.served_attempt else ()
+
+    @property
+    def served_attempt(self) -> Attempt | None:
+        """Return the attempt whose answer this is: the last one that gave one; None for a cached answer."""
+        answered = [attempt for attempt in self.attempts if attempt.ok and not attempt.unused] or self.attempts
+        return answered[-1] if answered else None
+
+    @property
+    def escalated_from(self) -> str | None:
+        """Return the key of the arm whose answer a cascade did not serve, or None."""
+        return next((arm_key(attempt.model, attempt.think) for attempt in self.attempts if attempt.unused), None)
 
     @property
     def prompt_cut(self) -> bool:

@@ -61,7 +61,7 @@ class ModelCall:
     def _pass_on(self, sink: Sink, parts: list[Reply]) -> None:
         """Pass the latest part on; parts are held back until one has content."""
         if self.first_token_s is not None:
-            sink.part(parts[-1])
+            sink.part(self._shown(parts[-1]))
             return
         if not says_something(parts[-1]):
             return
@@ -71,4 +71,7 @@ class ModelCall:
             self._state.first_token_s = now_s - self._state.began_s
         sink.opened(Opened(self._state.chosen, self._backend.model, tuple(self._state.attempts), self.think))
         for part in parts:
-            sink.part(part)
+            sink.part(self._shown(part))
+
+    def _shown(self, part: Reply) -> Reply:
+        return part.without_logprobs() if self._state.hides_logprobs else part

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from cachetools import LRUCache
 
-from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.decide.selection.policy import Policy, resolve_policy, without_cascade
 from router_ml.errors import DeadlineExceeded, InputError, PolicyError
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
@@ -104,6 +104,8 @@ class DecisionStep:
                 held = await self._shared.model_of(session)
                 decision = stick(decision, held, self._stick_margin, self._names)
             decision = self._once_a_turn(decision, session, state.request)
+        if state.no_cascade:
+            decision = dataclasses.replace(decision, reason=f"{decision.reason}; no cascade: {state.no_cascade}")
         state.decision = restrict(decision, state.allowed, self._names)
         state.decide_s = self._clock() - began_s
 
@@ -111,7 +113,9 @@ class DecisionStep:
         """Note which model a session spoke with last, and which one asked for a tool."""
         self._tool_loops.asked(state, answer.model, answer.reply.tool_calls)
         if state.context.session_id is not None:
-            self._shared.remember(state.context.session_id, answer.model)
+            # a session stays with what was chosen for it, not with what stepped in once
+            held = state.chosen.model if answer.escalated_from is not None else answer.model
+            self._shared.remember(state.context.session_id, held)
 
     def interrupted(self, state: RequestState) -> None:
         """Note which model asked for a tool in a stream that did not reach its end: the result goes to it."""
@@ -187,6 +191,7 @@ class DecisionStep:
             decider = self._decider_of(variant.bundle)
         policy = variant.policy or state.policy
         state.allowed = self._allowed(policy)
+        policy = _judging(state, policy, named=state.model is not None or variant.model is not None)
         context = state.context
         if variant.think is not None and context.think is None:
             context = dataclasses.replace(context, think=variant.think)
@@ -195,8 +200,9 @@ class DecisionStep:
 
     def _by_default(self, state: RequestState, machine: MachineState) -> Decision:
         state.allowed = self._allowed(state.policy)
+        policy = _judging(state, state.policy, named=state.model is not None)
         try:
-            return self._decider.decide(state.request.text, state.context, state.policy, machine)
+            return self._decider.decide(state.request.text, state.context, policy, machine)
         except InputError:
             raise
         except Exception as error:  # the request continues after any error of the decider
@@ -222,3 +228,23 @@ class DecisionStep:
             allowed = ", ".join(state.allowed)
             raise PolicyError(f"policy {state.policy_name!r} allows only {allowed}, and not {state.model!r:.60}")
         return pin(decision, state.model, self._names, unknown=not self._fleet.knows(state.model))
+
+
+def _judging(state: RequestState, policy: Policy | str, named: bool) -> Policy | str:
+    """Return the policy to decide under, and note whether the first answer is judged: not where the model was `named`,
+    nor in a stream whose parts pass on as they come."""
+    state.cascade, state.no_cascade = None, ""
+    try:
+        values = resolve_policy(policy)
+    except PolicyError:  # a name that only the decider knows, or one it refuses
+        return policy
+    if not values.cascade:
+        return policy
+    if named:
+        state.no_cascade = "the model was named"
+    elif state.streamed and not values.cascade_buffer:
+        state.no_cascade = "a stream passes on as it comes (cascade_buffer = true holds it back)"
+    else:
+        state.cascade = values
+        return policy
+    return without_cascade(values)

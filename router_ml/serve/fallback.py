@@ -34,7 +34,7 @@ from router_ml.serve.request import OptionPins, adapt, can
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.stream import Sink
 from router_ml.serve.window import prompt_was_cut, widened
-from router_ml.types import Quantiles, Think
+from router_ml.types import Candidate, Quantiles, Think
 
 _COLD_TIMEOUTS = 3  # in a row: then a model is no longer believed to be loading
 _MAX_ATTEMPTS = 50  # of one request; a host that comes and goes gets no more
@@ -96,14 +96,36 @@ class FallbackRunner:
         After an empty answer, thinking alone included, one more model is called; where it gives none either, the last
         empty answer is returned. Raises `QueryError` for a request no model can take, and `GatewayError`."""
         try:
-            return await self._first_answer(state, sink)
+            return await self._first_answer(state, _Untried(self._ordered(state)), sink)
         except (AttemptsFailed, DeadlineExceeded, NoModelAvailable, Overloaded):
             if state.empty is None:
                 raise
             return self._finished(state, *state.empty)
 
-    async def _first_answer(self, state: RequestState, sink: Sink | None) -> Answer:
-        untried = _Untried(self._ordered(state))
+    async def escalate(self, state: RequestState, candidate: Candidate, limit_s: float) -> Answer | None:
+        """Return the answer of an arm that is asked though there is one already; None where it gives none in time.
+
+        Nothing of it is passed on before it is whole."""
+        deadline_s, state.deadline_s = state.deadline_s, min(state.deadline_s, self._clock() + limit_s)
+        try:
+            routes = [Route(backend, candidate.think) for backend in self._fleet.backends(candidate.model)]
+            answer = await self._first_answer(state, _Untried(routes), None)
+        except (GatewayError, QueryError):
+            return None
+        finally:
+            state.deadline_s, state.empty = deadline_s, None
+        return None if answer.empty else answer
+
+    def able(self, state: RequestState, candidate: Candidate) -> bool:
+        """Return whether some host can take a request for an arm now, images and tools included."""
+        if state.allowed is not None and self._fleet.names.canonical(candidate.model) not in state.allowed:
+            return False
+        backends = self._fleet.backends(candidate.model)
+        needs = ["tools"] * bool(state.request.tools) + ["vision"] * state.request.has_images
+        up = any(backend.unavailable() is None and not backend.host.down for backend in backends)
+        return up and not self._lacks(backends[0], needs)
+
+    async def _first_answer(self, state: RequestState, untried: _Untried, sink: Sink | None) -> Answer:
         while (route := await self._next(state, untried)) is not None:
             reply = await self._try(state, route, untried, sink)
             latest = state.attempts[-1]
@@ -266,6 +288,9 @@ class FallbackRunner:
             self._failed(state, route, failure, call, adapted)
             return None
         permit.succeeded()
+        signal = reply.logprob_mean
+        if state.hides_logprobs:
+            reply = reply.without_logprobs()
         if prompt_was_cut(reply, state.context.prompt_tokens, request.arguments, backend):
             adapted = (*adapted, PROMPT_CUT)
             backend.prompts_cut += 1
@@ -275,7 +300,8 @@ class FallbackRunner:
         else:
             self._learn(state, backend, reply, call, warm)
             self._pins.worked(backend.model, request.arguments.get("options"))
-            state.attempts.append(self._attempt_of(route, None, call, adapted))
+            answered = self._attempt_of(route, None, call, adapted)
+            state.attempts.append(dataclasses.replace(answered, logprob_mean=signal))
         return reply
 
     def _fitted(self, state: RequestState, route: Route) -> tuple[HostRequest, tuple[str, ...]]:
@@ -286,6 +312,8 @@ class FallbackRunner:
         keep_alive = self._options.keep_alive
         name, think = backend.model, route.think
         arguments, adapted = adapt(state.request, model, capabilities, self._pins, name, keep_alive, think)
+        if state.hides_logprobs:
+            arguments["logprobs"] = True
         arguments, raised = widened(arguments, state.context.prompt_tokens, model, backend, self._options.max_num_ctx)
         return HostRequest(backend.wire_name, arguments), (*adapted, *raised)
 

@@ -33,6 +33,7 @@ from router_ml.serve.answer_cache.answers import CachedAnswers
 from router_ml.serve.answer_cache.exact import CacheStats, ExactCache
 from router_ml.serve.answer_cache.semantic import SemanticCache
 from router_ml.serve.background import BackgroundLoop
+from router_ml.serve.cascade import CascadeStep
 from router_ml.serve.choose import Assigner, Decider, DecisionStep
 from router_ml.serve.clarify import asks_clarifying_question, clarifying_answer
 from router_ml.serve.fallback import FallbackRunner
@@ -266,6 +267,7 @@ class Gateway:
     async def _serve(self, state: RequestState, sink: Sink | None = None) -> Answer:
         """Serve one request: cache, assign, decide, call with fallback, record."""
         patience.begin()
+        state.streamed = sink is not None
         cached = await self._answers.find(state)
         if cached is not None:
             self._recorder.served_from_cache(state, cached)
@@ -279,7 +281,7 @@ class Gateway:
                 answer = clarifying_answer(state, question, self._clock())
             else:
                 self._preloader.wanted(wanted(state.chosen))
-                answer = await self._fallback.run(state, sink)
+                answer = await self._cascade.run(state, sink)
         try:
             self._answered(state, answer)
         except Exception as error:  # an answer that was given reaches the caller
@@ -405,7 +407,7 @@ class Gateway:
         parts = self._parts(catalogue=self.catalogue)
         self._running.append(parts)
         self._loop, self._pool, self._fleet = parts.loop, parts.pool, parts.fleet
-        self._decision, self._fallback = parts.decision, parts.fallback
+        self._decision, self._cascade = parts.decision, parts.cascade
         self._answers, self._preloader = parts.answers, parts.preloader
 
     def _forked(self) -> None:
@@ -446,7 +448,7 @@ class _Parts:
             pool=pool,
             shared=shared,
         )
-        self.fallback = FallbackRunner(fleet, pins, options, clock)
+        self.cascade = CascadeStep(FallbackRunner(fleet, pins, options, clock), options.attempt_factor, clock)
         self.answers = CachedAnswers(cache, semantic_cache, unscoped=cache_unscoped, clock=clock, pool=pool)
         self.preloader = Preloader(fleet, pins, options)
 

@@ -23,7 +23,7 @@ from router_ml.serve.answer import Answer, Attempt, Timings, may_be_empty
 from router_ml.serve.judge import BlindJudge
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.signals import Signals, invalid, left
-from router_ml.types import Decision
+from router_ml.types import Candidate, Decision
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +134,8 @@ class EventRecorder:
         best = state.candidate(accurate.name, accurate.default_arm.think) if accurate else None
         unusable = invalid(state, answer) if answer else None
         timings = answer.timings if answer else Timings(total_s=self._clock() - state.began_s)
+        served = answer.served_attempt if answer else None
+        unused_usd = None if state.unused is None else self._cost_usd(*state.unused)
         return OutcomeEvent(
             decision_id=decision.decision_id,
             model=model,
@@ -148,7 +150,7 @@ class EventRecorder:
             prompt_eval_s=timings.prompt_eval_s,
             eval_s=timings.eval_s,
             first_token_s=timings.first_token_s,
-            cost_usd=self._cost_usd(model, reply) if reply and not cached else None,
+            cost_usd=self._cost_usd(model, reply) + (unused_usd or 0.0) if reply and not cached else None,
             resident=state.resident,
             error=error,
             cache_hit=cached,
@@ -158,7 +160,7 @@ class EventRecorder:
             complexity=decision.complexity,
             policy=decision.policy,
             bundle=decision.bundle,
-            p_success=candidate.p_success if candidate else None,
+            p_success=_p_success(state, answer, candidate),
             predicted_latency_s=candidate.latency_s.p50 if candidate else None,
             budget_s=state.context.latency_budget_s,
             accurate_latency_s=best.latency_s.p50 if best else None,
@@ -168,6 +170,12 @@ class EventRecorder:
             unit=state.assignment.unit if state.assignment else state.context.session_id,
             pinned=state.model is not None,
             think=think,
+            logprob_mean=served.logprob_mean if served else None,
+            cascade=(answer.cascade or None) if answer and not cached else None,
+            escalated_from=answer.escalated_from if answer else None,
+            p_right=answer.p_right if answer and not cached else None,
+            unused_s=_unused_s(state, served),
+            unused_usd=unused_usd,
         )
 
     def _cost_usd(self, model: str, reply: Reply) -> float:
@@ -176,6 +184,20 @@ class EventRecorder:
             return 0.0
         input_usd = (reply.prompt_tokens or 0) * entry.price_input_usd_per_mtok
         return (input_usd + (reply.output_tokens or 0) * entry.price_output_usd_per_mtok) / 1e6
+
+
+def _p_success(state: RequestState, answer: Answer | None, candidate: Candidate | None) -> float | None:
+    """Return the success to expect of what was served: as predicted, but as judged where a cascade judged."""
+    if answer is not None and not answer.cached and state.p_served is not None:
+        return state.p_served
+    return candidate.p_success if candidate else None
+
+
+def _unused_s(state: RequestState, served: Attempt | None) -> float | None:
+    """Return the seconds of a cascade's calls whose answer was not served; None where it asked no second arm."""
+    if served is None or not state.escalated:
+        return None
+    return sum(attempt.latency_s for attempt in state.attempts[state.escalated - 1 :] if attempt is not served)
 
 
 def _success(state: RequestState, answer: Answer | None, error: str | None, unusable: str | None) -> float | None:
@@ -202,4 +224,6 @@ def _attempt_event(decision: Decision, index: int, attempt: Attempt) -> AttemptE
         breaker=attempt.breaker,
         variant=decision.variant,
         think=attempt.think,
+        logprob_mean=attempt.logprob_mean,
+        unused=attempt.unused,
     )

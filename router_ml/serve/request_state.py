@@ -40,12 +40,23 @@ class RequestState:
     waited_s: float = 0.0  # in the queues of the gateway
     resident: bool | None = None  # whether the model that answered was in memory
     first_token_s: float | None = None
+    streamed: bool = False  # its parts are passed on as they come
+    cascade: Policy | None = None  # the policy under which its first answer is judged; None: it is not
+    no_cascade: str = ""  # why a policy with a cascade does not judge it
+    p_served: float | None = None  # success to expect of the answer that a cascade serves
+    escalated: int = 0  # attempts before a cascade asked a second arm; 0: it did not
+    unused: tuple[str, Reply] | None = None  # the model whose answer a cascade did not serve, and that answer
 
     @property
     def chosen(self) -> Decision:
         """Return the decision, once there is one."""
         assert self.decision is not None, "nothing was decided yet"
         return self.decision
+
+    @property
+    def hides_logprobs(self) -> bool:
+        """Return whether log-probabilities are asked for though the caller did not: they are not passed on."""
+        return (self.cascade is not None or bool(self.no_cascade)) and not self.request.logprobs
 
     @property
     def policy_name(self) -> str:

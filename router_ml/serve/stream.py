@@ -78,7 +78,8 @@ class _Stream:
             return response_of(item)
         self._over = True
         if isinstance(item, Answer):
-            self._answer, self.model, self.think, self.attempts = item, item.model, item.think, item.attempts[:-1]
+            self._answer, self.model, self.think = item, item.model, item.think
+            self.attempts = tuple(attempt for attempt in item.attempts if attempt is not item.served_attempt)
             return None
         assert isinstance(item, BaseException)
         raise item

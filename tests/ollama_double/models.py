@@ -18,6 +18,7 @@ class Reply:
     thinking: str = ""
     tool_calls: tuple[Mapping[str, Any], ...] = ()  # {"name", "arguments"}
     output_tokens: int | None = None  # where absent, pieces plus the end token
+    logprob: float = 0.0  # of every token, where log-probabilities are asked for
 
     @property
     def content_pieces(self) -> list[str]:
@@ -46,6 +47,7 @@ class DoubleModel:
     context_tokens: int = 4096
     family: str = "llama"
     prompt_overhead_tokens: int = 11
+    gives_logprobs: bool = True  # as Ollama does from 0.12 on
     reply: Callable[[Mapping[str, Any]], Reply | str] | None = field(default=None, compare=False)
 
     def answer(self, body: Mapping[str, Any]) -> Reply:

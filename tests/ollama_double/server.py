@@ -413,6 +413,8 @@ class _Generation:
     async def run(self) -> None:
         reply = Reply() if self.fault is Fault.EMPTY_ANSWER else self.model.answer(self.body)
         steps, reason, output_tokens = _steps(reply, self.body.get("options") or {})
+        if self.body.get("logprobs") and self.model.gives_logprobs:
+            steps = [{**step, "logprobs": [_logprob(step, reply.logprob)]} for step in steps]
         prompt_tokens = _prompt_tokens(self.model, self.body)
         prompt_s = prompt_tokens / self.model.prompt_tokens_per_s
         per_piece_s = output_tokens / max(len(steps), 1) / self.model.decode_tokens_per_s
@@ -550,7 +552,7 @@ class _ChatForm(_Form):
                 {"id": f"call_{index:08d}", "function": {"index": index, **call}}
                 for index, call in enumerate(step["tool_calls"])
             ]
-        return {"message": message}
+        return {"message": message, **({"logprobs": step["logprobs"]} if step.get("logprobs") else {})}
 
 
 class _GenerateForm(_Form):
@@ -642,8 +644,16 @@ def _joined(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "content": "".join(step.get("content", "") for step in steps),
         "thinking": "".join(step.get("thinking", "") for step in steps),
     }
-    calls = [call for step in steps for call in step.get("tool_calls", ())]
-    return {**said, "tool_calls": calls} if calls else said
+    for key in ("tool_calls", "logprobs"):
+        if found := [one for step in steps for one in step.get(key, ())]:
+            said[key] = found
+    return said
+
+
+def _logprob(step: Mapping[str, Any], logprob: float) -> dict[str, Any]:
+    """One token as recordings/chat_logprobs.json lists it; a tool call counts as one."""
+    token = step.get("content") or step.get("thinking") or ""
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
 def _prompt_tokens(model: DoubleModel, body: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import ollama
 
 from router_ml.hosts.failure import BadAnswer, classify
 from router_ml.hosts.names import normal
+from router_ml.hosts.reply import mean_logprob
 from router_ml.types import Query, Think
 from training.measuring.argument_values import agrees
 from training.measuring.expected_answer import ExpectedAnswer, ToolResult
@@ -103,6 +105,7 @@ class BenchmarkConversation:
         self, client: ChatClient, settings: ChatSettings, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._client, self._settings, self._clock = client, settings, clock
+        self._logprobs = _takes_logprobs(client)
 
     def ask(self, model: str, query: Query, expected: ExpectedAnswer, *, think: Think | None = None) -> MeasuredAnswer:
         """Return the answer, with its error where the model failed. `think` is sent as it is; None sends none.
@@ -145,6 +148,8 @@ class BenchmarkConversation:
             arguments["tools"] = tools
         if think is not None:
             arguments["think"] = think
+        if self._logprobs:
+            arguments["logprobs"] = True
         return arguments
 
     def _resident(self, model: str) -> bool | None:
@@ -152,6 +157,15 @@ class BenchmarkConversation:
             return any(normal(entry.model or "") == normal(model) for entry in self._client.ps().models)
         except Exception:  # residency is unknown; the call itself reports the error
             return None
+
+
+def _takes_logprobs(client: ChatClient) -> bool:
+    """Return whether the client can ask for log-probabilities (ollama 0.6.1 and later)."""
+    try:
+        taken = inspect.signature(client.chat).parameters
+    except (TypeError, ValueError):  # of a callable without a signature
+        return False
+    return "logprobs" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
 
 
 def _checked(model: str, reply: ollama.ChatResponse) -> ollama.ChatResponse:
@@ -196,7 +210,17 @@ def _answer(
         resident=resident,
         truncated=any(reply.done_reason == "length" for reply in replies),
         error=error,
+        logprob_mean=_logprob_mean(replies),
     )
+
+
+def _logprob_mean(replies: Sequence[ollama.ChatResponse]) -> float | None:
+    """Return the mean log-probability of the tokens of all turns; None where one came without."""
+    listed = [getattr(reply, "logprobs", None) for reply in replies]
+    if not all(listed):
+        return None
+    mean = mean_logprob([{"logprob": entry.logprob} for entries in listed for entry in entries or ()])
+    return None if mean is None else round(mean, 6)
 
 
 def _sum(values: Sequence[int | None]) -> int | None:

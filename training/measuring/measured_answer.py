@@ -30,6 +30,7 @@ class MeasuredAnswer:
     truncated: bool = False  # cut at the maximum length
     error: str | None = None
     think: Think | None = None  # how the model was asked; None: its own default, or no choice
+    logprob_mean: float | None = None  # mean log-probability of its tokens; None: the host gave none
 
     @property
     def key(self) -> tuple[str, str]:

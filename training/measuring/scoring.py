@@ -63,6 +63,7 @@ def outcome(
         output_tokens=answer.output_tokens,
         load_s=answer.load_s,
         prompt_eval_s=answer.prompt_eval_s,
+        logprob_mean=answer.logprob_mean,
         eval_s=answer.eval_s,
         cost_usd=_cost_usd(answer, model),
         resident=answer.resident,

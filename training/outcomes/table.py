@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from router_ml.arm import arm_key, split_key
 from router_ml.catalogue import Arm, Catalogue, Model
 from router_ml.errors import InputError
-from router_ml.events.judgement import UNSERVED, source_of
+from router_ml.events.event import UNSERVED
+from router_ml.events.judgement import source_of
 from router_ml.jsonl import MAX_LATENCY_S
 from router_ml.types import LABELS, Label, Outcome, Prior, Query
 from training.arrays import Index

@@ -1,9 +1,9 @@
 """Ask one arm first, and another where the answer is probably wrong.
 
 Seen from the question alone, right and wrong answers of a small model look alike; the mean log-probability of the
-answer's tokens tells them apart (arXiv:2605.02241). A fit learns, for each arm, a logistic map from that and the success
-predicted from the question to the probability that this answer is right. Where asking another arm now gains more utility
-than it costs, it is asked.
+answer's tokens tells them apart (arXiv:2605.02241). A fit learns, for each arm, a logistic map from that and the
+success predicted from the question to the probability that this answer is right. Where asking another arm now gains
+more utility than it costs, it is asked.
 
 A wrong answer also says something of the question: the share of the surprise that held for other arms on the same
 questions lowers, or raises, what is expected of them.
@@ -139,7 +139,8 @@ class Cascade:
         check = self.check(first)
         if check is None:
             return first.utility
-        others = [c for c in fit if c is not first and _in_budget(c, first.latency_s.p50 - first.load_s, policy, context)]
+        warm_s = first.latency_s.p50 - first.load_s
+        others = [c for c in fit if c is not first and _in_budget(c, warm_s, policy, context)]
         if not others:
             return first.utility
         outcomes = check.spread(first.p_success)
@@ -181,9 +182,7 @@ class Cascade:
     ) -> Second:
         return max((self._second(check, first, c, p_right, policy) for c in others), key=lambda s: s.gain)
 
-    def _second(
-        self, check: AnswerCheck, first: Candidate, other: Candidate, p_right: float, policy: Policy
-    ) -> Second:
+    def _second(self, check: AnswerCheck, first: Candidate, other: Candidate, p_right: float, policy: Policy) -> Second:
         p = check.other(other.p_success, first.p_success, p_right)
         worth = other.utility + policy.success_weight * (p - other.p_success)
         return Second(other, p, worth - policy.success_weight * p_right)
