@@ -265,7 +265,8 @@ def test_the_names_of_the_exposition_are_those_that_dashboards_use() -> None:
     text = prometheus(live, writer=WriterState(1, 2, 3, 4, None), firing=[("r", "s")])
     assert set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)) == {
         "router_ml_requests_total", "router_ml_decisions_total", "router_ml_cache_hits_total",
-        "router_ml_clarifications_total", "router_ml_fallbacks_total", "gen_ai_client_operation_duration_seconds",
+        "router_ml_clarifications_total", "router_ml_fallbacks_total", "router_ml_escalations_total",
+        "gen_ai_client_operation_duration_seconds",
         "gen_ai_server_time_to_first_token_seconds", "gen_ai_client_token_usage", "router_ml_success_ratio",
         "router_ml_output_tokens_per_second", "router_ml_over_routing_ratio", "router_ml_under_routing_ratio",
         "router_ml_saved_ratio", "router_ml_alert_firing", "router_ml_events_written_total",

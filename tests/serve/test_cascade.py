@@ -121,7 +121,7 @@ def test_an_unjudged_request_teaches_nothing_of_the_answer_that_was_not_served(
 
 def test_an_escalated_request_counts_as_answered_by_its_variant(ask: Any, recording: Recording) -> None:
     def assign(unit: str, context: Any) -> Assignment:
-        return Assignment("exp", unit, Variant("control"), None)
+        return Assignment("exp", "control", Variant("control"), unit)
 
     ask(gateway={"assigner": assign})
     (outcome,) = recording.of(OutcomeEvent)
