@@ -35,7 +35,7 @@ from router_ml.errors import InputError
 from router_ml.jsonl import read_outcomes, read_queries
 from router_ml.settings import load_settings
 from router_ml.terminal import format_table, run_command, track
-from router_ml.types import EMPTY_CONTEXT, Candidate, Quantiles
+from router_ml.types import Candidate, Context, Quantiles
 from training.arrays import Index, Matrix
 from training.command import command_parser
 from training.embeddings import CachedEmbedder
@@ -54,6 +54,7 @@ SETS = {  # folder, and its file of outcomes
 }
 AUROCS = (0.65, 0.72, 0.83)
 _PENALTY, _NEIGHBOURS = 3.0, 100
+_JUDGED = Context(judged=True)
 
 
 class Pool(NamedTuple):
@@ -167,13 +168,13 @@ def _candidates(pool: Pool, p: Matrix, expected: Matrix, policy: Policy) -> list
 
 def _routed(ranked: list[Candidate], pool: Pool, row: int, policy: Policy, cascade: Cascade, signal: Matrix) -> Served:
     if policy.cascade:
-        ranked = cascade.order(ranked, policy, EMPTY_CONTEXT, [])
+        ranked = cascade.order(ranked, policy, _JUDGED, [])
     first = ranked[0]
     arm = pool.arms.index(first.model)
     success, cost = float(pool.success[row, arm]), float(pool.cost[row, arm])
     if not policy.cascade or cascade.check(first) is None:
         return Served(success, cost, arm)
-    _, ruling = cascade.rule(first, signal[row, arm], ranked[1:], policy, EMPTY_CONTEXT, 0.0, math.inf)
+    _, ruling = cascade.rule(first, signal[row, arm], ranked[1:], policy, _JUDGED, 0.0, math.inf)
     if ruling.second is None:
         return Served(success, cost, arm)
     other = pool.arms.index(ruling.second.candidate.model)
@@ -206,8 +207,8 @@ def simulate(pool: Pool, folds: Sequence[Fold], policy: Policy, auroc: float, se
             cascade = Cascade.from_config(cascade_config(fold.p_train, *own, fold.groups, seed), pool.arms)
         maps += len(cascade.checks)
         served += route(pool, fold, policy, cascade, signal)
-    columns = np.array([(one.success, one.cost, one.asked, one.escalated) for one in served], float).T
-    return Figures(*columns, maps)
+    success, cost, asked, escalated = np.array(served, float).T
+    return Figures(success, cost, asked, escalated, maps)
 
 
 def rows_of(pool: Pool, name: str, price: float, seed: int) -> list[tuple[str, ...]]:
@@ -269,7 +270,9 @@ def _run(options: argparse.Namespace) -> None:
     if not options.bench.is_dir():
         raise InputError(f"{options.bench} is not a folder; give the one that holds the data sets")
     embedder = CachedEmbedder(options.bundle or active_bundle(load_settings()))
-    rows = [("data set", "AUROC", "success", "cost", "utility", "escalated", "asked another first", "maps")]
+    rows: list[tuple[str, ...]] = [
+        ("data set", "AUROC", "success", "cost", "utility", "escalated", "asked another first", "maps")
+    ]
     for name, (folder, file) in track(list(SETS.items()), "data sets"):
         pool = read_pool(options.bench / folder, file, embedder)
         if pool is not None:

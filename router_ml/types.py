@@ -68,6 +68,7 @@ class Context:
     has_images: bool = False  # in the history: the model that answers must be able to see them
     unread_tokens: int = 0  # estimated size of tool calls, thinking and later messages, which are not in `history`
     think: Think | None = None  # the caller asks for it: only arms that are asked this way
+    judged: bool = False  # set by a gateway that will judge the answer and may ask another arm, see `policy.cascade`
 
 
 EMPTY_CONTEXT = Context()

@@ -101,6 +101,9 @@ def test_a_bad_query_names_file_line_and_field(tmp_path: Path, change: dict[str,
         ({"cost_usd": -0.1}, "cost_usd"),
         ({"resident": 1}, "resident"),
         ({"error": 404}, "error"),
+        ({"logprob_mean": 0.5}, "logprob_mean"),  # a probability
+        ({"logprob_mean": -(10**6)}, "logprob_mean"),
+        ({"logprob_mean": "low"}, "logprob_mean"),
     ],
 )
 def test_a_bad_outcome_names_file_line_and_field(tmp_path: Path, change: dict[str, Any], field: str) -> None:
@@ -238,3 +241,10 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="row 2"):
         write_rows(path, [{}, {"x": math.nan}])
     assert path.read_text() == '{"n": 3, "x": 0.5}\n'
+
+
+def test_a_mean_log_probability_survives_a_round_trip_and_need_not_be_there(tmp_path: Path) -> None:
+    rows = [{**OUTCOME, "logprob_mean": -0.25}, {**OUTCOME, "model": "old"}]
+    (new, old) = read_outcomes(_file(tmp_path, *rows))
+    assert (new.logprob_mean, old.logprob_mean) == (-0.25, None)
+    assert (outcome_row(new)["logprob_mean"], "logprob_mean" in outcome_row(old)) == (-0.25, False)

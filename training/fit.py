@@ -236,6 +236,8 @@ def _outcomes(
     if fitted.report.get("learner") == "prior" and "reason" not in fitted.report:
         _note("no learner beat each model's mean success in cross-validation, so models are compared by their means; "
               "more outcomes are needed to choose by query")  # fmt: skip
+    for arm, why in _not_cascaded(fitted.config).items():
+        _note(f"no map of log-probabilities for {arm}, so no cascade (policy.cascade) begins with it: {why}")
     arrays[LEARNED_FROM] = np.sort(query_keys(queries))
     config["outcomes"] = fitted.config
     arrays |= {f"outcomes/{name}": value for name, value in fitted.arrays.items()}
@@ -251,6 +253,14 @@ def _outcomes(
 def _of_outcomes(figures: Mapping[str, float]) -> dict[str, float]:
     """Return figures under `val/outcomes_`: beside those of complexity, with one name in a fit and what it tried."""
     return {f"val/outcomes_{name.removeprefix('val/')}": value for name, value in figures.items()}
+
+
+def _not_cascaded(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return why arms have no map, where outcomes have log-probabilities."""
+    cascade = config.get("cascade")
+    if not cascade:
+        return {}
+    return {arm: why for arm, why in zip(config["models"], cascade["lacking"], strict=True) if why}
 
 
 def _reading(config: Mapping[str, Any], arrays: Mapping[str, Any]) -> DifficultyHead | None:

@@ -79,6 +79,7 @@ def _context_key(context: Context | Mapping[str, Any] | None) -> Hashable:
             context.has_images,
             context.unread_tokens,
             context.think,
+            context.judged,
         )
     if not isinstance(context, Mapping):
         raise TypeError("no context")

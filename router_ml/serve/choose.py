@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from cachetools import LRUCache
 
-from router_ml.decide.selection.policy import Policy, resolve_policy, without_cascade
+from router_ml.decide.selection.policy import Policy, resolve_policy
 from router_ml.errors import DeadlineExceeded, InputError, PolicyError
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Variant
@@ -191,8 +191,7 @@ class DecisionStep:
             decider = self._decider_of(variant.bundle)
         policy = variant.policy or state.policy
         state.allowed = self._allowed(policy)
-        policy = _judging(state, policy, named=state.model is not None or variant.model is not None)
-        context = state.context
+        context = _judged(state, policy, named=state.model is not None or variant.model is not None)
         if variant.think is not None and context.think is None:
             context = dataclasses.replace(context, think=variant.think)
         decision = decider.decide(state.request.text, context, policy, machine, variant=variant.name)
@@ -200,9 +199,9 @@ class DecisionStep:
 
     def _by_default(self, state: RequestState, machine: MachineState) -> Decision:
         state.allowed = self._allowed(state.policy)
-        policy = _judging(state, state.policy, named=state.model is not None)
+        context = _judged(state, state.policy, named=state.model is not None)
         try:
-            return self._decider.decide(state.request.text, state.context, policy, machine)
+            return self._decider.decide(state.request.text, context, state.policy, machine)
         except InputError:
             raise
         except Exception as error:  # the request continues after any error of the decider
@@ -230,21 +229,22 @@ class DecisionStep:
         return pin(decision, state.model, self._names, unknown=not self._fleet.knows(state.model))
 
 
-def _judging(state: RequestState, policy: Policy | str, named: bool) -> Policy | str:
-    """Return the policy to decide under, and note whether the first answer is judged: not where the model was `named`,
-    nor in a stream whose parts pass on as they come."""
+def _judged(state: RequestState, policy: Policy | str, named: bool) -> Context:
+    """Return the context to decide in, and note whether the first answer is judged.
+
+    It is not where the model was `named`, nor in a stream whose parts pass on as they come."""
     state.cascade, state.no_cascade = None, ""
     try:
         values = resolve_policy(policy)
     except PolicyError:  # a name that only the decider knows, or one it refuses
-        return policy
+        return state.context
     if not values.cascade:
-        return policy
+        return state.context
     if named:
         state.no_cascade = "the model was named"
     elif state.streamed and not values.cascade_buffer:
         state.no_cascade = "a stream passes on as it comes (cascade_buffer = true holds it back)"
     else:
         state.cascade = values
-        return policy
-    return without_cascade(values)
+        return dataclasses.replace(state.context, judged=True)
+    return state.context

@@ -191,3 +191,25 @@ def test_a_joined_stream_is_the_answer_the_client_would_read(recording: Any) -> 
     client = [ollama.ChatResponse.model_validate(wire) for wire in wires]
     assert whole.message.content == "".join(part.message.content or "" for part in client)
     assert whole.eval_count == client[-1].eval_count
+
+
+@pytest.mark.parametrize(
+    ("given", "mean"),
+    [
+        ([{"logprob": -0.5}, {"logprob": -1.5}], -1.0),
+        ([{"logprob": 0}, {"logprob": -3.4028234663852886e38}], -15.0),  # "never" counts as -30
+        ([{"logprob": 1e-6}], 0.0),  # a rounding error of the server
+        ([], None),
+        (None, None),
+        ("logprobs", None),
+        ([{"logprob": "x"}], None),
+        ([{"logprob": True}], None),
+        ([3], None),
+    ],
+)
+async def test_the_mean_log_probability_is_over_the_tokens_listed(server: Server, given: Any, mean: Any) -> None:
+    reply = await _chat(server, {**GOOD, "logprobs": given})
+    assert reply.logprob_mean == mean
+    hidden = reply.without_logprobs()
+    assert "logprobs" not in hidden.wire
+    assert hidden.content == reply.content

@@ -123,6 +123,18 @@ def test_an_alarm_ends_when_the_fault_does_and_not_before() -> None:
     assert alerts.firing() == ()
 
 
+def test_an_answer_that_a_cascade_did_not_serve_slows_no_model_down() -> None:
+    healthy = traffic(5)
+    alerts = Alerts((LatencyDrift(),), channels=())
+    run(alerts, [next(healthy) for _ in range(1000)])
+    events = [next(healthy) for _ in range(500)]
+    longer = [
+        replace(e, latency_s=e.latency_s + 30.0, unused_s=30.0) if isinstance(e, OutcomeEvent) and e.latency_s else e
+        for e in events
+    ]
+    assert run(alerts, longer) == []
+
+
 def test_failures_before_there_is_enough_traffic_raise_nothing() -> None:
     assert run(Alerts((FailureRate(),), channels=()), [outcome(i, success=0.0) for i in range(15)]) == []
 

@@ -414,7 +414,8 @@ class _Generation:
         reply = Reply() if self.fault is Fault.EMPTY_ANSWER else self.model.answer(self.body)
         steps, reason, output_tokens = _steps(reply, self.body.get("options") or {})
         if self.body.get("logprobs") and self.model.gives_logprobs:
-            steps = [{**step, "logprobs": [_logprob(step, reply.logprob)]} for step in steps]
+            top = self.body.get("top_logprobs") or 0
+            steps = [{**step, "logprobs": [_logprob(step, reply.logprob, top)]} for step in steps]
         prompt_tokens = _prompt_tokens(self.model, self.body)
         prompt_s = prompt_tokens / self.model.prompt_tokens_per_s
         per_piece_s = output_tokens / max(len(steps), 1) / self.model.decode_tokens_per_s
@@ -531,7 +532,7 @@ class _Form:
         raise NotImplementedError
 
     def piece(self, model: str, step: Mapping[str, Any]) -> str:
-        return _dumps({"model": model, "created_at": _stamp(), **self.said(step), "done": False}) + "\n"
+        return _dumps(_ordered({"model": model, "created_at": _stamp(), **self.said(step), "done": False})) + "\n"
 
     def last(self, model: str, reason: str, timings: Mapping[str, Any], body: Mapping[str, Any]) -> list[str]:
         final = {"model": model, "created_at": _stamp(), **self.said({}), "done": True, "done_reason": reason}
@@ -539,7 +540,7 @@ class _Form:
 
     def whole(self, model: str, steps: Sequence[Mapping[str, Any]], reason: str, timings: Mapping[str, Any]) -> str:
         final = {"model": model, "created_at": _stamp(), **self.said(_joined(steps)), "done": True}
-        return _dumps({**final, "done_reason": reason, **timings})
+        return _dumps({**_ordered({**final, "done_reason": reason}), **timings})
 
 
 class _ChatForm(_Form):
@@ -650,10 +651,17 @@ def _joined(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return said
 
 
-def _logprob(step: Mapping[str, Any], logprob: float) -> dict[str, Any]:
+def _ordered(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with its log-probabilities where the server writes them: behind the reason."""
+    return {**{k: v for k, v in line.items() if k != "logprobs"}, **{k: v for k, v in line.items() if k == "logprobs"}}
+
+
+def _logprob(step: Mapping[str, Any], logprob: float, top: int) -> dict[str, Any]:
     """One token as recordings/chat_logprobs.json lists it; a tool call counts as one."""
     token = step.get("content") or step.get("thinking") or ""
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    own = {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    never = {"token": "", "logprob": -3.4028234663852886e38}
+    return {**own, "top_logprobs": [own, *[never] * (top - 1)]} if top else own
 
 
 def _prompt_tokens(model: DoubleModel, body: Mapping[str, Any]) -> int:

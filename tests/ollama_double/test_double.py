@@ -22,8 +22,9 @@ RECORDED_MODELS = (
     DoubleModel("tiny-embed:latest", capabilities=frozenset({"embedding"})),
 )  # fmt: skip
 GENERATED = (  # what the double makes up itself must have the recorded shape, too
-    "chat", "chat_bad_option", "chat_badjson", "chat_embed_model", "chat_empty_body", "chat_length", "chat_missing",
-    "chat_no_model", "chat_stream", "chat_think_default", "chat_think_stream", "chat_think_unsupported", "chat_tools",
+    "chat", "chat_bad_option", "chat_badjson", "chat_embed_model", "chat_empty_body", "chat_length",
+    "chat_logprobs", "chat_missing", "chat_no_model",
+    "chat_stream", "chat_think_default", "chat_think_stream", "chat_think_unsupported", "chat_tools",
     "chat_tools_stream", "chat_tools_unsupported", "generate", "generate_missing", "generate_preload",
     "generate_stream", "method_not_allowed", "notfound", "preload", "root", "show_missing", "unload", "v1_chat",
     "v1_chat_missing", "v1_chat_tools", "version",

@@ -160,3 +160,21 @@ def test_a_file_that_cannot_be_read_is_no_error_and_the_store_is_counted_anew(tm
     learner, router = _learner(tmp_path)
     learner.check()
     assert _n(router) == 1.0
+
+
+def test_an_escalated_answer_that_is_judged_teaches_of_both_models_once(tmp_path) -> None:
+    decision, outcome = _answered("d", model=USUAL)
+    escalated = replace(outcome, escalated_from=NEW, p_right=0.2)
+    store = _store(tmp_path, decision, escalated)
+    learner, router = _learner(tmp_path)
+    learner.check()
+    assert _n(router) == 0.0  # nobody judged the answer, so nobody knows of either model
+    store.append([FeedbackEvent("d", "thumb", 1.0)])
+    learner.check()
+    assert _n(router) == 1.0
+    expected = Router.heuristic(CATALOGUE)
+    expected.learn([(decision, USUAL, 1.0), (decision, NEW, 0.2)])
+    assert router.expectations() == expected.expectations()
+    store.append([FeedbackEvent("d", "score", 0.9)])
+    learner.check()
+    assert _n(router) == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -454,3 +455,28 @@ def test_the_arms_to_measure_are_those_of_the_catalogue(tmp_path: Path) -> None:
         bench = Bench(tmp_path, double.url, ROWS[3:])
         assert bench("--arms", "--catalogue", str(catalogue), models=("oss:20b",)) == 0
         assert [(o.query_id, o.think) for o in read_outcomes(bench.out)] == [("free", "low"), ("free", "high")]
+
+
+def test_each_row_has_the_mean_log_probability_of_its_tokens(bench: Bench, double: OllamaDouble) -> None:
+    def unsure(body: Mapping[str, Any]) -> Reply:
+        given = sum(message["role"] == "tool" for message in body["messages"])
+        if body["messages"][-1]["content"].startswith("if it rains") or given == 1:
+            return dataclasses.replace(call("weather", city="Paris"), logprob=-1.0)  # one entry a turn
+        return Reply("mailed", logprob=-4.0)
+
+    double.models["hasty:3b"] = dataclasses.replace(double.models["hasty:3b"], reply=unsure, gives_logprobs=True)
+    double.models["clever:8b"] = dataclasses.replace(double.models["clever:8b"], gives_logprobs=False)
+    bench.write(ROWS[1:2])
+    assert bench() == 0
+    rows = bench.outcomes()
+    assert rows["umbrella", "hasty:3b"].logprob_mean == pytest.approx((-1.0 - 1.0 - 4.0) / 3)
+    assert rows["umbrella", "clever:8b"].logprob_mean is None
+
+
+def test_rows_from_before_log_probabilities_are_continued(bench: Bench) -> None:
+    bench.write(ROWS[:2])
+    assert bench("--limit", "1") == 0
+    plain = [{k: v for k, v in json.loads(line).items() if k != "logprob_mean"} for line in bench.out.open()]
+    bench.out.write_text("".join(json.dumps(row) + "\n" for row in plain))
+    assert bench("--resume") == 0
+    assert [row.logprob_mean for row in bench.outcomes().values()] == [None, None, 0.0, 0.0]

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +24,12 @@ from router_ml.bundles.format import file_sha256, load_bundle
 from router_ml.bundles.registry import read_active
 from router_ml.catalogue import load_catalogue
 from router_ml.decide.router import Router
+from router_ml.decide.selection.policy import Policy
 from router_ml.errors import BundleError, InputError
 from router_ml.jsonl import write_rows
+from router_ml.serve import Gateway
 from router_ml.types import LABELS
+from tests.ollama_double import DoubleModel, OllamaDouble, Reply
 from training import evaluate as evaluating
 from training import fit as fitting
 from training import promote as promoting
@@ -530,3 +533,32 @@ def test_promoting_and_rolling_back(place: Path, fitted: SimpleNamespace, capsys
     assert read_active(models) is None
     with pytest.raises(InputError):
         promoting.roll_back(place / "empty")
+
+
+def test_a_fit_on_outcomes_with_log_probabilities_lets_a_gateway_replace_wrong_answers(place: Path) -> None:
+    rng, rows = np.random.default_rng(0), _rows(120)
+    right = rng.random(len(rows)) < 0.6
+    outcomes = [{"query_id": row["id"], "model": "small", "success": float(ok), "latency_s": 0.1,
+                 "logprob_mean": float(rng.normal(-0.2 if ok else -1.0, 0.2)) - 0.5}
+                for row, ok in zip(rows, right, strict=True)]  # fmt: skip
+    outcomes += [{"query_id": row["id"], "model": "large", "success": float(i % 20 > 0), "latency_s": 0.4}
+                 for i, row in enumerate(rows)]  # fmt: skip
+    write_rows(place / "signalled.jsonl", outcomes)
+    code, _, err = _fit(place, "--no-tune", "--name", "cascade", "--outcomes", str(place / "signalled.jsonl"))
+    assert code == 0, err
+    assert "no map of log-probabilities for large" in err
+    assert "0 outcomes with a log-probability, 50 are needed" in err
+    policy = Policy("cascade", latency_weight_per_s=0.3, cascade=True)
+    router = Router.load(place / "models" / "cascade")
+    said = {"sure": -0.6, "unsure": -1.6}
+
+    def small(body: Mapping[str, Any]) -> Reply:
+        return Reply("small", logprob=said[body["messages"][-1]["content"].split()[0]])
+
+    models = DoubleModel("small", reply=small), DoubleModel("large", "large")
+    with OllamaDouble(models) as double, Gateway(router, router.catalogue, default_host=double.url) as gateway:
+        sure, unsure = (gateway.chat(f"{word} {rows[0]['text']}", policy=policy) for word in said)
+    assert (sure.decision.model, sure.content, unsure.decision.model, unsure.content) == (
+        "small", "small", "small", "large",
+    )  # fmt: skip
+    assert sure.p_right > 0.9 > 0.1 > unsure.p_right

@@ -122,17 +122,24 @@ class Cascade:
             return NO_MAP
         return f"{_phrase(candidate)}: {self.lacking.get(key, 'it has no outcomes of its own')}"
 
-    def order(self, fit: list[Candidate], policy: Policy, context: Context, notes: list[str]) -> list[Candidate]:
-        """Return admissible candidates with the arm in front that is best asked first, and note why; a certified choice
-        (`policy.max_loss`) stays."""
+    def order(
+        self, fit: list[Candidate], policy: Policy, context: Context, notes: list[str], stays: bool = False
+    ) -> list[Candidate]:
+        """Return admissible candidates with the arm in front that is best asked first, and note why.
+
+        It changes only where somebody will judge the answer (`context.judged`), and where utility alone chose: what a
+        rule prefers (`stays`), a certificate or the default for an unusual query stays."""
         chosen = fit[0]
-        if policy.max_loss is None and len(fit) > 1:
-            chosen = max(fit, key=lambda c: (self.value(c, fit, policy, context), c is fit[0]))
+        stays = stays or not context.judged or policy.max_loss is not None
+        if not stays and chosen.utility == max(c.utility for c in fit):
+            values = [self.value(c, fit, policy, context) for c in fit]
+            chosen = fit[values.index(max(values))]
         if why := self.why_not(chosen):
             notes.append(f"no cascade: {why}")
-        elif chosen is not fit[0]:
-            notes.append(f"asked first, {_phrase(fit[0])} where the answer is probably wrong")
-        return fit if chosen is fit[0] else [chosen, *(c for c in fit if c is not chosen)]
+        if chosen is fit[0]:
+            return fit
+        notes.append(f"asked first, {_phrase(fit[0])} where the answer is probably wrong")
+        return [chosen, *(c for c in fit if c is not chosen)]
 
     def value(self, first: Candidate, fit: Sequence[Candidate], policy: Policy, context: Context) -> float:
         """Return the utility of asking an arm first and, where that will pay, another."""

@@ -157,12 +157,6 @@ def resolve_policy(policy: Policy | str | Path) -> Policy:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def without_cascade(policy: Policy) -> Policy:
-    """Return a policy for requests whose first answer is served as it comes."""
-    return replace(policy, cascade=False)
-
-
 def policy_parameters(policy: Policy | str | Path) -> Mapping[str, Any]:
     """Return the weights and limits of a policy for its record; empty where it cannot be resolved any more."""
     try:

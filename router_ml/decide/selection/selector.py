@@ -117,11 +117,12 @@ class Selector:
                 fit = self._keep_default(fit, policy, novelty, notes)
             else:
                 fit = self.guarantee.order(fit, policy, notes)
-            if policy.cascade:
-                fit = self.cascade.order(fit, policy, context, notes)
-            if rule is not None and (preferred := self._preferred(fit, rule)):
+            preferred = None if rule is None else self._preferred(fit, rule)
+            if rule is not None and preferred is not None:
                 fit, draw = [preferred, *(c for c in fit if c is not preferred)], None
                 notes.append(f"the rule {rule.name!r} prefers it")
+            if policy.cascade:
+                fit = self.cascade.order(fit, policy, context, notes, stays=preferred is not None)
             chain = fit if len(fit) == len(candidates) else fit + [c for c in candidates if not c.admissible]
         else:
             chain = _least_bad(candidates, LATENCY.bound(policy, context), LOAD_WAIT.bound(policy, context))
