@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from router_ml.arm import arm_key
 from router_ml.hosts.failure import Failure
 from router_ml.hosts.ollama_package import ollama
 from router_ml.hosts.reply import Reply
@@ -80,6 +79,7 @@ class Answer:
     think: Think | None = None  # how the model that answered was asked
     cascade: str = ""  # what a cascade did and why; "" under policies without one
     p_right: float | None = None  # probability that the first answer was right, where a cascade judged it
+    escalated_from: str | None = None  # key of the arm whose answer a cascade did not serve
 
     @functools.cached_property
     def response(self) -> ChatResponse:
@@ -115,11 +115,6 @@ class Answer:
         """Return the attempt whose answer this is: the last one that gave one; None for a cached answer."""
         answered = [attempt for attempt in self.attempts if attempt.ok and not attempt.unused] or self.attempts
         return answered[-1] if answered else None
-
-    @property
-    def escalated_from(self) -> str | None:
-        """Return the key of the arm whose answer a cascade did not serve, or None."""
-        return next((arm_key(attempt.model, attempt.think) for attempt in self.attempts if attempt.unused), None)
 
     @property
     def prompt_cut(self) -> bool:

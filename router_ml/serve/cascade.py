@@ -7,9 +7,10 @@ fails, or does not answer in time, the first answer is served.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 
-from router_ml.arm import arm_phrase
+from router_ml.arm import arm_key, arm_phrase
 from router_ml.decide.selection.cascade import Cascade, Ruling, Second
 from router_ml.decide.selection.policy import Policy
 from router_ml.serve.answer import Answer
@@ -17,6 +18,8 @@ from router_ml.serve.fallback import FallbackRunner
 from router_ml.serve.request_state import RequestState
 from router_ml.serve.stream import Sink
 from router_ml.types import Candidate
+
+log = logging.getLogger(__name__)
 
 
 class CascadeStep:
@@ -37,7 +40,11 @@ class CascadeStep:
         why_not = _not_judged(state, answer)
         if why_not:
             return self._told(state, answer, f"no cascade: {why_not}")
-        return await self._judged(state, answer, policy)
+        try:
+            return await self._judged(state, answer, policy)
+        except Exception as error:  # there is an answer, and nothing of the second call may cost it
+            log.warning("an answer could not be judged (%s), it is served", type(error).__name__)
+            return self._told(state, answer, "no cascade: the answer could not be judged")
 
     async def _judged(self, state: RequestState, answer: Answer, policy: Policy) -> Answer:
         p_right, ruling = self._ruling(state, answer, policy)
@@ -73,7 +80,8 @@ class CascadeStep:
             return None
         state.attempts[place] = dataclasses.replace(state.attempts[place], unused=True)
         state.unused, state.p_served = (first.model, first.reply), wanted.p_success
-        return dataclasses.replace(second, p_right=first.p_right)
+        unserved = arm_key(first.model, state.attempts[place].think)
+        return dataclasses.replace(second, p_right=first.p_right, escalated_from=unserved)
 
     def _told(self, state: RequestState, answer: Answer, what: str) -> Answer:
         """Return the answer with what the cascade did, its attempts and seconds up to now."""

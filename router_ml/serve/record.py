@@ -172,7 +172,7 @@ class EventRecorder:
             think=think,
             logprob_mean=served.logprob_mean if served else None,
             cascade=(answer.cascade or None) if answer and not cached else None,
-            escalated_from=answer.escalated_from if answer else None,
+            escalated_from=answer.escalated_from if answer and not cached else None,
             p_right=answer.p_right if answer and not cached else None,
             unused_s=_unused_s(state, served),
             unused_usd=unused_usd,

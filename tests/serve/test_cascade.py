@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from router_ml.decide.selection.cascade import AnswerCheck, Cascade
 from router_ml.decide.selection.policy import PRESETS, Policy
@@ -18,10 +21,11 @@ from router_ml.events.export import bandit_rows, outcomes
 from router_ml.experiments.assignment import Assignment
 from router_ml.experiments.experiment import Experiment, Variant
 from router_ml.experiments.rollout import request_of
-from router_ml.serve import Gateway
+from router_ml.serve import Gateway, GatewayOptions
+from router_ml.serve.answer_cache.exact import ExactCache
 from router_ml.types import Decision, Quantiles
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
-from tests.serve.deciders import FixedDecider, Recording
+from tests.serve.deciders import FixedDecider, Recording, catalogue_of
 from tests.serve.test_answers import TOOL
 from tests.serve.waiting import until
 
@@ -29,6 +33,7 @@ SMALL, MIDDLE, LARGE = "llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b"
 # logit P(right) = z, z = (mean log-probability + 1) / .5: -1 a token is even, 0 a token is right with .88
 CHECK = AnswerCheck(-1.0, 0.5, 0.0, 0.0, 1.0, (0.0, 0.0), (-4.0, 0.0, 4.0), 0.0, 100)
 CASCADE = Policy("cascade", cascade=True)
+UNSURE = -1.0 + 0.5 * math.log(0.85 / 0.15)  # below it the large model's answer, worth .85, is worth more
 
 
 class CascadeDecider(FixedDecider):
@@ -218,6 +223,29 @@ def test_without_a_map_the_answer_is_served_and_says_why(ask: Any, cascade: Any,
     assert why in answer.decision.reason
 
 
+def test_a_judge_that_fails_costs_no_answer(ask: Any, double: OllamaDouble, recording: Recording) -> None:
+    class Broken(Cascade):
+        def rule(self, *_: Any, **__: Any) -> Any:
+            raise ArithmeticError
+
+    answer = ask(decider=CascadeDecider(Broken({SMALL: CHECK})))
+    assert (answer.content, answer.cascade) == ("Perhaps Lyon.", "no cascade: the answer could not be judged")
+    assert [event.ok for event in recording.of(OutcomeEvent)] == [True]
+
+
+def test_a_cached_answer_was_no_fallback_and_escalates_nothing_again(
+    double: OllamaDouble, gateway_of: Callable[..., Gateway], recording: Recording
+) -> None:
+    says(double, SMALL, "Perhaps Lyon.", -2.0)
+    says(double, LARGE, "Paris.", -0.1)
+    gateway = gateway_of(decider=CascadeDecider(), cache=ExactCache())
+    asking = {"policy": CASCADE, "options": {"temperature": 0, "seed": 0}, "context": {"user_id": "u"}}
+    first, second = (gateway.chat("Capital?", **asking) for _ in range(2))
+    assert (first.cached, second.cached, second.content, second.fallback) == (False, True, "Paris.", False)
+    fresh, cached = recording.of(OutcomeEvent)
+    assert (fresh.escalated_from, cached.escalated_from, cached.fallback) == (SMALL, None, False)
+
+
 def test_a_named_model_is_not_left(ask: Any, double: OllamaDouble) -> None:
     answer = ask(model=SMALL)
     assert (answer.model, answer.cascade, asked(double)) == (SMALL, "no cascade: the model was named", [SMALL])
@@ -291,3 +319,50 @@ def test_the_slowest_quantile_counts_not_the_median(ask: Any, double: OllamaDoub
             return dataclasses.replace(made, ranked=(made.ranked[0], tail))
 
     assert ask(decider=LongTail()).model == SMALL
+
+
+_FAULTS = [
+    None,
+    Fault.ERROR_500,
+    Fault.EMPTY_ANSWER,
+    Fault.RESET_MID_STREAM,
+    Fault.MALFORMED_JSON,
+    Fault.QUEUE_FULL_503,
+]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.floats(-3.0, 0.0),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(_FAULTS),
+    st.sampled_from([0.05, 0.5, 30.0]),
+)
+def test_whatever_happens_one_whole_answer_is_served_and_counted_once(
+    double: OllamaDouble, logprob: float, stream: bool, buffer: bool, fault: Fault | None, p95_s: float
+) -> None:
+    says(double, SMALL, "Perhaps Lyon.", logprob)
+    says(double, LARGE, "Paris.", -0.1)
+    double.faults.clear()
+    if fault is not None:
+        double.faults.set(LARGE, fault)
+    recording, before = Recording(), len(double.generations)
+    policy = dataclasses.replace(CASCADE, cascade_buffer=buffer)
+    with Gateway(
+        CascadeDecider(p95_s=p95_s), catalogue_of(SMALL, LARGE), default_host=double.url, recorder=recording,
+        options=GatewayOptions(deadline_s=10.0, last_resort=None),
+    ) as gateway:  # fmt: skip
+        got = gateway.chat("Capital?", policy=policy, stream=stream)
+        text = "".join(part.message.content for part in got) if stream else got.content
+    answered = [event for event in recording.of(AttemptEvent) if event.ok]
+    (outcome,) = recording.of(OutcomeEvent)
+    escalated = outcome.escalated_from is not None
+    assert text == ("Paris." if escalated else "Perhaps Lyon.")
+    assert [event.model for event in answered if not event.unused] == [outcome.model]
+    assert [event.model for event in answered if event.unused] == [SMALL] * escalated
+    assert len(double.generations) - before <= 2
+    assert outcome.ok
+    assert not outcome.fallback
+    assert escalated == (logprob < UNSURE and (buffer or not stream) and fault is None and p95_s <= 0.5)
+    assert outcome.latency_s >= (outcome.unused_s or 0.0)
