@@ -37,10 +37,9 @@ class CascadeStep:
             why_not = state.no_cascade
             return dataclasses.replace(answer, cascade=f"no cascade: {why_not}") if why_not else answer
         answer = await self._fallback.run(state, None)
-        why_not = _not_judged(state, answer)
-        if why_not:
-            return self._told(state, answer, f"no cascade: {why_not}")
         try:
+            if why_not := _not_judged(state, answer):
+                return self._told(state, answer, f"no cascade: {why_not}")
             return await self._judged(state, answer, policy)
         except Exception as error:  # there is an answer, and nothing of the second call may cost it
             log.warning("an answer could not be judged (%s), it is served", type(error).__name__)

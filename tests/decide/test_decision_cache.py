@@ -162,7 +162,7 @@ def test_a_renewed_decision_differs_in_its_id_alone_and_shares_nothing_that_chan
 def test_a_cached_decision_keeps_every_field_but_its_id() -> None:
     decision = Decision(
         "m", "simple", {"simple": 1.0}, (), "answer", "why", "first", "p", "b", 0.5, "v", 0.25, {"x": "y"}, True,
-        1.5, "code", "kept", "warm",
+        1.5, "code", "kept", "warm", "judge",
     )  # fmt: skip
     names = [field.name for field in fields(Decision)]
     usual = {field.name: field.default for field in fields(Decision)}

@@ -160,7 +160,7 @@ def test_seconds_of_a_thinking_answer_are_not_charged_to_the_arm_that_does_not_t
     answer = served.chat("Hello")
     assert answer.attempts[0].timeout_s is not None
     state = RequestState(None, None, "balanced", 0.0, 1.0, decision=answer.decision)  # type: ignore[arg-type]
-    seconds = served._fallback._service_s(state, Route(backend, False))
+    seconds = served._cascade._fallback._service_s(state, Route(backend, False))
     rate = backend.rates.decode_tokens_per_s
     assert rate is not None
     assert seconds == pytest.approx(10 / rate)
