@@ -73,7 +73,8 @@ class Rollout:
     """Assigns, records and judges one experiment. Thread-safe; as a `Recorder` it neither blocks nor raises.
 
     `read_store` opens the event store for reading, so that outcomes of other processes count too and a restart
-    forgets nothing; without it this process's outcomes are all there is. `unit_key` must be the store's keyed hash."""
+    forgets nothing; without it this process's outcomes are all there is. `unit_key` must be the store's keyed hash.
+    `new_unit` names the unit of each request where requests are the units."""
 
     def __init__(
         self,
@@ -84,12 +85,13 @@ class Rollout:
         unit_key: Callable[[str], str] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        new_unit: Callable[[], str] = new_id,
     ) -> None:
         self.files = state
         self._recorder = recorder or NullRecorder()
         self._read_store = read_store
         self._unit_key = unit_key or (lambda unit: unit)
-        self._clock, self._monotonic = clock, monotonic
+        self._clock, self._monotonic, self._new_unit = clock, monotonic, new_unit
         self._checked_s = float("-inf")
         self._experiment: Experiment | None = None
         self._halt: Halt | None = None
@@ -126,7 +128,7 @@ class Rollout:
         if experiment is None or self._halt is not None:
             return None
         # Where requests are the units, those of one session must not stick together.
-        return assign(experiment, new_id() if experiment.unit == "request" else unit, self._clock())
+        return assign(experiment, self._new_unit() if experiment.unit == "request" else unit, self._clock())
 
     def record(self, event: Event) -> None:
         """Take an outcome or feedback of the running experiment; everything else is ignored."""

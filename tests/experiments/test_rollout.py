@@ -66,7 +66,7 @@ class World:
     def __init__(self, folder: Path, experiment: Experiment = EXPERIMENT) -> None:
         self.clock, self.recorded = Clock(), Recorded()
         self.files = ExperimentState(folder / FOLDER)
-        self.draw = random.Random(4)
+        self.draw, self.units = random.Random(4), random.Random(5)
         self.served = {"old": 0, "new": 0, None: 0}
         if experiment is not None and self.files.active() is None and self.files.halt() is None:
             self.files.start(experiment)
@@ -79,7 +79,11 @@ class World:
             read_store=read_store,  # type: ignore[arg-type]
             clock=self.clock,
             monotonic=self.clock,
+            new_unit=self.new_unit,
         )
+
+    def new_unit(self) -> str:
+        return f"u{self.units.getrandbits(64)}"
 
     def request(self, failing: float = 0.0) -> OutcomeEvent | None:
         self.clock.now_s += 0.1
@@ -359,8 +363,9 @@ def test_outcomes_from_store_and_memory_are_counted_once_and_a_restart_forgets_n
     key = store._privacy.digest  # type: ignore[attr-defined]
     world = World(tmp_path)
     world.rollout = Rollout(
-        world.files, read_store=lambda: open_store(tmp_path), unit_key=key, clock=world.clock, monotonic=world.clock
-    )
+        world.files, read_store=lambda: open_store(tmp_path), unit_key=key, clock=world.clock, monotonic=world.clock,
+        new_unit=world.new_unit,
+    )  # fmt: skip
     for _ in range(60):
         event = world.request()
         assert event is not None

@@ -32,7 +32,12 @@ class Lives(RuleBasedStateMachine):
         self.rollout = self.opened()
 
     def opened(self) -> Rollout:
-        return Rollout(self.files, clock=lambda: self.now_s, monotonic=lambda: self.now_s)
+        return Rollout(
+            self.files,
+            clock=lambda: self.now_s,
+            monotonic=lambda: self.now_s,
+            new_unit=lambda: f"u{self.draw.getrandbits(64)}",
+        )
 
     def serve(self, requests: int, failing: float) -> None:
         for _ in range(requests):
