@@ -2,9 +2,10 @@
 
     python -m benchmarks.study --bench DIR [--bundle DIR] [--only bfcl-a mmlu ...] [--repeats N] [--json OUT]
 
-DIR holds bfcl/, routellm-mmlu/, routellm-gsm8k/, llmrouter9/ and local5/, each with queries.jsonl and outcomes*.jsonl
-in this project's formats (`python -m training.datasets` makes them). Absent data sets are skipped with a message. One
-recipe serves all of them: nothing is set per data set. The encoder and the complexity head come from the bundle.
+DIR holds bfcl/, routellm-mmlu/, routellm-gsm8k/, llmrouter9/, local5/ and gptoss/, each with queries.jsonl and
+outcomes*.jsonl in this project's formats (`python -m training.datasets` makes them). Absent data sets are skipped with
+a message. One recipe serves all of them: nothing is set per data set. The encoder and the complexity head come from the
+bundle.
 
 Figures are printed beside the static mix of single models and two simple learners that are judged alike. Intervals:
 95 %, bootstrap over groups of queries; for repeated fits, the spread over the repeats.
@@ -82,6 +83,7 @@ SETS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gsm8k": ("routellm-gsm8k", "outcomes", ("apgr",)),
     "llmrouter9": ("llmrouter9", "outcomes", ("accuracy", "aiq")),
     "local5": ("local5", "outcomes", ("aiq_normalised", "accuracy_over_best_single")),
+    "gptoss": ("gptoss", "outcomes", ("aiq_normalised", "accuracy_over_best_single")),
 }  # folder, outcomes and figures
 
 
