@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from router_ml.batch.decider import BatchJob
-from router_ml.batch.engine import ENGINES, LOCAL, open_engine
 from router_ml.batch.output import Progress, rejects_path
 from router_ml.batch.run import run_batch
 from router_ml.bundles.registry import active_bundle
 from router_ml.cli.choosing import chosen_context, chosen_policy
 from router_ml.decide.selection.policy import resolve_policy
+from router_ml.engines.engine import ENGINES, LOCAL, open_engine
 from router_ml.errors import BundleMissing, InputError
 from router_ml.settings import Settings, load_settings
 from router_ml.terminal import end_progress, show_progress

@@ -272,6 +272,17 @@ def test_the_registered_model_is_a_spark_function(
         session.stop()
 
 
+def test_a_fit_on_ray_learns_the_same_heads(place: Path, fitted: SimpleNamespace) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    code, out, err = _fit(place, "--no-tune", "--json", "--name", "on_ray", "--engine", "ray", "--no-cache")
+    assert code == 0, err
+    here, there = load_bundle(fitted.answer["bundle"]), load_bundle(json.loads(out.splitlines()[-1])["bundle"])
+    assert there.config == here.config
+    assert there.arrays.keys() == here.arrays.keys()
+    for name, values in here.arrays.items():
+        np.testing.assert_array_equal(there.arrays[name], values, err_msg=name)
+
+
 def test_a_fit_with_tuning_tries_the_alternatives(place: Path) -> None:
     import mlflow
 

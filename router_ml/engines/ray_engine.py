@@ -7,10 +7,10 @@ bundle under the same path.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from router_ml.batch.engine import AHEAD, ordered
+from router_ml.engines.engine import AHEAD, ordered
 from router_ml.errors import InputError, RouterError
 
 A = TypeVar("A")
@@ -22,14 +22,16 @@ RESTARTS = 3  # of an actor whose node is lost; its items are done again
 class _Actor:
     """Holds one function; Ray makes an actor of it."""
 
-    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
-        self._build = build
+    def __init__(self, build: Sequence[Any]) -> None:
+        self._build = build  # a reference in a list, which a restarted actor can still read
         self._function: Callable[[Any], Any] | None = None
 
     def apply(self, item: Any) -> Any:
         """Return the function's result."""
         if self._function is None:
-            self._function = self._build()
+            import ray
+
+            self._function = ray.get(self._build[0])()
         return self._function(item)
 
 
@@ -52,7 +54,8 @@ class RayEngine:
         """Yield the result of each item, in order. Raises as an engine does."""
         ray = self._ray
         kind = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(_Actor)
-        actors = [kind.remote(build) for _ in range(self.workers)]
+        shared = [ray.put(build)]  # sent to a node once, whatever the number of its workers
+        actors = [kind.remote(shared) for _ in range(self.workers)]
         turn = 0
 
         def submit(item: A) -> Any:

@@ -46,7 +46,7 @@ def open_engine(name: str, workers: int | None = None) -> Engine:
     if name == LOCAL:
         return LocalEngine(workers or cores())
     if name == RAY:
-        from router_ml.batch.ray_engine import RayEngine
+        from router_ml.engines.ray_engine import RayEngine
 
         return RayEngine(workers)
     raise InputError(f"engine must be one of {', '.join(ENGINES)}, found {name!r}")
