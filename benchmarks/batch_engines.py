@@ -2,9 +2,10 @@
 
     python -m benchmarks.batch_engines [--bundle D] [--queries N] [--rounds N] [--engines local ray] [--json]
 
-Contenders take turns, so that other load slows them alike; figures are medians, and the ratio is to `select_models`.
-`total` counts the start of the workers, `steady` is from the first chunk on. A batch reads its rows from a file and
-writes every decision with its candidates, which `select_models` does not. The files of all engines must be the same.
+Contenders take turns, each in a process of its own, and figures are medians; ratios are to `select_models` in the same
+round. `total` counts the start of the workers, `steady` is from the first chunk on, and `cpu` is decisions per second
+of processor time of all processes from the first chunk on: other load changes it least. A batch reads its rows from a
+file and writes every decision with its candidates, which `select_models` does not. The engines' files must be the same.
 """
 
 from __future__ import annotations
@@ -15,8 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
+
+import psutil
 
 from benchmarks.speed import mixed_texts
 from router_ml import select_models
@@ -31,32 +38,69 @@ from router_ml.errors import RouterError
 from router_ml.settings import load_settings
 from training.command import command_parser
 
-SLICE = 10_000  # queries of one call of `select_models`, so that memory holds no more decisions
+SLICE = 1_000  # queries of one call of `select_models`, so that memory holds no more decisions
 SELECT = "select_models"
 
 
-def select_rate(router: Router, texts: Sequence[str]) -> tuple[float, float]:
-    """Return decisions a second of `select_models`, twice: it has no workers to start."""
-    began = time.perf_counter()
+class Rates(NamedTuple):
+    """Decisions per second."""
+
+    total: float
+    steady: float
+    cpu: float
+
+
+class Mark(NamedTuple):
+    """How far a contender was at some time."""
+
+    at_s: float
+    cpu_s: float
+    rows: int
+
+
+def _mark(rows: int) -> Mark:
+    """Return the time, and the processor time of this process and all below it."""
+    spent = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent += times.user + times.system
+    return Mark(time.perf_counter(), spent, rows)
+
+
+def _rates(began_s: float, marks: Sequence[Mark]) -> Rates:
+    first, last = marks[0], marks[-1]
+    rows = last.rows - first.rows
+    return Rates(
+        last.rows / (time.perf_counter() - began_s),
+        rows / (last.at_s - first.at_s),
+        rows / (last.cpu_s - first.cpu_s),
+    )
+
+
+def select_rates(bundle: Path, source: Path) -> Rates:
+    """Decide the rows of a file by `select_models`; loading is not counted."""
+    router = Router.load(bundle)
+    texts = [json.loads(line)["text"] for line in source.read_text(encoding="utf-8").splitlines()]
+    began_s, marks = time.perf_counter(), []
     for first in range(0, len(texts), SLICE):
+        marks.append(_mark(first))
         select_models(texts[first : first + SLICE], router=router)
-    rate = len(texts) / (time.perf_counter() - began)
-    return rate, rate
+    return _rates(began_s, [*marks, _mark(len(texts))])
 
 
-def batch_rate(job: BatchJob, out: Path, engine: str, workers: int | None) -> tuple[float, float]:
-    """Return decisions a second of a batch: of the whole, and from the first chunk on."""
-    first: list[tuple[float, int]] = []
+def batch_rates(bundle: Path, source: Path, out: Path, engine: str, workers: int | None) -> Rates:
+    """Decide the rows of a file by a batch."""
+    marks: list[Mark] = []
+    job = BatchJob(str(source), bundle, resolve_policy("balanced"))
+    began_s = time.perf_counter()
+    opened = open_engine(engine, workers)
 
     def report(done: Progress, share: float) -> None:
-        if not first:
-            first.append((time.perf_counter(), done.n_decided))
+        marks.append(_mark(done.n_decided))
 
-    began = time.perf_counter()
-    done = run_batch(job, out, open_engine(engine, workers), restart=True, report=report)
-    ended = time.perf_counter()
-    at, n = first[0]
-    return done.n_decided / (ended - began), (done.n_decided - n) / max(ended - at, 1e-9)
+    run_batch(job, out, opened, restart=True, report=report)
+    return _rates(began_s, marks)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,40 +116,41 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the figures; exit status 1 if two engines decided differently."""
+    """Print the figures. Raises `RouterError` if two engines decided differently."""
     options = parser().parse_args(argv)
-    bundle = options.bundle or active_bundle(load_settings())
-    router, texts = Router.load(bundle), mixed_texts(options.queries)
-    select_models(texts[:64], router=router)
-    rates: dict[str, list[tuple[float, float]]] = {SELECT: [], **{name: [] for name in options.engines}}
+    bundle: Path = options.bundle or active_bundle(load_settings())
+    found: dict[str, list[Rates]] = {SELECT: [], **{name: [] for name in options.engines}}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "queries.jsonl"
-        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        job = BatchJob(str(source), bundle, resolve_policy("balanced"))
+        lines = (json.dumps({"text": text}) + "\n" for text in mixed_texts(options.queries))
+        source.write_text("".join(lines), encoding="utf-8")
         files = {name: Path(folder) / f"{name}.jsonl" for name in options.engines}
-        for number in range(options.rounds):
-            rates[SELECT].append(select_rate(router, texts))
-            for name, out in files.items():
-                rates[name].append(batch_rate(job, out, name, options.workers))
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-        if len({out.read_bytes() for out in files.values()}) != 1:
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
+            for number in range(options.rounds):
+                found[SELECT].append(alone.submit(select_rates, bundle, source).result())
+                for name, out in files.items():
+                    out.unlink(missing_ok=True)
+                    found[name].append(alone.submit(batch_rates, bundle, source, out, name, options.workers).result())
+                print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+        if len({out.read_bytes() for out in files.values()}) > 1:
             raise RouterError("the engines decided differently")
-    rows = {
+    figures = {
         name: {
-            "total_per_s": median(total for total, _ in found),
-            "steady_per_s": median(steady for _, steady in found),
-            "total_ratio": median(t / s for (t, _), (s, _) in zip(found, rates[SELECT], strict=True)),
-            "steady_ratio": median(t / s for (_, t), (s, _) in zip(found, rates[SELECT], strict=True)),
+            unit: {
+                "per_s": median(getattr(rates, unit) for rates in mine),
+                "ratio": median(
+                    getattr(rates, unit) / getattr(other, unit)
+                    for rates, other in zip(mine, found[SELECT], strict=True)
+                ),
+            }
+            for unit in Rates._fields
         }
-        for name, found in rates.items()
+        for name, mine in found.items()
     }
-    for name, row in rows.items():
-        print(
-            f"{name:14} {row['total_per_s']:8,.0f} a second, {row['total_ratio']:.2f} of {SELECT}; "
-            f"steady {row['steady_per_s']:8,.0f}, {row['steady_ratio']:.2f}"
-        )
+    for name, row in figures.items():
+        print(f"{name:14}", *(f"{unit} {x['per_s']:7,.0f}/s {x['ratio']:5.2f}" for unit, x in row.items()), sep="  ")
     if options.json:
-        print(json.dumps(rows))
+        print(json.dumps(figures))
     return 0
 
 

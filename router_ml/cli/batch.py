@@ -26,8 +26,18 @@ def add_batch_options(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("batch")
     group.add_argument("--batch", type=Path, metavar="IN", help="file to decide: JSON Lines, or Parquet (.parquet)")
     group.add_argument("--out", type=Path, help="file of the decisions, in the order of IN; .parquet for Parquet")
-    group.add_argument("--engine", choices=ENGINES, default=LOCAL, help="this machine, or a Ray cluster (RAY_ADDRESS)")
-    group.add_argument("--workers", type=_count, metavar="N", help="processes, each with an encoder (one a core)")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=LOCAL,
+        help="this machine, or a Ray cluster (RAY_ADDRESS names it, else Ray starts here; extra 'ray')",
+    )
+    group.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes, each with an encoder (one a core; with ray one a CPU of the cluster, and no more)",
+    )
     group.add_argument(
         "--bad-rows", choices=(SKIP, STOP), default=SKIP, help="write them to OUT.rejects.jsonl, or stop at the first"
     )
