@@ -50,7 +50,7 @@ def traffic(n: int) -> list[Event]:
     for i in range(n // 3):
         one = replace(decision, decision_id=f"d{i:08}")
         events.append(decision_event(one, unit=f"s{i // 4}", at_s=1e9 + i))
-        tokens = {"prompt_tokens": 40 + i % 900, "output_tokens": i % 300}
+        tokens: dict[str, Any] = {"prompt_tokens": 40 + i % 900, "output_tokens": i % 300}
         events.append(OutcomeEvent(one.decision_id, one.model, None, 2.0 + i % 7, **tokens, at_s=1e9 + i))
         events.append(FeedbackEvent(one.decision_id, "thumb", float(i % 3 > 0), at_s=1e9 + i + 60))
     return events
