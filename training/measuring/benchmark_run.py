@@ -58,8 +58,8 @@ class BenchmarkPlan:
 
 
 class Benchmark:
-    """One run, of which a kill at any moment loses the answers in progress alone: one for each worker of the engine,
-    and at most two more that wait for their turn to be written.
+    """One run, of which a kill at any moment loses the answer in progress alone; on an engine those that its workers
+    have under way or wait to be written, at most three for each.
 
     An answer is on disk before it is scored. Rows are written in the order of the queries, whatever the engine."""
 

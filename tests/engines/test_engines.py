@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,22 @@ def test_ray_computes_the_vectors_of_this_process(tiny_bundle: Path) -> None:
     here = CachedEmbedder(tiny_bundle, enabled=False).embed(TEXTS)
     there = CachedEmbedder(tiny_bundle, enabled=False, engine=open_engine("ray", 2)).embed(TEXTS)
     np.testing.assert_array_equal(there, here)
+
+
+def test_more_workers_than_a_cluster_has_cpus_are_not_waited_for() -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    assert list(open_engine("ray", 2).map(_doubling, range(5))) == [0, 2, 4, 6, 8]
+    many = open_engine("ray", 500)
+    assert many.workers < 500
+    assert list(many.map(_doubling, range(5))) == [0, 2, 4, 6, 8]
+    asking = open_engine("ray", 5, waiting=True)  # these need no CPU
+    assert asking.workers == 5
+    assert list(asking.map(_doubling, range(7))) == [0, 2, 4, 6, 8, 10, 12]
+    assert open_engine("ray", waiting=True).workers == 1  # one a node
+
+
+def _doubling() -> Callable[[int], int]:
+    return lambda item: 2 * item
 
 
 def test_the_local_engine_needs_no_processes_for_vectors() -> None:
