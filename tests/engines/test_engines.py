@@ -32,13 +32,10 @@ def test_ray_computes_the_vectors_of_this_process(tiny_bundle: Path) -> None:
 
 def test_more_workers_than_a_cluster_has_cpus_are_not_waited_for() -> None:
     pytest.importorskip("ray", reason="ray is not installed")
-    assert list(open_engine("ray", 2).map(_doubling, range(5))) == [0, 2, 4, 6, 8]
     many = open_engine("ray", 500)
     assert many.workers < 500
     assert list(many.map(_doubling, range(5))) == [0, 2, 4, 6, 8]
-    asking = open_engine("ray", 5, waiting=True)  # these need no CPU
-    assert asking.workers == 5
-    assert list(asking.map(_doubling, range(7))) == [0, 2, 4, 6, 8, 10, 12]
+    assert open_engine("ray", 5, waiting=True).workers == 5  # these need no CPU
     assert open_engine("ray", waiting=True).workers == 1  # one a node
 
 
