@@ -132,7 +132,7 @@ def overhead(bundle: Path, rounds: int) -> Iterator[Row]:
 def throughput(bundle: Path, rounds: int) -> Iterator[Row]:
     """Decide many queries of mixed length on all cores, and for concurrent callers that each wait for their answer."""
     router = Router.load(bundle)
-    texts = _mixed(N_BATCH)
+    texts = mixed_texts(N_BATCH)
     many = partial(api.select_models, texts, router=router)
     encoder, head = _sentence_encoder(), _sklearn_head()
     walls = {
@@ -261,7 +261,7 @@ def _xlm_roberta() -> Callable[[str], Any]:
 # parts of the sections --------------------------------------------------------------------------------------------
 
 
-def _mixed(n: int) -> list[str]:
+def mixed_texts(n: int) -> list[str]:
     """Return texts of the usual lengths of queries: two to sixty words, most of them short."""
     rng = np.random.default_rng(0)
     words = PASSAGE.split()

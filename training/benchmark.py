@@ -29,6 +29,11 @@ and its success stays null:
 
 Success is 1 where everything expected was met, else 0. A model's failure (an error, no answer in time) counts as 0,
 with the reason in `error`; a host that cannot be reached ends the run, which --resume continues.
+
+A benchmark waits for its host, so one process asking one query at a time is right for one host, and measures it without
+other load. --engine ray asks from the nodes of a Ray cluster (RAY_ADDRESS), one query at a time on each: with
+--host http://127.0.0.1:11434 each node asks its own Ollama, so that N equal nodes need 1/N of the time. Every node's
+host must have the same models. Rows, their order and --resume are the same.
 """
 
 from __future__ import annotations
@@ -41,16 +46,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ollama
-
 from router_ml.catalogue import load_catalogue
+from router_ml.engines.engine import LOCAL, Engine, open_engine
 from router_ml.errors import InputError
 from router_ml.hosts.names import normal
 from router_ml.jsonl import query_row, read_outcomes, read_queries, write_rows
 from router_ml.settings import base_url, load_settings, without_credentials
 from router_ml.terminal import run_command
 from router_ml.types import Query
-from training.command import command_parser
+from training.command import add_engine_option, command_parser
 from training.corpus import data_dir, data_sha256
 from training.measuring.benchmark_run import Benchmark, BenchmarkPlan
 from training.measuring.benchmark_tracking import record
@@ -102,6 +106,7 @@ def prepare(options: argparse.Namespace) -> tuple[BenchmarkPlan, Path]:
         retry_errors=options.retry_errors,
         rescore=options.rescore,
         arms=options.arms,
+        timeout_s=options.timeout,
     )
     if options.judge and normal(options.judge) in models:
         log.warning("%s judges its own answers, too, which models tend to favour", options.judge)
@@ -141,10 +146,15 @@ def _system(path: Path | None) -> str:
         raise InputError(f"cannot read the system prompt {path}: {error}") from error
 
 
-def run(plan: BenchmarkPlan, *, timeout_s: float, quiet: bool = False) -> Comparison:
+def measuring_engine(name: str, workers: int | None = None) -> Engine | None:
+    """Return the engine whose workers ask, by default one on each node; None for one in this process, which is what
+    `local` is. Raises `InputError` for an unknown or missing one."""
+    return None if name == LOCAL and (workers or 1) == 1 else open_engine(name, workers, waiting=True)
+
+
+def run(plan: BenchmarkPlan, engine: Engine | None = None, *, quiet: bool = False) -> Comparison:
     """Measure what is missing and compare everything."""
-    client = ollama.Client(host=plan.host, timeout=timeout_s)
-    benchmark = Benchmark(plan, client, quiet=quiet)
+    benchmark = Benchmark(plan, engine, quiet=quiet)
     benchmark.run()
     return compare(plan.queries, plan.models, read_outcomes(plan.out), benchmark.warm_up_s)
 
@@ -201,6 +211,14 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--keep-alive", default="10m", help="how long a model stays in memory (%(default)s)")
     how.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds for one turn (%(default)s)")
     how.add_argument("--no-warm-up", action="store_true", help="include loading in the first row of each model")
+    where = cli.add_argument_group("where from")
+    add_engine_option(where, "hosts are asked from")
+    where.add_argument(
+        "--workers",
+        type=_at_least(1),
+        metavar="N",
+        help="requests at once (1; with ray one for each node); more than a host runs at once lengthen its latencies",
+    )
     out = cli.add_argument_group("reporting")
     out.add_argument("--experiment", default=BENCHMARKS, help="MLflow experiment (%(default)s)")
     out.add_argument("--no-mlflow", action="store_true", help="do not log to MLflow")
@@ -230,8 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    engine = measuring_engine(options.engine, options.workers)
     plan, source = prepare(options)
-    report(options, plan, source, run(plan, timeout_s=options.timeout, quiet=options.quiet))
+    report(options, plan, source, run(plan, engine, quiet=options.quiet))
 
 
 if __name__ == "__main__":

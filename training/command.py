@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from router_ml.engines.engine import ENGINES, LOCAL
 from router_ml.files import atomic_write
 
 
@@ -18,6 +19,17 @@ def command_parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
         description=first,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_engine_option(group: argparse._ActionsContainer, what: str) -> None:
+    """Add --engine, whose help says what the engine does."""
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=LOCAL,
+        help=f"where {what}: this machine, or a Ray cluster (RAY_ADDRESS names it, else Ray starts here; extra 'ray') "
+        "(%(default)s)",
     )
 
 

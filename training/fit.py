@@ -11,7 +11,8 @@ taken over; fewer than 2,000 labels are learned together with the shipped corpus
 
 The length of a fit is a number of examples, so a busy machine makes it slower, not worse. On two free cores a fit on
 the shipped corpus takes 6 to 7 minutes, with --no-tune 1.3. Tuned encoders and vectors are cached in
-ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache stores nothing.
+ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache stores nothing. With --engine ray the vectors of
+queries are computed on a Ray cluster (RAY_ADDRESS), and are the same; the encoder is tuned on this machine.
 
 Every fit is a run in MLflow and a challenger in its registry. The new bundle serves no request until
 `router-ml promote BUNDLE` makes it the active one.
@@ -53,20 +54,21 @@ from router_ml.decide.features.onnx import OnnxEmbedder
 from router_ml.decide.features.sentence_transformer import DEFAULT_ENCODER
 from router_ml.decide.predictors.difficulty import DifficultyHead
 from router_ml.decide.router import Router
+from router_ml.engines.engine import Engine
 from router_ml.errors import InputError
 from router_ml.files import make_private_folder
 from router_ml.jsonl import read_outcomes, read_queries
 from router_ml.settings import load_settings
 from router_ml.terminal import SAMPLE_QUERIES, decision_table, run_command, savings
 from router_ml.types import LABELS, Outcome, Query
-from training.command import command_parser
+from training.command import add_engine_option, command_parser
 from training.complexity.complexity_fit import ComplexityPart, borrow_complexity, check_label_count, learn_complexity
 from training.complexity.encoder_export import self_check_vectors
 from training.complexity.encoder_source import MULTILINGUAL
 from training.complexity.graded import FILE as GRADED
 from training.complexity.graded import Graded, read_graded
 from training.corpus import corpus_path, data_sha256
-from training.embeddings import CachedEmbedder
+from training.embeddings import CachedEmbedder, vector_engine
 from training.kept_features import read_features
 from training.outcomes.table import LEARNED_FROM, check_query_ids, not_learned, outcome_table, query_keys
 from training.tracking.tracker import FITS, DataFile, Tracker, tracked
@@ -112,6 +114,7 @@ class FitJob:
     given: dict[str, Any] = field(default_factory=dict)  # for the manifest
     files: tuple[DataFile, ...] = ()
     features: Features | None = None  # of the queries, row by row, where they are known without their text
+    engine: Engine | None = None  # computes vectors; None: threads of this process
     base: Path | None = None  # bundle whose encoder and complexity head are taken over; None: the active one
     register: bool = True  # as the challenger in MLflow
     show: bool = True  # print decisions on a few sample queries
@@ -200,6 +203,7 @@ def _complexity(job: FitJob, folder: Path, plots: Path, tracker: Tracker) -> Com
         graded=job.graded,
         quick=job.quick,
         cache=job.cache,
+        engine=job.engine,
         progress=job.progress,
     )
 
@@ -219,7 +223,7 @@ def _outcomes(
     measured = {outcome.query_id for outcome in job.outcomes}
     rows = np.array([i for i, query in enumerate(job.queries) if query.id in measured], dtype=np.intp)
     queries = [job.queries[i] for i in rows]
-    features = job.features.rows(rows) if job.features else _features(queries, folder, job.cache)
+    features = job.features.rows(rows) if job.features else _features(queries, folder, job)
     fitted = fit_outcomes(
         queries,
         list(job.outcomes),
@@ -273,8 +277,8 @@ def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def _features(queries: Sequence[Query], folder: Path, cache: bool) -> Features:
-    extractor = Extractor(CachedEmbedder(folder, enabled=cache))
+def _features(queries: Sequence[Query], folder: Path, job: FitJob) -> Features:
+    extractor = Extractor(CachedEmbedder(folder, enabled=job.cache, engine=job.engine))
     return extractor.extract([query.text for query in queries], [query.context for query in queries])
 
 
@@ -404,6 +408,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
         given={**given, "seed": options.seed, "tune": not options.no_tune, **quick},
         files=_data_files([(queries_path, queries), (options.outcomes, outcomes), (shipped, corpus)]),
         features=features,
+        engine=vector_engine(options.engine),
     )
 
 
@@ -479,6 +484,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--no-tune", action="store_true", help="one short training run and no search: under 90 seconds")
     how.add_argument("--quick", action="store_true", help="a tenth of the examples: to try a fit out, not to serve")
     how.add_argument("--no-cache", action="store_true", help="neither read nor write cached encoders and vectors")
+    add_engine_option(how, "vectors of queries are computed")
     out = cli.add_argument_group("where the bundle goes")
     out.add_argument("--models-dir", type=Path, metavar="D", help="folder of bundles (default: ROUTER_ML_MODELS_DIR)")
     out.add_argument("--name", help="folder of the new bundle (default: date, time and hash of the data)")

@@ -14,7 +14,8 @@ settings, needs features or texts of queries there (ROUTER_ML_KEEP=features) and
 4. register  in MLflow, with the window of events and the verdict; alias `challenger` unless it is worse
 5. try       in shadow or as an A/B test that rolls back by itself; promoted by you, or by the job if it may
 
-A killed run goes on after its last finished step. One run at a time.
+A killed run goes on after its last finished step. One run at a time. With --engine ray the vectors of texts that were
+kept are computed on a Ray cluster (RAY_ADDRESS); kept features need none.
 
     [learn]
     min_judged = 200              # new judged answers before a challenger is learned
@@ -39,7 +40,8 @@ from pathlib import Path
 
 from router_ml.settings import load_settings
 from router_ml.terminal import run_command
-from training.command import command_parser
+from training.command import add_engine_option, command_parser
+from training.embeddings import vector_engine
 from training.learning.job import Learning
 from training.learning.policy import read_learn_policy
 
@@ -53,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--policy", type=Path, metavar="F", help="policy file with a [learn] table (else ROUTER_ML_POLICY)"
     )
     cli.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    add_engine_option(cli, "vectors of kept texts are computed")
     cli.add_argument("--quiet", action="store_true", help="no progress")
     return cli
 
@@ -68,7 +71,8 @@ def _run(options: argparse.Namespace) -> int:
     settings = load_settings()
     path = options.policy or (Path(settings.policy) if settings.policy.endswith(".toml") else None)
     quiet = options.quiet or not sys.stderr.isatty()
-    return Learning(settings, read_learn_policy(path), dry=options.dry_run, quiet=quiet).run()
+    policy, engine = read_learn_policy(path), vector_engine(options.engine)
+    return Learning(settings, policy, dry=options.dry_run, quiet=quiet, engine=engine).run()
 
 
 if __name__ == "__main__":

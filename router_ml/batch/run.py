@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from router_ml.batch.decider import BatchJob
-from router_ml.batch.engine import Engine
 from router_ml.batch.output import Progress, open_output
 from router_ml.batch.source import open_source
+from router_ml.engines.engine import Engine
 
 SAVE_EVERY_S = 1.0  # what a killed run loses
 

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from router_ml.batch.decider import BatchJob
-from router_ml.batch.engine import ENGINES, LOCAL, open_engine
 from router_ml.batch.output import Progress, rejects_path
 from router_ml.batch.run import run_batch
 from router_ml.bundles.registry import active_bundle
 from router_ml.cli.choosing import chosen_context, chosen_policy
 from router_ml.decide.selection.policy import resolve_policy
+from router_ml.engines.engine import ENGINES, LOCAL, open_engine
 from router_ml.errors import BundleMissing, InputError
 from router_ml.settings import Settings, load_settings
 from router_ml.terminal import end_progress, show_progress
@@ -26,8 +26,18 @@ def add_batch_options(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("batch")
     group.add_argument("--batch", type=Path, metavar="IN", help="file to decide: JSON Lines, or Parquet (.parquet)")
     group.add_argument("--out", type=Path, help="file of the decisions, in the order of IN; .parquet for Parquet")
-    group.add_argument("--engine", choices=ENGINES, default=LOCAL, help="this machine, or a Ray cluster (RAY_ADDRESS)")
-    group.add_argument("--workers", type=_count, metavar="N", help="processes, each with an encoder (one a core)")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=LOCAL,
+        help="this machine, or a Ray cluster (RAY_ADDRESS names it, else Ray starts here; extra 'ray')",
+    )
+    group.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes, each with an encoder (one a core; with ray one a CPU of the cluster, and no more)",
+    )
     group.add_argument(
         "--bad-rows", choices=(SKIP, STOP), default=SKIP, help="write them to OUT.rejects.jsonl, or stop at the first"
     )

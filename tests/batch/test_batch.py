@@ -14,12 +14,12 @@ import pytest
 
 from router_ml.batch.chunk import CHUNK_ROWS, Place
 from router_ml.batch.decider import BatchJob
-from router_ml.batch.engine import LocalEngine, open_engine
 from router_ml.batch.output import partial_path, progress_path, rejects_path
 from router_ml.batch.run import run_batch
 from router_ml.batch.source import open_source
 from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.engines.engine import LocalEngine, open_engine
 from router_ml.errors import InputError, RowError
 
 ONE = LocalEngine(1)

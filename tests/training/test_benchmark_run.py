@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -17,11 +18,13 @@ from typing import Any
 import ollama
 import pytest
 
+from router_ml.errors import NoModelAvailable
 from router_ml.jsonl import read_outcomes
 from router_ml.types import Outcome
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from training import benchmark
-from training.measuring import benchmark_run as run_module
+from training.measuring import asker
+from training.measuring.conversation import ChatSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 WEATHER = {
@@ -97,7 +100,7 @@ def double() -> Iterator[OllamaDouble]:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(asker, "_WAITS_S", (0.0, 0.0))
 
 
 class Bench:
@@ -284,7 +287,7 @@ def test_a_host_that_goes_away_ends_the_run_without_false_rows(
 
     bench.write([ROWS[0], ROWS[2], ROWS[3]])
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark.ollama, "Client", Leaving)
+        patch.setattr(asker.ollama, "Client", Leaving)
         assert bench() == 1
     assert "continue with --resume" in capsys.readouterr().err
     assert [(o.query_id, o.error) for o in bench.outcomes().values()] == [("weather", None), ("send", None)]
@@ -292,6 +295,53 @@ def test_a_host_that_goes_away_ends_the_run_without_false_rows(
     assert bench("--resume") == 0
     assert len(bench.outcomes()) == 6
     assert all(o.error is None for o in bench.outcomes().values())
+
+
+def _told(bench: Bench) -> list[dict[str, Any]]:
+    """Rows and answers in the order of their files, without times."""
+    timed = ("latency_s", "load_s", "prompt_eval_s", "eval_s", "resident")
+    files = (bench.out, bench.out.with_suffix(".answers.jsonl"))
+    rows = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+@pytest.mark.parametrize("engine", [("--workers", "2"), ("--engine", "ray"), ("--engine", "ray", "--workers", "3")])
+def test_any_engine_measures_the_same_rows_in_the_same_order(
+    bench: Bench, double: OllamaDouble, engine: tuple[str, ...]
+) -> None:
+    if "ray" in engine:
+        pytest.importorskip("ray", reason="ray is not installed")
+    double.models["judge:70b"] = DoubleModel("judge:70b", reply=lambda body: json.dumps({"pass": True}))
+    bench.write([*ROWS, *({**ROWS[3], "id": f"j{i}", "expected": {"judge": "says something"}} for i in range(3))])
+    assert bench("--judge", "judge:70b") == 0
+    told = _told(bench)
+    for path in list(bench.out.parent.glob("out.*")):
+        path.unlink()
+    how = ("--judge", "judge:70b", *engine)
+    assert bench("--limit", "2", *how) == 0
+    n = len(double.generations)
+    assert bench("--resume", *how) == 0
+    assert len(double.generations) > n  # the rest alone was asked
+    key = operator.itemgetter("model", "query_id")
+    assert sorted(_told(bench), key=key) == sorted(told, key=key)
+    first = [(row["model"], row["query_id"]) for row in _told(bench)[:4]]
+    assert first == [(model, row["id"]) for model in ("clever:8b", "hasty:3b") for row in ROWS[:2]]
+    run = json.loads(bench.out.with_suffix(".run.json").read_text())
+    assert run["warm_up"].keys() == {"clever:8b", "hasty:3b"}
+
+
+def test_figures_of_more_requests_at_once_are_not_mixed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--limit", "1") == 0
+    assert bench("--resume", "--workers", "2") == 2
+    assert "1 requests at once, not 2 (--workers)" in capsys.readouterr().err
+
+
+def test_a_worker_whose_host_has_another_model_says_so(double: OllamaDouble) -> None:
+    job = asker.HostJob(double.url, ChatSettings(), digests={"clever:8b": "of another machine"})
+    with pytest.raises(NoModelAvailable, match="has another version of clever:8b: ollama pull clever:8b there"):
+        job.answering()
+    with pytest.raises(NoModelAvailable, match="has no gone:1b"):
+        dataclasses.replace(job, digests={"gone:1b": ""}).answering()
 
 
 def test_no_host_and_no_model_say_what_to_do(

@@ -261,15 +261,33 @@ def test_the_registered_model_is_a_spark_function(
     mlflow.set_registry_uri(uri)
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
-    session = pyspark.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+    session = pyspark.SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
     try:
         decide = mlflow.pyfunc.spark_udf(session, "models:/router_ml/1", "string", env_manager="local")
         rows = [("check read", '{"n_tools": 2}', "fast"), ("compare unless", None, "accurate")]
         table = session.createDataFrame(rows, "text string, context string, policy string")
         found = table.select(decide(pyspark.functions.struct("text", "context", "policy"))).collect()
         assert [json.loads(row[0])["policy"] for row in found] == ["fast", "accurate"]
+        many = session.createDataFrame(rows * 20, "text string, context string, policy string").repartition(3)
+        answers = many.select("text", decide(pyspark.functions.struct("text", "context"))).collect()
+        router, contexts = Router.load(fitted.answer["bundle"]), {"check read": {"n_tools": 2}}
+        assert len(answers) == 40
+        for text, answer in answers:
+            decision = router.decide(text, contexts.get(text))
+            assert (json.loads(answer)["model"], json.loads(answer)["policy"]) == (decision.model, "balanced")
     finally:
         session.stop()
+
+
+def test_a_fit_on_ray_learns_the_same_heads(place: Path, fitted: SimpleNamespace) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    code, out, err = _fit(place, "--no-tune", "--json", "--name", "on_ray", "--engine", "ray", "--no-cache")
+    assert code == 0, err
+    here, there = load_bundle(fitted.answer["bundle"]), load_bundle(json.loads(out.splitlines()[-1])["bundle"])
+    assert there.config == here.config
+    assert there.arrays.keys() == here.arrays.keys()
+    for name, values in here.arrays.items():
+        np.testing.assert_array_equal(there.arrays[name], values, err_msg=name)
 
 
 def test_a_fit_with_tuning_tries_the_alternatives(place: Path) -> None:

@@ -17,6 +17,7 @@ from router_ml.bundles.registry import read_active
 from router_ml.decide.features.extractor import Features
 from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy, resolve_policy
+from router_ml.engines.engine import LocalEngine
 from router_ml.errors import InputError, StoreError
 from router_ml.events.connect import open_store
 from router_ml.events.event import AlertEvent, AlertState, Event, FeedbackEvent, OutcomeEvent, decision_event
@@ -27,6 +28,7 @@ from training.learning import job as job_module
 from training.learning.gate import GateVerdict, Word, offpolicy_gate
 from training.learning.job import A_PERSON_MUST_ACT, DONE, NOTHING_TO_LEARN, Learning
 from training.learning.policy import LearnPolicy, read_learn_policy
+from training.learning.rows import collect
 from training.learning.state import read_state
 
 SMALL, LARGE = "llama3.2:3b-instruct", "qwen2.5:3b-instruct"  # without arms
@@ -178,6 +180,23 @@ def test_after_a_stopped_experiment_only_new_judgements_count(settings: Settings
     record(settings, 120, first=240)
     assert learning(settings, said).run() == DONE
     assert len(versions()) == 2
+
+
+def test_kept_texts_give_the_same_rows_on_an_engine(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(settings.state_dir, keep_text=True)
+    store.append(traffic(settings, 240))
+    bundle, read = load_bundle(settings.bundle or Path()), []
+    for name, engine in (("here", None), ("there", LocalEngine(2))):
+        monkeypatch.setenv("ROUTER_ML_CACHE_DIR", str(tmp_path / name))
+        read.append(collect(store, bundle, LearnPolicy(), 0, engine))
+    store.close()
+    here, there = read
+    assert len(here.train.queries) > 100
+    assert there.train.queries == here.train.queries
+    np.testing.assert_array_equal(there.train.features.embedding, here.train.features.embedding)
+    np.testing.assert_array_equal(there.train.features.table, here.train.features.table)
 
 
 def test_a_worse_challenger_is_registered_without_the_alias_and_never_tried(settings: Settings) -> None:

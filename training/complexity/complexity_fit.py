@@ -23,6 +23,7 @@ from router_ml.decide.features.extractor import TABLE_NAMES, TOOL_COLUMNS, Extra
 from router_ml.decide.predictors.complexity import LearnedComplexity
 from router_ml.decide.predictors.heads import LinearHead
 from router_ml.decide.predictors.heuristic import HeuristicComplexity
+from router_ml.engines.engine import Engine
 from router_ml.errors import BundleCorrupt, InputError
 from router_ml.numbers import is_number
 from router_ml.types import LABELS, Query
@@ -210,6 +211,7 @@ def learn_complexity(
     graded: Graded | None = None,
     quick: bool = False,
     cache: bool,
+    engine: Engine | None = None,
     progress: bool,
 ) -> ComplexityPart:
     """Learn from labelled queries, and write the encoder into `folder` and plots into `plots`.
@@ -229,11 +231,11 @@ def learn_complexity(
     read = data.texts + ([] if seen_graded is None else seen_graded.texts)
     source = prepared_source(name := source, read, None if cache else plots.parent)
     trainer = EncoderTrainer(source, seed, graded=seen_graded, cache=cache, progress=progress)
-    run = _Run(train, test, trainer, source, seed, quick)
+    run = _Run(train, test, trainer, source, seed, quick, engine)
     learned = run.tuned(tracker, plots) if tune else run.untuned()
     learned.files.write(folder)
     unseen = learned.unseen
-    vectors = CachedEmbedder(folder, enabled=cache).embed(unseen.texts)
+    vectors = CachedEmbedder(folder, enabled=cache, engine=engine).embed(unseen.texts)
     served = LearnedComplexity(learned.head)(vectors, unseen.table)
     _draw(served[-len(test.texts) :], test, plots)
     metrics = _metrics(served, learned, test) | learned.validation
@@ -243,7 +245,7 @@ def learn_complexity(
     difficulty = None
     if graded is not None and held_graded is not None and recipe.epochs:
         reading = vectors, unseen.labels, len(TABLE_NAMES)
-        judged = CachedEmbedder(folder, enabled=cache).embed(held_graded.texts)
+        judged = CachedEmbedder(folder, enabled=cache, engine=engine).embed(held_graded.texts)
         difficulty = difficulty_head(files.all_weights, files.all_bias, judged, held_graded, reading)
         metrics |= difficulty.metrics | {"data/grade_agreement": agreement(graded.grades)}
     config = {"recipe": asdict(recipe), "strength": learned.fitted.strength, "examples": files.examples}
@@ -261,6 +263,7 @@ class _Run:
     source: str
     seed: int
     quick: bool
+    engine: Engine | None = None  # computes vectors
 
     def untuned(self) -> Learned:
         """Train once; a tenth of the groups is held out for the calibrated head."""
@@ -330,7 +333,8 @@ class _Run:
     def _embed(self, files: EncoderFiles, rows: Labelled) -> Singles:
         with tempfile.TemporaryDirectory() as scratch:
             files.write(Path(scratch))
-            return CachedEmbedder(Path(scratch), enabled=self.trainer.cache).embed(rows.texts)
+            embedder = CachedEmbedder(Path(scratch), enabled=self.trainer.cache, engine=self.engine)
+            return embedder.embed(rows.texts)
 
     def _head(self, fitted: ComplexityFit, files: EncoderFiles, unseen: Labelled, n_held: int) -> LinearHead:
         """Return the head, with the correction from int8 logits to exact ones, fitted on the first `n_held` rows."""
@@ -351,7 +355,8 @@ class _Run:
 
     def _frozen_figures(self) -> dict[str, float]:
         train = self.train
-        block = frozen_vectors(train.texts, self.source, cache=self.trainer.cache) * FROZEN_SCALE
+        block = frozen_vectors(train.texts, self.source, cache=self.trainer.cache, engine=self.engine)
+        block *= FROZEN_SCALE
         probabilities = held_out_probabilities(block, train.table, train.labels, train.groups, 1.0, self.seed)
         return classification_figures(probabilities, train.labels)
 

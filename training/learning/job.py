@@ -17,6 +17,7 @@ from pathlib import Path
 from router_ml.bundles.format import Bundle, load_bundle
 from router_ml.bundles.registry import active_bundle, promote, registry_folder
 from router_ml.decide.router import Router
+from router_ml.engines.engine import Engine
 from router_ml.errors import BundleError, StoreError
 from router_ml.events.connect import settings_store
 from router_ml.events.event import AlertEvent, ExperimentEvent
@@ -58,6 +59,7 @@ class Learning:
     policy: LearnPolicy
     dry: bool = False
     quiet: bool = False
+    engine: Engine | None = None  # computes vectors; None: threads of this process
     gate: Gate = offpolicy_gate
     clock: Callable[[], float] = time.time
     say: Callable[[str], None] = print
@@ -103,7 +105,7 @@ class Learning:
 
     @functools.cached_property
     def _rows(self) -> LearningRows:
-        return collect(self._store, self._active, self.policy, self._state.watermark)
+        return collect(self._store, self._active, self.policy, self._state.watermark, self.engine)
 
     @property
     def _experiments(self) -> ExperimentState:

@@ -14,6 +14,7 @@ import numpy as np
 from router_ml.bundles.format import Bundle
 from router_ml.context import parse_context
 from router_ml.decide.features.extractor import TABLE_NAMES, Extractor, Features
+from router_ml.engines.engine import Engine
 from router_ml.errors import InputError
 from router_ml.events.event import DecisionEvent, FeedbackEvent, OutcomeEvent
 from router_ml.events.export import bandit_rows, outcomes
@@ -62,8 +63,12 @@ class LearningRows:
         return hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()
 
 
-def collect(store: EventStore, bundle: Bundle, policy: LearnPolicy, after_seq: int) -> LearningRows:
+def collect(
+    store: EventStore, bundle: Bundle, policy: LearnPolicy, after_seq: int, engine: Engine | None = None
+) -> LearningRows:
     """Return what can be learned now, all of it: `after_seq` decides only what counts as new.
+
+    `engine` computes the vectors of kept texts; None: threads of this process.
 
     Whole sessions go to the fit or to the gate, by the hash of their unit, and never change sides. Raises `StoreError`,
     and `InputError` for the policy's own files."""
@@ -75,14 +80,14 @@ def collect(store: EventStore, bundle: Bundle, policy: LearnPolicy, after_seq: i
     wanted = set()
     for side in (held, judged - held):  # the gate reads answers that nobody judged, too
         wanted |= set(sorted(side, key=lambda key: units[key].at_s)[-policy.max_rows :])
-    features = _features(store, bundle, wanted)
+    features = _features(store, bundle, wanted, engine)
     rows = [outcome for outcome in known if outcome.query_id in features]
     order = [key for key in units if key in features]
     logged = {row["decision_id"]: row for row in bandit_rows(store) if row["decision_id"] in held}
     train = _part([key for key in order if key not in held], rows, units, features)
     times = [units[key].at_s for key in order]
     return LearningRows(
-        _with_files(train, policy, bundle),
+        _with_files(train, policy, bundle, engine),
         _part([key for key in order if key in logged], rows, units, features),
         tuple(logged[key] for key in order if key in logged),
         len(new & judged & features.keys()),
@@ -109,7 +114,7 @@ def _units(store: EventStore, after_seq: int) -> tuple[dict[str, DecisionEvent],
     return decisions, new
 
 
-def _features(store: EventStore, bundle: Bundle, wanted: set[str]) -> dict[str, KeptFeatures]:
+def _features(store: EventStore, bundle: Bundle, wanted: set[str], engine: Engine | None) -> dict[str, KeptFeatures]:
     """Return the features of decisions, kept ones or read anew from kept texts."""
     key = encoder_key(bundle.manifest, TABLE_NAMES)
     found = {}
@@ -118,7 +123,7 @@ def _features(store: EventStore, bundle: Bundle, wanted: set[str]) -> dict[str, 
             found[stored.decision_id] = unpack(stored.packed, key)
     texts = [one for one in store.texts() if one.decision_id in wanted and one.decision_id not in found]
     if texts:
-        extractor = Extractor(CachedEmbedder(bundle.path))
+        extractor = Extractor(CachedEmbedder(bundle.path, engine=engine))
         read = extractor.extract([one.text for one in texts], [parse_context(one.context) for one in texts])
         for i, one in enumerate(texts):
             found[one.decision_id] = KeptFeatures(key, read.embedding[i], read.table[i])
@@ -134,7 +139,7 @@ def _part(
     return Part(queries, kept, stacked(features[key] for key in keys))
 
 
-def _with_files(part: Part, policy: LearnPolicy, bundle: Bundle) -> Part:
+def _with_files(part: Part, policy: LearnPolicy, bundle: Bundle, engine: Engine | None) -> Part:
     """Return the part with the measured rows of the policy's files before it."""
     if policy.queries is None or policy.outcomes is None:
         return part
@@ -143,7 +148,8 @@ def _with_files(part: Part, policy: LearnPolicy, bundle: Bundle) -> Part:
     queries = tuple(query for query in read_queries(policy.queries) if query.id in known)
     if shared := {query.id for query in queries} & {query.id for query in part.queries}:
         raise InputError(f"{policy.queries}: the id {min(shared)!r} is that of a decision, too; rename it")
-    read = Extractor(CachedEmbedder(bundle.path)).extract([q.text for q in queries], [q.context for q in queries])
+    extractor = Extractor(CachedEmbedder(bundle.path, engine=engine))
+    read = extractor.extract([q.text for q in queries], [q.context for q in queries])
     stacked_rows = (read, part.features) if part.queries else (read,)
     joined = Features(*(np.concatenate(arrays) for arrays in zip(*stacked_rows, strict=True)))
     return Part((*queries, *part.queries), (*measured, *part.outcomes), joined)

@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 import functools
-import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
-
-import httpx
-import ollama
+from typing import Any
 
 from router_ml.arm import EFFORTS, arm_key
 from router_ml.catalogue import Catalogue
-from router_ml.errors import InputError, NoModelAvailable
-from router_ml.hosts.failure import Failure, classify
+from router_ml.engines.engine import Engine, LocalEngine
+from router_ml.errors import NoModelAvailable
 from router_ml.hosts.names import normal
 from router_ml.jsonl import outcome_row, write_rows
 from router_ml.settings import without_credentials
 from router_ml.types import Query, Think
-from training.measuring.conversation import BenchmarkConversation, ChatClient, ChatSettings
+from training.measuring.asker import Asker, BenchmarkArm, HostJob, Judged, Question, installed
+from training.measuring.conversation import ChatSettings
 from training.measuring.expected_answer import ExpectedAnswer, expected_answer
-from training.measuring.judge import Judge, JudgeDecision
+from training.measuring.judge import JudgeDecision
 from training.measuring.measured_answer import MeasuredAnswer, answer_from, answer_row
 from training.measuring.progress import Progress
 from training.measuring.row_log import RowLog, row_key
 from training.measuring.run_file import RunFile
 from training.measuring.scoring import needs_judge, outcome
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-BenchmarkArm: TypeAlias = tuple[str, Think | None]  # model, and how it is asked
 _EFFORT_FAMILIES = frozenset({"gptoss"})  # these think always, and take an effort instead of on and off
-
-_WAITS_S = (1.0, 5.0, 15.0)  # between attempts to reach a host
-
-
-class HostClient(ChatClient, Protocol):
-    """The part of `ollama.Client` that a benchmark needs."""
-
-    def show(self, model: str) -> ollama.ShowResponse:
-        """Describe a model."""
-        ...
-
-    @property
-    def generate(self) -> Callable[..., Any]:
-        """Complete a text."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,6 +44,7 @@ class BenchmarkPlan:
     retry_errors: bool = False
     rescore: bool = False
     arms: bool = False  # ask a model that can think in each way that the catalogue offers, else both ways
+    timeout_s: float = 300.0  # of one turn
 
     @property
     def answers(self) -> Path:
@@ -80,27 +58,20 @@ class BenchmarkPlan:
 
 
 class Benchmark:
-    """One run, of which a kill at any moment loses the answer in progress alone.
+    """One run, of which a kill at any moment loses the answer in progress alone; on an engine those that its workers
+    have under way or wait to be written, at most three for each.
 
-    An answer is on disk before it is scored, and its row before the next query is asked."""
+    An answer is on disk before it is scored. Rows are written in the order of the queries, whatever the engine."""
 
-    def __init__(
-        self,
-        plan: BenchmarkPlan,
-        client: HostClient,
-        *,
-        quiet: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._host = without_credentials(plan.host)
-        self._plan, self._client, self._quiet, self._clock, self._sleep = plan, client, quiet, clock, sleep
+    def __init__(self, plan: BenchmarkPlan, engine: Engine | None = None, *, quiet: bool = False) -> None:
+        self._plan, self._quiet = plan, quiet
+        self._engine, self._here = engine or LocalEngine(1), engine is None
+        self._job = HostJob(plan.host, plan.settings, plan.judge, plan.warm_up, plan.timeout_s)
+        self._client = self._job.client()
         self._expected = {query.id: expected_answer(query) for query in plan.queries}
         self._by_id = {query.id: query for query in plan.queries}
-        self._run_file = RunFile(plan.run_file, plan.host, plan.settings)
-        self._conversation = BenchmarkConversation(client, plan.settings, clock)
-        self._judge = Judge(client, plan.judge) if plan.judge else None
-        self._warm: set[str] = set()
+        self._run_file = RunFile(plan.run_file, plan.host, plan.settings, self._engine.workers)
+        self._warmed: set[str] = set()
 
     def run(self) -> None:
         """Measure what was not measured yet.
@@ -108,6 +79,7 @@ class Benchmark:
         Raises `NoModelAvailable` if the host or a model is missing, and `InputError` if an earlier part of the
         run was measured with other settings."""
         digests = self._preflight()
+        self._job = replace(self._job, digests=digests)
         self._run_file.agree(self._plan.queries, digests, self._plan.judge, self._plan.rescore)
         prepare_files(self._plan)
         with RowLog(self._plan.out) as rows, RowLog(self._plan.answers) as answers:
@@ -130,19 +102,14 @@ class Benchmark:
 
     def _preflight(self) -> dict[str, str]:
         """Return the digests of the models. Raises `NoModelAvailable` if the host or a model is missing."""
-        try:
-            listed = self._client.list()
-        except Exception as error:
-            raise NoModelAvailable(
-                f"cannot list the models of {self._host} ({classify(error)}); start Ollama there, or give --host"
-            ) from error
-        installed = {normal(entry.model or ""): entry.digest or "" for entry in listed.models}
+        found = installed(self._client, self._plan.host)
         wanted = [*self._plan.models, *([self._plan.judge] if self._plan.judge else [])]
-        missing = [name for name in wanted if normal(name) not in installed]
+        missing = [name for name in wanted if normal(name) not in found]
         if missing:
             pulls = "; ".join(f"ollama pull {name}" for name in missing)
-            raise NoModelAvailable(f"{self._host} does not have {', '.join(missing)}: {pulls}")
-        return {name: installed[normal(name)] for name in self._plan.models}
+            host = without_credentials(self._plan.host)
+            raise NoModelAvailable(f"{host} does not have {', '.join(missing)}: {pulls}")
+        return {name: found[normal(name)] for name in self._plan.models}
 
     def _todo(self, rows: RowLog, answers: RowLog) -> dict[BenchmarkArm, list[Query]]:
         def is_done(query: Query, arm: BenchmarkArm) -> bool:
@@ -173,22 +140,10 @@ class Benchmark:
             return tuple(arm.think for arm in entry.arms)
         return EFFORTS if shown.details is not None and shown.details.family in _EFFORT_FAMILIES else (False, True)
 
-    def _warm_up(self, model: str, bar: Progress) -> None:
-        """Load the model and its system prompt, so that no measured row includes that time."""
-        bar.status(f"{model}: warming up")
-        settings = self._plan.settings
-        options = dict(settings.options)
-        began = self._clock()
-        try:
-            self._reach(lambda: self._client.generate(model, "", options=options, keep_alive=settings.keep_alive))
-            self._run_file.warmed(model, self._clock() - began)
-            messages = [{"role": "system", "content": settings.system}, {"role": "user", "content": "Hello"}]
-            short = {**options, "num_predict": 1}
-            self._reach(
-                lambda: self._client.chat(model, messages=messages, options=short, keep_alive=settings.keep_alive)
-            )
-        except (ollama.ResponseError, _StillFailing, httpx.HTTPError, ValueError) as error:  # its rows report it, too
-            log.warning("the warm-up of %s failed: %s", model, error)
+    @functools.cached_property
+    def _asker(self) -> Asker:
+        """What asks from this process; it knows which model is loaded from arm to arm."""
+        return Asker(self._job, self._client)
 
     # -- measuring ------------------------------------------------------------------------------------------------
 
@@ -197,28 +152,22 @@ class Benchmark:
     ) -> None:
         if not queries:
             return
-        if self._plan.warm_up and arm[0] not in self._warm:
-            self._warm_up(arm[0], bar)
-            self._warm = {arm[0]}  # the host may have dropped another one for it
-        for query in queries:
-            began = self._clock()
-            answer = self._ask(arm, query)
-            answers.append(answer_row(answer))
-            self._score(answer, rows)
-            bar.row(arm_key(*arm), self._clock() - began)
-
-    def _ask(self, arm: BenchmarkArm, query: Query) -> MeasuredAnswer:
-        model, think = arm
-        expected = self._expected[query.id]
-        try:
-            return self._reach(lambda: self._conversation.ask(model, query, expected, think=think))
-        except _StillFailing as error:  # the host answers: only this query of this model fails
-            return MeasuredAnswer(query.id, model, turns=1, error=str(error.failure), think=think)
+        model, key = arm[0], arm_key(*arm)
+        if self._plan.warm_up and model not in self._warmed:
+            bar.status(f"{model}: warming up")
+        build = (lambda: self._asker.answer) if self._here else self._job.answering
+        for asked in self._engine.map(build, (Question(arm, query) for query in queries)):
+            if asked.warm_up_s is not None and model not in self._warmed:
+                self._warmed.add(model)
+                self._run_file.warmed(model, asked.warm_up_s)
+            answers.append(answer_row(asked.answer))
+            self._score(asked.answer, rows)
+            bar.row(key, asked.seconds / self._engine.workers)
 
     def _score(self, answer: MeasuredAnswer, rows: RowLog) -> None:
         """Write the row, unless a judge has to decide first: judging now would unload the model."""
         expected = self._expected[answer.query_id]
-        if self._judge is None or not needs_judge(answer, expected):
+        if self._plan.judge is None or not needs_judge(answer, expected):
             self._write(answer, expected, rows)
 
     def _write(
@@ -237,55 +186,13 @@ class Benchmark:
             self._score(answer, rows)
 
     def _judge_stored(self, rows: RowLog, answers: RowLog, bar: Progress) -> None:
-        if self._judge is None:
+        if self._plan.judge is None or not (waiting := self._unscored(rows, answers)):
             return
-        waiting = self._unscored(rows, answers)
-        for number, answer in enumerate(waiting, start=1):
-            bar.status(f"{self._judge.model} judges {number}/{len(waiting)}")
-            expected = self._expected[answer.query_id]
-            self._write(answer, expected, rows, self._decision(self._judge, answer, expected.judged or ""))
-
-    def _decision(self, judge: Judge, answer: MeasuredAnswer, criterion: str) -> JudgeDecision:
-        try:
-            return self._reach(lambda: judge.decide(self._by_id[answer.query_id], answer, criterion))
-        except _StillFailing as error:
-            return JudgeDecision(None, str(error.failure))
-
-    # -- the host -------------------------------------------------------------------------------------------------
-
-    def _reach(self, call: Callable[[], T]) -> T:
-        """Return the result of a call, which is repeated while the host does not answer.
-
-        Raises `NoModelAvailable` if the host does not answer, and `_StillFailing` if it does and the call
-        still fails."""
-        failure = None
-        for wait_s in (*_WAITS_S, None):
-            try:
-                return call()
-            except (InputError, NoModelAvailable):
-                raise
-            except Exception as error:
-                failure = classify(error)
-                if failure.kind not in ("refused", "connection", "busy"):
-                    raise
-            if wait_s is not None:
-                self._sleep(wait_s)
-        assert failure is not None
-        try:
-            self._client.list()
-        except Exception as error:
-            raise NoModelAvailable(
-                f"{self._host} does not answer ({failure}); start Ollama there and continue with --resume"
-            ) from error
-        raise _StillFailing(failure)
-
-
-class _StillFailing(Exception):
-    """The host answers, but the call fails every time."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(str(failure))
-        self.failure = failure
+        judged = [Judged(self._by_id[a.query_id], a, self._expected[a.query_id].judged or "") for a in waiting]
+        decisions = self._engine.map((lambda: self._asker.decide) if self._here else self._job.judging, judged)
+        for number, (answer, decision) in enumerate(zip(waiting, decisions, strict=True), start=1):
+            bar.status(f"{self._plan.judge} has judged {number}/{len(waiting)}")
+            self._write(answer, self._expected[answer.query_id], rows, decision)
 
 
 def prepare_files(plan: BenchmarkPlan) -> None:

@@ -18,9 +18,10 @@ from training.measuring.conversation import ChatSettings
 
 
 class RunFile:
-    """`<out>.run.json`: how models are asked, their digests, the hashes of the queries, and the warm-up durations."""
+    """`<out>.run.json`: how models are asked, how many at once, their digests, the hashes of the queries, and the
+    warm-up durations."""
 
-    def __init__(self, path: Path, host: str, settings: ChatSettings) -> None:
+    def __init__(self, path: Path, host: str, settings: ChatSettings, workers: int = 1) -> None:
         self.path = path
         self._now: dict[str, Any] = {
             "host": without_credentials(host),
@@ -29,6 +30,7 @@ class RunFile:
             "queries": {},
             "warm_up": {},
             "judge": None,
+            "workers": workers,
         }
 
     def agree(self, queries: Sequence[Query], digests: Mapping[str, str], judge: str | None, rescored: bool) -> None:
@@ -41,6 +43,8 @@ class RunFile:
         now = json.loads(json.dumps(now))
         if before.get("host", now["host"]) != now["host"]:
             raise self._differs(f"host {before['host']}, not {now['host']}")
+        if before and (earlier_workers := before.get("workers", 1)) != now["workers"]:
+            raise self._differs(f"{earlier_workers} requests at once, not {now['workers']} (--workers)")
         for key, value in now["manner"].items():
             if before.get("manner", {}).get(key, value) != value:
                 raise self._differs(f"{key} {before['manner'][key]!r:.80}, not {value!r:.80}")

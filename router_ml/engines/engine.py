@@ -40,15 +40,15 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(name: str, workers: int | None = None) -> Engine:
-    """Return an engine with `workers` processes, by default one a core. Raises `InputError` for an unknown or missing
-    one."""
+def open_engine(name: str, workers: int | None = None, *, waiting: bool = False) -> Engine:
+    """Return an engine with `workers` processes: by default one a core, or one a machine where they are `waiting` for
+    others and need no core. Raises `InputError` for an unknown or missing one."""
     if name == LOCAL:
-        return LocalEngine(workers or cores())
+        return LocalEngine(workers or (1 if waiting else cores()))
     if name == RAY:
-        from router_ml.batch.ray_engine import RayEngine
+        from router_ml.engines.ray_engine import RayEngine
 
-        return RayEngine(workers)
+        return RayEngine(workers, waiting=waiting)
     raise InputError(f"engine must be one of {', '.join(ENGINES)}, found {name!r}")
 
 

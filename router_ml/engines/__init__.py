@@ -1,0 +1,1 @@
+"""Where heavy work runs: the processes of this machine, or the actors of a Ray cluster."""
