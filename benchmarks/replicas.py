@@ -372,9 +372,9 @@ async def cost(requests: int) -> tuple[float, float, float]:
         patience.begin()
         began_s = time.perf_counter()
         await state.model_of(f"session {number}")
-        await state.enter("model@host", str(number), 4)
+        entry = await state.enter("model@host", 4)
         spent_s = time.perf_counter() - began_s
-        state.leave("model@host", str(number))
+        state.leave("model@host", entry.place, 4)
         return spent_s
 
     try:

@@ -1,0 +1,187 @@
+"""The places that a replica holds, and on which of them it may begin a call.
+
+A place belongs to the replica that got it until the replica gives it back, or its lease ends. It keeps some while no
+call runs on them, and all of them while the server is away: a server that is away has given them to nobody else. Times
+are those of the replica and count from before the server was asked, so a lease ends here no later than there."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+DRAIN_S = 125.0  # `GatewayOptions.deadline_s`, and what renewals may be late: by then every call has ended
+IDLE_S = 10.0  # a place that no call used for so long is given back
+_NEVER_S = float("-inf")
+
+
+@dataclass(slots=True)
+class _Place:
+    until_s: float = _NEVER_S  # held until then; never: only asked for, or begun without the server
+    reserved: bool = True  # a request asks for it, or a call runs on it
+    runs: bool = False  # a call runs on it
+    used_s: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return not self.reserved
+
+    @property
+    def held(self) -> bool:
+        return self.until_s > _NEVER_S
+
+
+class Places:
+    """The places of one replica at every backend. Thread-safe; talks to nobody.
+
+    `replicas`: how many there are, 0 if that is not known. `shared`: whether the server is there and gives places."""
+
+    def __init__(self, lease_s: float, drain_s: float = DRAIN_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self.replicas = 0
+        self.shared = False
+        self._lease_s, self._drain_s, self._clock = lease_s, drain_s, clock
+        self._lock = threading.Lock()
+        self._places: dict[str, dict[str, _Place]] = {}  # by backend and name
+        self._met_s = clock()  # when the server last answered
+        self._met = False
+
+    # -- a call -----------------------------------------------------------------------------------------------------
+
+    def reserve(self, backend: str) -> tuple[str, bool]:
+        """Return a place for a call, and whether this replica holds it; a new name to ask for if it has none left."""
+        with self._lock:
+            own, now_s = self._places.setdefault(backend, {}), self._clock()
+            idle = [(place.until_s, name) for name, place in own.items() if place.idle]
+            if not idle:
+                name = uuid.uuid4().hex[:16]
+                own[name] = _Place()
+                return name, False
+            until_s, name = max(idle)
+            own[name].reserved = True
+            return name, until_s > now_s
+
+    def granted(self, backend: str, name: str, sent_s: float) -> None:
+        """Begin a call on a place that the server gave or renewed; it was asked at `sent_s`."""
+        with self._lock:
+            place = self._place(backend, name)
+            place.runs, place.until_s = True, max(place.until_s, sent_s + self._lease_s)
+
+    def refused(self, backend: str, name: str, held: bool) -> None:
+        """Begin no call. `held`: this replica keeps the place all the same."""
+        with self._lock:
+            if held:
+                self._rest(backend, name)
+            else:
+                self._drop(backend, name)
+
+    def begin_alone(self, backend: str, name: str, limit: int) -> bool:
+        """Begin a call without an answer of the server, if that cannot pass the limit.
+
+        Until the lease of all places has ended a replica uses those that it holds, and from then on no more of them
+        than its equal share: so once the calls of that time have ended, each may use its whole share."""
+        with self._lock:
+            place, now_s = self._place(backend, name), self._clock()
+            away_s = now_s - self._met_s
+            if away_s < self._lease_s:
+                place.runs = place.until_s > now_s
+            elif place.held or away_s > self._lease_s + (self._drain_s if self._met else 0.0):
+                running = sum(other.runs for other in self._places[backend].values())
+                place.runs = running < (max(1, limit // self.replicas) if self.replicas else 1)
+            return place.runs
+
+    def abandon(self, backend: str, name: str) -> bool:
+        """Begin no call, whatever the server did; True if the server must be told that the place is free."""
+        with self._lock:
+            if self._place(backend, name).held:
+                self._rest(backend, name)
+                return False
+            self._drop(backend, name)
+            return True
+
+    def end(self, backend: str, name: str, limit: int) -> bool:
+        """End a call; True if the place is given back: one beyond the equal share, which others may wait for."""
+        with self._lock:
+            own = self._places.get(backend, {})
+            if name not in own:
+                return False
+            place = own[name]
+            keep = limit // self.replicas if self.replicas else 0
+            if place.held and (not self.shared or sum(other.held for other in own.values()) <= keep):
+                self._rest(backend, name)
+                return False
+            self._drop(backend, name)
+            return True
+
+    # -- the server -------------------------------------------------------------------------------------------------
+
+    def met(self, sent_s: float) -> list[tuple[str, str]]:
+        """Note that the server answers; return places without a call to give back: ended ones, and long unused ones."""
+        with self._lock:
+            self._met, self._met_s = True, max(self._met_s, sent_s)
+            now_s = self._clock()
+            return self._give_up(self._places, lambda place: place.until_s <= now_s or now_s - place.used_s > IDLE_S)
+
+    def wanted(self, backends: Iterable[str]) -> list[tuple[str, str]]:
+        """Return the places without a call at backends where others wait: they are given back."""
+        with self._lock:
+            return self._give_up(backends, lambda place: True)
+
+    def held(self) -> Mapping[str, tuple[list[str], list[str]]]:
+        """Return the places of each backend to renew: those on which a call runs, and the others."""
+        with self._lock:
+            found = {
+                backend: (
+                    [name for name, place in own.items() if place.runs],
+                    [name for name, place in own.items() if not place.runs and place.held],
+                )
+                for backend, own in self._places.items()
+            }
+        return {backend: names for backend, names in found.items() if any(names)}
+
+    def renewed(self, backend: str, names: Iterable[str], lost: Iterable[str], sent_s: float) -> None:
+        """Note what the server renewed, and which places it had given to others."""
+        with self._lock:
+            own = self._places.get(backend, {})
+            for name in names:
+                if name in own:
+                    own[name].until_s = max(own[name].until_s, sent_s + self._lease_s)
+            for name in lost:
+                if name in own and own[name].idle:
+                    self._drop(backend, name)
+                elif name in own:
+                    own[name].until_s = _NEVER_S
+
+    def clear(self) -> list[tuple[str, str]]:
+        """Give everything back."""
+        with self._lock:
+            gone = [(backend, name) for backend, own in self._places.items() for name in own]
+            self._places = {}
+        return gone
+
+    def _give_up(self, backends: Iterable[str], which: Callable[[_Place], bool]) -> list[tuple[str, str]]:
+        gone = [
+            (backend, name)
+            for backend in backends
+            for name, place in self._places.get(backend, {}).items()
+            if place.idle and which(place)
+        ]
+        for backend, name in gone:
+            self._drop(backend, name)
+        return gone
+
+    def _place(self, backend: str, name: str) -> _Place:
+        """Return a place; a new one where everything was given back meanwhile."""
+        return self._places.setdefault(backend, {}).setdefault(name, _Place())
+
+    def _rest(self, backend: str, name: str) -> None:
+        place = self._place(backend, name)
+        place.reserved = place.runs = False
+        place.used_s = self._clock()
+
+    def _drop(self, backend: str, name: str) -> None:
+        own = self._places.get(backend, {})
+        own.pop(name, None)
+        if not own:
+            self._places.pop(backend, None)
