@@ -408,3 +408,26 @@ def test_a_large_batch_with_a_value_that_is_refused_stores_nothing(opener: Opene
     assert store.last_seq() == 0
     store.append(events)
     assert len(list(store.read())) == 300
+
+
+def test_an_account_that_may_not_create_temporary_tables_stores_large_batches(postgres_url: str) -> None:
+    import psycopg
+
+    events = [OutcomeEvent(f"d{number}", "m", 1.0, 2.0) for number in range(300)]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        for order in (
+            "DROP TABLE IF EXISTS event, query_text, query_features, event_store",
+            "CREATE ROLE plain LOGIN",
+            "GRANT CREATE ON SCHEMA public TO plain",
+            "REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC",
+        ):
+            connection.execute(order)
+        try:
+            store = open_store(postgres_url.replace("tester@", "plain@"))
+            store.append(events)
+            assert [s.event for s in store.read()] == events
+            store.close()
+        finally:
+            connection.execute("GRANT TEMPORARY ON DATABASE postgres TO PUBLIC")
+            connection.execute("DROP OWNED BY plain")
+            connection.execute("DROP ROLE plain")
