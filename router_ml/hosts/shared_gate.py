@@ -59,7 +59,7 @@ class SharedGate(Gate):
         super().__init__(limit, max_waiting)
         self._key, self._shared, self._breaker = key, shared, breaker
         self._places: list[str] = []  # on which calls run
-        self._left = asyncio.Event()  # a call ended, and may have left its place to the next one
+        self._kept = asyncio.Event()  # a call ended, and has left its place to the next one
         self._turn = asyncio.Lock()  # the caller that has waited longest asks for the next place
         self._others = 0  # places of the other replicas, when last known
         self._others_at_s = float("-inf")
@@ -90,16 +90,16 @@ class SharedGate(Gate):
 
     def leave(self) -> None:
         """Leave the place to whoever asks next, and the slot to the caller that has waited longest here."""
-        if self._places:
-            self._shared.leave(self._key, self._places.pop(), self._limit)
-            self._left.set()
+        waiting = self.waiting > 0 or self._turn.locked()
+        if self._places and self._shared.leave(self._key, self._places.pop(), self._limit, waiting):
+            self._kept.set()
         super().leave()
 
     async def _place(self, service_s: float, at_once: bool) -> str:
         """Return the name of a place, once there is one."""
         pause_s, most_s = _FIRST_PAUSE_S, min(_PAUSE_MAX_S, max(_FIRST_PAUSE_S, service_s / 4))
         while True:
-            self._left.clear()
+            self._kept.clear()
             eager = at_once or self._breaker.state == "half_open"
             entry = await self._shared.enter(self._key, self._limit, eager)
             self._note(entry)
@@ -107,7 +107,7 @@ class SharedGate(Gate):
                 return entry.place
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):
-                    await self._left.wait()
+                    await self._kept.wait()
             pause_s = min(2 * pause_s, most_s)
             patience.renew()
 

@@ -50,8 +50,9 @@ class LocalState:
         """Grant every place: the gate of the process bounds them."""
         return Entry(True)
 
-    def leave(self, backend: str, place: str, limit: int) -> None:
+    def leave(self, backend: str, place: str, limit: int, waiting: bool = False) -> bool:
         """Do nothing."""
+        return False
 
     def opened(self, backend: str, wait_s: float) -> None:
         """Do nothing."""

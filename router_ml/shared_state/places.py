@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 DRAIN_S = 125.0  # `GatewayOptions.deadline_s`, and what renewals may be late: by then every call has ended
 IDLE_S = 10.0  # a place that no call used for so long is given back
+_WANTED_S = 2.0  # others are known to wait for places for so long after the server said so
 _NEVER_S = float("-inf")
 
 
@@ -44,6 +45,7 @@ class Places:
         self._lease_s, self._drain_s, self._clock = lease_s, drain_s, clock
         self._lock = threading.Lock()
         self._places: dict[str, dict[str, _Place]] = {}  # by backend and name
+        self._wanted_s: dict[str, float] = {}  # by backend: when the server last said that others were refused
         self._met_s = clock()  # when the server last answered
         self._met = False
 
@@ -100,15 +102,21 @@ class Places:
             self._drop(backend, name)
             return True
 
-    def end(self, backend: str, name: str, limit: int) -> bool:
-        """End a call; True if the place is given back: one beyond the equal share, which others may wait for."""
+    def end(self, backend: str, name: str, limit: int, waiting: bool = False) -> bool:
+        """End a call; True if its place is given back. `waiting`: another call here waits for one.
+
+        While nobody else wants it, a place is kept for that call, or for later within the equal share."""
         with self._lock:
             own = self._places.get(backend, {})
             if name not in own:
                 return False
             place = own[name]
-            keep = limit // self.replicas if self.replicas else 0
-            if place.held and (not self.shared or sum(other.held for other in own.values()) <= keep):
+            share = limit // self.replicas if self.replicas else 0
+            kept = not self.shared or (
+                self._clock() - self._wanted_s.get(backend, _NEVER_S) > _WANTED_S
+                and (waiting or sum(other.held for other in own.values()) <= share)
+            )
+            if place.held and kept:
                 self._rest(backend, name)
                 return False
             self._drop(backend, name)
@@ -123,10 +131,11 @@ class Places:
             now_s = self._clock()
             return self._give_up(self._places, lambda place: place.until_s <= now_s or now_s - place.used_s > IDLE_S)
 
-    def wanted(self, backends: Iterable[str]) -> list[tuple[str, str]]:
-        """Return the places without a call at backends where others wait: they are given back."""
+    def wanted(self, backend: str) -> list[tuple[str, str]]:
+        """Note that others were refused at a backend; return its places without a call, which are given back."""
         with self._lock:
-            return self._give_up(backends, lambda place: True)
+            self._wanted_s[backend] = self._clock()
+            return self._give_up([backend], lambda place: True)
 
     def held(self) -> Mapping[str, tuple[list[str], list[str]]]:
         """Return the places of each backend to renew: those on which a call runs, and the others."""

@@ -121,22 +121,30 @@ class RedisState:
                 return Entry(True, place)
             self._abandon(backend, place)
             return Entry(False)
-        granted, still_held, held_by_all, circuit, retry_ms, wait_ms = found
+        granted, still_held, held_by_all, wanted, circuit, retry_ms, wait_ms = found
         if granted:
             self._places.granted(backend, place, sent_s)
         else:
             self._places.refused(backend, place, bool(still_held))
+        if wanted:
+            self._tell_free(self._places.wanted(backend))
         state: Circuit = circuit.decode()
         return Entry(bool(granted), place, int(held_by_all), state, retry_ms / 1000, wait_ms / 1000)
 
-    def leave(self, backend: str, place: str, limit: int) -> None:
-        """End a call: keep its place for the next one, or give it back."""
-        if self._places.end(backend, place, limit):
-            self._orders.put(_give_back(backend, place))
+    def leave(self, backend: str, place: str, limit: int, waiting: bool = False) -> bool:
+        """End a call; return whether its place is kept for the next one."""
+        given_back = self._places.end(backend, place, limit, waiting)
+        if given_back:
+            self._tell_free([(backend, place)])
+        return not given_back
 
     def _abandon(self, backend: str, place: str) -> None:
         if self._places.abandon(backend, place):
-            self._orders.put(_give_back(backend, place))
+            self._tell_free([(backend, place)])
+
+    def _tell_free(self, places: Iterable[tuple[str, str]]) -> None:
+        for backend, place in places:
+            self._orders.put(_free(backend, place))
 
     def opened(self, backend: str, wait_s: float) -> None:
         """Open a backend's circuit for all replicas."""
@@ -251,8 +259,7 @@ class RedisState:
         """Stop sharing and give every place back."""
         with self._lock:
             thread = self._thread
-        for backend, place in self._places.clear():
-            self._orders.put(_give_back(backend, place))
+        self._tell_free(self._places.clear())
         self._stopped.set()
         self._orders.put(None)
         if thread is not None and thread is not threading.current_thread():
@@ -267,14 +274,15 @@ class RedisState:
         if settled or self._known_replicas:
             self._known_replicas = replicas if settled else max(replicas, self._known_replicas)
         self._places.replicas, self._places.shared = self._known_replicas, bool(settled)
-        self._give_back(redis, self._places.met(sent_s))
-        self._give_back(redis, self._places.wanted(self._renew(redis)))
+        gone = self._places.met(sent_s)
+        gone += [place for backend in self._renew(redis) for place in self._places.wanted(backend)]
+        self._send(redis, [_free(backend, place) for backend, place in gone])
         if not self._up:
             log.info("state is shared; there are %d replicas", replicas)
             self._up, self._why = True, ""
 
     def _renew(self, redis: Any) -> list[str]:
-        """Renew the leases of all places; return the backends where others wait for one."""
+        """Renew the leases of all places; return the backends where others were refused."""
         sent_s, held = time.monotonic(), self._places.held()
         with redis.pipeline(transaction=False) as pipe:
             for backend, (running, idle) in held.items():
@@ -286,9 +294,6 @@ class RedisState:
             lost = [name.decode() for name in gone]
             self._places.renewed(backend, {*running, *idle} - set(lost), lost, sent_s)
         return [backend for backend, (wanted, *_) in zip(held, answers, strict=True) if wanted]
-
-    def _give_back(self, redis: Any, places: Iterable[tuple[str, str]]) -> None:
-        self._send(redis, [_give_back(backend, place) for backend, place in places])
 
     def _send(self, redis: Any, orders: list[tuple[Any, ...]]) -> None:
         with redis.pipeline(transaction=False) as pipe:
@@ -384,7 +389,7 @@ def _backend_keys(backend: str) -> tuple[str, str, str, str, str]:
     return _SERVER, f"{start}:places", f"{start}:circuit", f"{start}:probe", f"{start}:wanted"
 
 
-def _give_back(backend: str, place: str) -> tuple[Any, ...]:
+def _free(backend: str, place: str) -> tuple[Any, ...]:
     return ("zrem", _backend_keys(backend)[1], place)
 
 

@@ -16,12 +16,21 @@ local settled = now - since >= tonumber(ARGV[2])
 """
 )
 
-# KEYS: server, places (sorted by their end), circuit ("end wait", ms), probe, wanted.
+_WANTED = """
+local function wanted(key, replica)
+  local own = tonumber(redis.call('ZSCORE', key, replica) or 0) > now and 1 or 0
+  return redis.call('ZCOUNT', key, '(' .. string.format('%d', now), '+inf') > own and 1 or 0
+end
+"""
+
+# KEYS: server, places (sorted by their end), circuit ("end wait", ms), probe, who was refused (sorted by its end).
 # ARGV: awake ms, settle ms, lease ms, place, "1" if the replica holds it, limit, at once, replica.
-# Returns: granted, held all the same, places held by all, circuit, ms until a probe, ms that it is open.
+# Returns: granted, held all the same, places held by all, whether others were refused lately, circuit, ms until a
+# probe, ms that it is open.
 # A place that is not renewed ends with its lease: the replica that held it is dead.
 ENTER = (
     _SERVER
+    + _WANTED
     + """
 local circuit, retry, wait = 'closed', 0, 0
 local opened = redis.call('GET', KEYS[3])
@@ -40,14 +49,15 @@ if circuit == 'closed' or circuit == 'probe' then
     granted, held = 1, true
     if circuit == 'probe' then redis.call('SET', KEYS[4], ARGV[8], 'PX', ARGV[3]) end
   elseif settled then
-    redis.call('SET', KEYS[5], '1', 'PX', 1500)
+    redis.call('ZADD', KEYS[5], now + ARGV[3], ARGV[8])
+    redis.call('PEXPIRE', KEYS[5], ARGV[3])
   end
 end
 if held then
   redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[4])
   redis.call('PEXPIRE', KEYS[2], ARGV[3])
 end
-return {granted, held and 1 or 0, redis.call('ZCARD', KEYS[2]), circuit, retry, wait}
+return {granted, held and 1 or 0, redis.call('ZCARD', KEYS[2]), wanted(KEYS[5], ARGV[8]), circuit, retry, wait}
 """
 )
 
@@ -66,14 +76,15 @@ if ARGV[2] == '1' then redis.call('DEL', KEYS[1]) end
 if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
 """
 
-# KEYS: server, places, probe, wanted.
+# KEYS: server, places, probe, who was refused.
 # ARGV: awake ms, settle ms, lease ms, replica, how many of these have a call, places...
 # A call that runs is a fact, and not asked for; a place without a call is lost where its lease had ended.
-# Returns whether others wait for a place, and those that are lost.
+# Returns whether others were refused lately, and the places that are lost.
 RENEW = (
     _SERVER
+    + _WANTED
     + """
-local found = {redis.call('EXISTS', KEYS[4])}
+local found = {wanted(KEYS[4], ARGV[4])}
 for i = 6, #ARGV do
   if i < 6 + ARGV[5] or not settled or redis.call('ZSCORE', KEYS[2], ARGV[i]) then
     redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[i])

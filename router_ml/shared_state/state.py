@@ -43,8 +43,8 @@ class SharedState(Protocol):
         Without an answer in time a replica begins calls on the places that it holds. `at_once`: probe before the wait
         is over."""
 
-    def leave(self, backend: str, place: str, limit: int) -> None:
-        """End a call: keep its place for the next one, or give it back."""
+    def leave(self, backend: str, place: str, limit: int, waiting: bool = False) -> bool:
+        """End a call; return whether its place is kept for the next one. `waiting`: there is one already."""
 
     def opened(self, backend: str, wait_s: float) -> None:
         """Open a backend's circuit for all replicas."""

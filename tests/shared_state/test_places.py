@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import fakeredis
@@ -49,7 +50,7 @@ class Replica:
         if server is not None:
             keys = (SERVER, PLACES, CIRCUIT, PROBE, WANTED)
             values = (*SERVER_ARGUMENTS, place, int(held), LIMIT, 0, self.name)
-            begun, still_held, *_ = server.eval(scripts.ENTER, 5, *keys, *values)
+            begun, still_held, _, wanted, *_ = server.eval(scripts.ENTER, 5, *keys, *values)
         if server is None or late:
             begun = self.places.begin_alone(BACKEND, place, LIMIT)
             if not begun and self.places.abandon(BACKEND, place) and server is not None:
@@ -59,6 +60,9 @@ class Replica:
                 self.places.granted(BACKEND, place, self.clock())
             else:
                 self.places.refused(BACKEND, place, bool(still_held))
+            if wanted:
+                for _, gone in self.places.wanted(BACKEND):
+                    server.zrem(PLACES, gone)
         if begun:
             self.calls[place] = self.clock()
         return bool(begun)
@@ -84,7 +88,7 @@ class Replica:
             names = [name.decode() for name in lost]
             self.places.renewed(backend, {*running, *idle} - set(names), names, now_s)
             if wanted:
-                gone += self.places.wanted([backend])
+                gone += self.places.wanted(backend)
         for _, place in gone:
             server.zrem(PLACES, place)
         self.due_s = now_s + 1.0
@@ -228,26 +232,59 @@ def test_a_replica_that_never_met_the_server_takes_one_place_after_a_lease() -> 
     assert not replica.begin(None)
 
 
-def test_places_beyond_the_share_and_those_that_others_want_are_given_back() -> None:
+@pytest.fixture
+def two() -> Iterator[tuple[Clock, fakeredis.FakeRedis, Replica, Replica]]:
+    """Two replicas that met a server."""
     clock, redis = Clock(), fakeredis.FakeRedis()
     patch = pytest.MonkeyPatch()
     patch.setattr(time, "time", clock)
-    try:
-        first, second = Replica("a", clock), Replica("b", clock)
-        for _ in range(6):
-            first.meet(redis)
-            second.meet(redis)
-            clock.now_s += 1.0
-        for _ in range(3):
-            assert first.begin(redis)
-        assert not second.begin(redis)
-        for place in list(first.calls):
-            first.end(place, redis)
-        assert redis.zcard(PLACES) == 1  # of three and two replicas, a share of one
-        for _ in range(2):
-            assert second.begin(redis)
-        assert not second.begin(redis)
+    first, second = Replica("a", clock), Replica("b", clock)
+    for _ in range(6):
         first.meet(redis)
+        second.meet(redis)
+        clock.now_s += 1.0
+    yield clock, redis, first, second
+    patch.undo()
+
+
+def test_a_replica_keeps_its_share_until_others_want_it(
+    two: tuple[Clock, fakeredis.FakeRedis, Replica, Replica],
+) -> None:
+    _, redis, first, second = two
+    for _ in range(3):
+        assert first.begin(redis)
+    for place in list(first.calls):
+        first.end(place, redis)
+    assert redis.zcard(PLACES) == 1  # of three, for two replicas
+    for _ in range(2):
         assert second.begin(redis)
-    finally:
-        patch.undo()
+    assert not second.begin(redis)
+    first.meet(redis)
+    assert second.begin(redis)
+
+
+def test_where_others_wait_nothing_is_kept(two: tuple[Clock, fakeredis.FakeRedis, Replica, Replica]) -> None:
+    clock, redis, first, second = two
+    for _ in range(3):
+        assert first.begin(redis)
+    assert not second.begin(redis)
+    first.meet(redis)
+    for place in list(first.calls):
+        assert first.places.end(BACKEND, place, LIMIT, waiting=True)
+        redis.zrem(PLACES, place)
+        del first.calls[place]
+    clock.now_s += 8.0
+    assert first.begin(redis)
+    first.end(next(iter(first.calls)), redis)
+    assert redis.zcard(PLACES) == 1
+
+
+def test_a_place_beyond_the_share_is_kept_for_a_call_that_waits(
+    two: tuple[Clock, fakeredis.FakeRedis, Replica, Replica],
+) -> None:
+    _, redis, first, _ = two
+    for _ in range(3):
+        assert first.begin(redis)
+    assert not first.begin(redis)  # its own refusal is no reason to give back
+    place = next(iter(first.calls))
+    assert not first.places.end(BACKEND, place, LIMIT, waiting=True)

@@ -145,8 +145,8 @@ async def test_a_frozen_server_adds_at_most_five_milliseconds_once(
     redis_server: RedisServer, replica_of: Callable[..., RedisState]
 ) -> None:
     state = replica_of(patience_s=0.005)
-    warm = await state.enter(BACKEND, 4)
-    assert warm.granted
+    while not (warm := await state.enter(BACKEND, 4)).granted:  # an answer may be late on a busy machine
+        await asyncio.sleep(0.05)
     redis_server.freeze()
     try:
         began = time.perf_counter()

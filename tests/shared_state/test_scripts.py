@@ -25,6 +25,7 @@ class Places(RuleBasedStateMachine):
         super().__init__()
         self.redis = fakeredis.FakeRedis()
         self.held: set[str] = set()
+        self.refused: set[str] = set()
         self.open = False
         self.prober = ""
 
@@ -35,7 +36,7 @@ class Places(RuleBasedStateMachine):
     def enter(self, lease: str, at_once: bool) -> None:
         known = lease in self.held
         values = (*SETTLED, lease, int(known), LIMIT, int(at_once), lease[0])
-        granted, still_held, running, circuit, *_ = self._eval(scripts.ENTER, KEYS, *values)
+        granted, still_held, running, wanted, circuit, *_ = self._eval(scripts.ENTER, KEYS, *values)
         expected = "closed"
         if self.open:  # for ten minutes: only a probe before its time may pass
             expected = "open" if not at_once else "probing" if self.prober else "probe"
@@ -48,7 +49,9 @@ class Places(RuleBasedStateMachine):
             self.held.add(lease)
             self.prober = lease[0] if expected == "probe" else self.prober
         assert running == len(self.held)
-        assert bool(self.redis.get(KEYS[4])) or not passes or may  # others learn that a place is wanted
+        if passes and not may:
+            self.refused.add(lease[0])
+        assert wanted == bool(self.refused - {lease[0]})
 
     @rule(lease=LEASES)
     def leave(self, lease: str) -> None:
@@ -60,7 +63,7 @@ class Places(RuleBasedStateMachine):
         own = sorted(lease for lease in self.held if lease[0] == replica)
         values = (*SETTLED, replica, min(running, len(own)), *own, "gone")
         wanted, *lost = self._eval(scripts.RENEW, (*KEYS[:2], *KEYS[3:]), *values)
-        assert wanted == self.redis.exists(KEYS[4])
+        assert wanted == bool(self.refused - {replica})
         assert lost == [b"gone"]
 
     @rule(replica=st.sampled_from("abc"))
