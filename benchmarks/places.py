@@ -30,11 +30,11 @@ from tests.servers import RedisServer
 
 LIMITS = (3, 4, 6)  # of the backends: fewer places than processes, as many, more
 _PROCESSES = 4
-_CALLERS = 4  # of each process at each backend
-_CALL_S = 0.002
-_LEASE_S = 2.0
+_CALLERS = 2  # of each process at each backend
+_CALL_S = 0.004  # and as long between two calls of a caller
+_LEASE_S = 3.0
 _PATIENCE_S = 60.0
-_DOWN_S = (0.2, 3.0)  # a lease ends meanwhile, or not
+_DOWN_S = (0.2, 4.0)  # a lease ends meanwhile, or not
 
 
 # -- a process that takes places ------------------------------------------------------------------------------------
@@ -58,6 +58,7 @@ async def _take(url: str, log: int, process: int) -> None:
             await asyncio.sleep(draw.expovariate(1 / _CALL_S))
             os.write(log, f"end {time.monotonic():.6f} {name}\n".encode())
             gate.leave()
+            await asyncio.sleep(draw.expovariate(1 / _CALL_S))
 
     async with asyncio.TaskGroup() as tasks:
         for backend, limit in enumerate(LIMITS):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 DRAIN_S = 125.0  # `GatewayOptions.deadline_s`, and what renewals may be late: by then every call has ended
+_MISSES = 3  # looks for the server that failed: so many say that it is away, and this replica not merely slow
+_MISSED_S = 1.5  # for so long after the last one
 IDLE_S = 10.0  # a place that no call used for so long is given back
 _WANTED_S = 2.0  # others are known to wait for places for so long after the server said so
 _NEVER_S = float("-inf")
@@ -48,6 +50,8 @@ class Places:
         self._wanted_s: dict[str, float] = {}  # by backend: when the server last said that others were refused
         self._met_s = clock()  # when the server last answered
         self._met = False
+        self._misses = 0  # failed looks for the server since then
+        self._missed_s = _NEVER_S  # the last one
 
     # -- a call -----------------------------------------------------------------------------------------------------
 
@@ -67,6 +71,7 @@ class Places:
     def granted(self, backend: str, name: str, sent_s: float) -> None:
         """Begin a call on a place that the server gave or renewed; it was asked at `sent_s`."""
         with self._lock:
+            self._answered(sent_s)
             place = self._place(backend, name)
             place.runs, place.until_s = True, max(place.until_s, sent_s + self._lease_s)
 
@@ -81,14 +86,18 @@ class Places:
     def begin_alone(self, backend: str, name: str, limit: int) -> bool:
         """Begin a call without an answer of the server, if that cannot pass the limit.
 
-        Until the lease of all places has ended a replica uses those that it holds, and from then on no more of them
-        than its equal share: so once the calls of that time have ended, each may use its whole share."""
+        At first a replica uses the places that it holds, while there is time to renew them before their lease ends.
+        Once the server is certainly away it uses no more of them than its equal share: so when the calls of before
+        have ended, each replica may use its whole share."""
         with self._lock:
             place, now_s = self._place(backend, name), self._clock()
-            away_s = now_s - self._met_s
-            if away_s < self._lease_s:
-                place.runs = place.until_s > now_s
-            elif place.held or away_s > self._lease_s + (self._drain_s if self._met else 0.0):
+            away_s, margin_s = now_s - self._met_s, self._lease_s / 4
+            if place.until_s > now_s + margin_s:
+                place.runs = True
+            elif self._certainly_away(now_s) and (
+                (place.held and away_s > self._lease_s - margin_s)
+                or away_s > self._lease_s + (self._drain_s if self._met else 0.0)
+            ):
                 running = sum(other.runs for other in self._places[backend].values())
                 place.runs = running < (max(1, limit // self.replicas) if self.replicas else 1)
             return place.runs
@@ -127,9 +136,16 @@ class Places:
     def met(self, sent_s: float) -> list[tuple[str, str]]:
         """Note that the server answers; return places without a call to give back: ended ones, and long unused ones."""
         with self._lock:
-            self._met, self._met_s = True, max(self._met_s, sent_s)
+            self._answered(sent_s)
+            self._met = True
             now_s = self._clock()
             return self._give_up(self._places, lambda place: place.until_s <= now_s or now_s - place.used_s > IDLE_S)
+
+    def missed(self) -> None:
+        """Note that the server was looked for and did not answer."""
+        with self._lock:
+            self._misses, self._missed_s = self._misses + 1, self._clock()
+            self.shared = False
 
     def wanted(self, backend: str) -> list[tuple[str, str]]:
         """Note that others were refused at a backend; return its places without a call, which are given back."""
@@ -168,6 +184,12 @@ class Places:
             gone = [(backend, name) for backend, own in self._places.items() for name in own]
             self._places = {}
         return gone
+
+    def _certainly_away(self, now_s: float) -> bool:
+        return self._misses >= _MISSES and now_s - self._missed_s < _MISSED_S
+
+    def _answered(self, sent_s: float) -> None:
+        self._met_s, self._misses = max(self._met_s, sent_s), 0
 
     def _give_up(self, backends: Iterable[str], which: Callable[[_Place], bool]) -> list[tuple[str, str]]:
         gone = [

@@ -337,9 +337,10 @@ def _run(state_of: weakref.ref[RedisState], orders: queue.SimpleQueue[Any], stop
             _forget(redis)
             redis, due_s = None, time.monotonic() + _AGAIN_S
             waiting = waiting[-1000:]
+            state._places.missed()
             state._why = _reason(error)
             if state._up:
-                state._up = state._places.shared = False
+                state._up = False
                 log.warning("shared state is away (%s); this replica goes on with its own", state._why)
             if stopped.wait(_AGAIN_S):
                 break

@@ -74,7 +74,8 @@ class Replica:
 
     def meet(self, server: fakeredis.FakeRedis | None) -> None:
         if server is None:
-            self.places.shared = False
+            self.places.missed()
+            self.due_s = self.clock() + STEP_S
             return
         now_s = self.clock()
         replicas, settled = server.eval(scripts.HELLO, 2, SERVER, REPLICAS, *SERVER_ARGUMENTS[:2], self.name, 5000)
@@ -146,9 +147,20 @@ class Replicas(RuleBasedStateMachine):
                 for place, began_s in list(replica.calls.items()):
                     if self.clock.now_s > began_s + DRAIN_S - 2 * STEP_S:  # no request lasts longer
                         replica.end(place, self.server)
-                if not self.up or self.clock.now_s >= replica.due_s:
+                if self.clock.now_s >= replica.due_s:
                     replica.meet(self.server)
             self.no_more_than_the_limit_run()
+
+    @rule(number=st.integers(0, 2), steps=st.sampled_from([9, 16, 21, 30]))
+    def replica_is_slow(self, number: int, steps: int) -> None:
+        """Its thread does nothing for a while, and its requests get no answer in time."""
+        slow = self.replicas[number]
+        while slow.calls:
+            self.end(number, 0)
+        slow.due_s = self.clock() + (steps + 1) * STEP_S
+        self.wait(steps)
+        slow.begin(None)
+        slow.due_s = 0.0
 
     @rule()
     def server_dies(self) -> None:
@@ -185,8 +197,15 @@ class Replicas(RuleBasedStateMachine):
         assert sum(len(replica.calls) for replica in getattr(self, "replicas", ())) <= LIMIT
 
 
-Replicas.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Replicas.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestReplicas = Replicas.TestCase
+
+
+def away(replica: Replica, clock: Clock, seconds: float) -> None:
+    """Let a time pass in which the replica looks for the server in vain."""
+    clock.now_s += seconds
+    for _ in range(3):
+        replica.meet(None)
 
 
 def test_without_the_server_for_long_every_replica_serves() -> None:
@@ -195,7 +214,8 @@ def test_without_the_server_for_long_every_replica_serves() -> None:
     for replica in (first, second):
         replica.places.replicas = 2
         replica.places.met(clock())
-    clock.now_s += LEASE_S + DRAIN_S + 1
+    away(first, clock, LEASE_S + DRAIN_S + 1)
+    away(second, clock, 0.0)
     assert first.begin(None)
     assert second.begin(None)
     assert not first.begin(None)  # half of three, rounded down
@@ -219,6 +239,8 @@ def test_a_replica_goes_on_with_what_it_holds_and_no_more() -> None:
     for place in list(replica.calls):
         replica.end(place, None)
     clock.now_s += LEASE_S
+    assert not replica.begin(None)  # the places may be others' by now, if it is this replica that is slow
+    away(replica, clock, 1.0)
     assert replica.begin(None)
     assert not replica.begin(None)  # its equal share from here on
 
@@ -227,7 +249,7 @@ def test_a_replica_that_never_met_the_server_takes_one_place_after_a_lease() -> 
     clock = Clock()
     replica = Replica("a", clock)
     assert not replica.begin(None)
-    clock.now_s += LEASE_S + 1
+    away(replica, clock, LEASE_S + 1)
     assert replica.begin(None)
     assert not replica.begin(None)
 
@@ -273,7 +295,9 @@ def test_where_others_wait_nothing_is_kept(two: tuple[Clock, fakeredis.FakeRedis
         assert first.places.end(BACKEND, place, LIMIT, waiting=True)
         redis.zrem(PLACES, place)
         del first.calls[place]
-    clock.now_s += 8.0
+    for _ in range(8):
+        clock.now_s += 1.0
+        first.meet(redis)
     assert first.begin(redis)
     first.end(next(iter(first.calls)), redis)
     assert redis.zcard(PLACES) == 1
