@@ -1,7 +1,7 @@
 """The places that a replica holds, and on which of them it may begin a call.
 
 A place belongs to the replica that got it until the replica gives it back, or its lease ends. It keeps some while no
-call runs on them, and all of them while the server is away: a server that is away has given them to nobody else. Times
+call runs on them, since they are what it may use while the server is away: that has given them to nobody else. Times
 are those of the replica and count from before the server was asked, so a lease ends here no later than there."""
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from cachetools import LRUCache
+
 DRAIN_S = 125.0  # `GatewayOptions.deadline_s`, and what renewals may be late: by then every call has ended
 _MISSES = 3  # looks for the server that failed: so many say that it is away, and this replica not merely slow
 _MISSED_S = 1.5  # for so long after the last one
-IDLE_S = 10.0  # a place that no call used for so long is given back
 _WANTED_S = 2.0  # others are known to wait for places for so long after the server said so
 _NEVER_S = float("-inf")
+_BACKENDS = 1000  # at which a place is kept although no call runs there
 
 
 @dataclass(slots=True)
@@ -25,7 +27,6 @@ class _Place:
     until_s: float = _NEVER_S  # held until then; never: only asked for, or begun without the server
     reserved: bool = True  # a request asks for it, or a call runs on it
     runs: bool = False  # a call runs on it
-    used_s: float = 0.0
 
     @property
     def idle(self) -> bool:
@@ -47,6 +48,7 @@ class Places:
         self._lease_s, self._drain_s, self._clock = lease_s, drain_s, clock
         self._lock = threading.Lock()
         self._places: dict[str, dict[str, _Place]] = {}  # by backend and name
+        self._limits: LRUCache[str, int] = LRUCache(_BACKENDS)  # of backends where calls ended here
         self._wanted_s: dict[str, float] = {}  # by backend: when the server last said that others were refused
         self._met_s = clock()  # when the server last answered
         self._met = False
@@ -116,14 +118,14 @@ class Places:
 
         While nobody else wants it, a place is kept for that call, or for later within the equal share."""
         with self._lock:
+            self._limits[backend] = limit
             own = self._places.get(backend, {})
             if name not in own:
                 return False
             place = own[name]
             share = limit // self.replicas if self.replicas else 0
             kept = not self.shared or (
-                self._clock() - self._wanted_s.get(backend, _NEVER_S) > _WANTED_S
-                and (waiting or sum(other.held for other in own.values()) <= share)
+                not self._wanted_lately(backend) and (waiting or sum(other.held for other in own.values()) <= share)
             )
             if place.held and kept:
                 self._rest(backend, name)
@@ -134,12 +136,12 @@ class Places:
     # -- the server -------------------------------------------------------------------------------------------------
 
     def met(self, sent_s: float) -> list[tuple[str, str]]:
-        """Note that the server answers; return places without a call to give back: ended ones, and long unused ones."""
+        """Note that the server answers; return places without a call whose lease has ended: they are given back."""
         with self._lock:
             self._answered(sent_s)
             self._met = True
             now_s = self._clock()
-            return self._give_up(self._places, lambda place: place.until_s <= now_s or now_s - place.used_s > IDLE_S)
+            return self._give_up(self._places, lambda place: place.until_s <= now_s)
 
     def missed(self) -> None:
         """Note that the server was looked for and did not answer."""
@@ -178,12 +180,34 @@ class Places:
                 elif name in own:
                     own[name].until_s = _NEVER_S
 
+    def lacking(self) -> list[tuple[str, str, int]]:
+        """Return backends where this replica holds no place and nobody waits, with a name to ask for and their limit.
+
+        Without a place in hand it could begin no call there while the server is away."""
+        with self._lock:
+            if not self.shared or not self.replicas:
+                return []
+            return [
+                (backend, uuid.uuid4().hex[:16], limit)
+                for backend, limit in self._limits.items()
+                if limit >= self.replicas and not self._places.get(backend) and not self._wanted_lately(backend)
+            ]
+
+    def kept(self, backend: str, name: str, sent_s: float) -> None:
+        """Keep a place that the server gave for a later call; it was asked at `sent_s`."""
+        with self._lock:
+            self._place(backend, name).until_s = sent_s + self._lease_s
+            self._rest(backend, name)
+
     def clear(self) -> list[tuple[str, str]]:
         """Give everything back."""
         with self._lock:
             gone = [(backend, name) for backend, own in self._places.items() for name in own]
             self._places = {}
         return gone
+
+    def _wanted_lately(self, backend: str) -> bool:
+        return self._clock() - self._wanted_s.get(backend, _NEVER_S) <= _WANTED_S
 
     def _certainly_away(self, now_s: float) -> bool:
         return self._misses >= _MISSES and now_s - self._missed_s < _MISSED_S
@@ -209,7 +233,6 @@ class Places:
     def _rest(self, backend: str, name: str) -> None:
         place = self._place(backend, name)
         place.reserved = place.runs = False
-        place.used_s = self._clock()
 
     def _drop(self, backend: str, name: str) -> None:
         own = self._places.get(backend, {})

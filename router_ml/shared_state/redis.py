@@ -277,6 +277,7 @@ class RedisState:
         gone = self._places.met(sent_s)
         gone += [place for backend in self._renew(redis) for place in self._places.wanted(backend)]
         self._send(redis, [_free(backend, place) for backend, place in gone])
+        self._keep_one(redis)
         if not self._up:
             log.info("state is shared; there are %d replicas", replicas)
             self._up, self._why = True, ""
@@ -294,6 +295,14 @@ class RedisState:
             lost = [name.decode() for name in gone]
             self._places.renewed(backend, {*running, *idle} - set(lost), lost, sent_s)
         return [backend for backend, (wanted, *_) in zip(held, answers, strict=True) if wanted]
+
+    def _keep_one(self, redis: Any) -> None:
+        """Ask for a place where this replica holds none, for the time when the server is away."""
+        sent_s, lacking = time.monotonic(), self._places.lacking()
+        for backend, place, limit in lacking:
+            keys = _backend_keys(backend)[:2]
+            if redis.eval(scripts.KEEP, 2, *keys, *self._server, place, limit):
+                self._places.kept(backend, place, sent_s)
 
     def _send(self, redis: Any, orders: list[tuple[Any, ...]]) -> None:
         with redis.pipeline(transaction=False) as pipe:

@@ -61,6 +61,19 @@ return {granted, held and 1 or 0, redis.call('ZCARD', KEYS[2]), wanted(KEYS[5], 
 """
 )
 
+# KEYS: server, places.  ARGV: awake ms, settle ms, lease ms, place, limit.  Returns whether the place is given, for a
+# call to come: so whoever is refused does not count as waiting.
+KEEP = (
+    _SERVER
+    + """
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+if not settled or redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[5]) then return 0 end
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 1
+"""
+)
+
 # KEYS: circuit, probe.  ARGV: wait ms, replica.  Another replica's probe is left alone.
 OPEN = (
     _NOW

@@ -92,6 +92,9 @@ class Replica:
                 gone += self.places.wanted(backend)
         for _, place in gone:
             server.zrem(PLACES, place)
+        for backend, place, limit in self.places.lacking():
+            if server.eval(scripts.KEEP, 2, SERVER, PLACES, *SERVER_ARGUMENTS, place, limit):
+                self.places.kept(backend, place, now_s)
         self.due_s = now_s + 1.0
 
 
@@ -283,6 +286,45 @@ def test_a_replica_keeps_its_share_until_others_want_it(
     assert not second.begin(redis)
     first.meet(redis)
     assert second.begin(redis)
+
+
+def test_after_hours_without_a_call_a_replica_serves_at_once_when_the_server_goes_away(
+    two: tuple[Clock, fakeredis.FakeRedis, Replica, Replica],
+) -> None:
+    clock, redis, first, second = two
+    for replica in (first, second):
+        assert replica.begin(redis)
+        replica.end(next(iter(replica.calls)), redis)
+    for _ in range(3 * 60):
+        clock.now_s += 1.0
+        first.meet(redis)
+        second.meet(redis)
+    for replica in (first, second):
+        assert replica.begin(None)
+        assert not replica.begin(None)  # three places for two replicas: one each
+
+
+def test_a_replica_that_gave_its_last_place_back_gets_one_once_nobody_waits(
+    two: tuple[Clock, fakeredis.FakeRedis, Replica, Replica],
+) -> None:
+    clock, redis, first, second = two
+    assert first.begin(redis)
+    first.end(next(iter(first.calls)), redis)
+    while second.begin(redis):
+        pass
+    first.meet(redis)  # the other one was refused
+    assert second.begin(redis)
+    assert redis.zcard(PLACES) == LIMIT
+    first.meet(redis)
+    assert not first.places.held()
+    for place in list(second.calls):
+        second.end(place, redis)
+    for _ in range(9):
+        clock.now_s += 1.0
+        first.meet(redis)
+        second.meet(redis)
+    assert first.places.held()
+    assert first.begin(None)
 
 
 def test_where_others_wait_nothing_is_kept(two: tuple[Clock, fakeredis.FakeRedis, Replica, Replica]) -> None:

@@ -54,6 +54,13 @@ class Places(RuleBasedStateMachine):
         assert wanted == bool(self.refused - {lease[0]})
 
     @rule(lease=LEASES)
+    def keep(self, lease: str) -> None:
+        given = self._eval(scripts.KEEP, KEYS[:2], *SETTLED, lease, LIMIT)
+        assert given == (len(self.held) < LIMIT)
+        if given:
+            self.held.add(lease)
+
+    @rule(lease=LEASES)
     def leave(self, lease: str) -> None:
         self.redis.zrem(KEYS[1], lease)
         self.held.discard(lease)
