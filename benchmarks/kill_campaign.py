@@ -1,9 +1,12 @@
 """Check what the event store and a running experiment preserve under kill -9, and measure what they cost.
 
     python -m benchmarks.kill_campaign [--kills 300]
+    python -m benchmarks.kill_campaign --postgres [--kills 100]
 
 Each process records events under load, reports which are safely written, runs an experiment with a bad challenger, and
-reports when it is halted; it is killed at a random moment, and the files it left are examined.
+reports when it is halted; it is killed at a random moment, and the files it left are examined. With `--postgres` four
+processes write to one PostgreSQL server (whose commits wait for the disk), each is killed and started again at random,
+and at the end every event that any of them reported as written must be there.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import signal
 import sqlite3
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +36,10 @@ from router_ml.experiments.state import ExperimentState
 from router_ml.monitor.alerts import Alerts
 from router_ml.monitor.metrics import LiveMetrics
 from router_ml.types import Candidate, Quantiles
+from tests.servers import PostgresServer
 
+_WRITERS = 4
+_REPORTED = 2000  # events between two reports of a writer
 _HALTED = b"H"
 _CANDIDATES = tuple(Candidate(f"m{i}", 0.9, Quantiles(1.0, 2.0, 3.0), 0.0, 1.0, ("fits",)) for i in range(3))
 
@@ -126,6 +134,106 @@ def campaign(kills: int, seed: int = 0) -> list[Killed]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What writers that were killed had reported, and what PostgreSQL had at the end."""
+
+    kills: int
+    acknowledged: int
+    lost: int
+    twice: int
+    stored: int
+    seconds: float  # of the load, kills and new starts included
+
+
+def _write(url: str, folder: Path, send: int, name: str) -> None:
+    """Record a decision and its outcome in turn, flush and report how many, until killed."""
+    writer = EventWriter(lambda: open_store(url, key_dir=folder), capacity=50_000)
+    number = 0
+    while True:
+        for _ in range(_REPORTED // 2):
+            decision = f"{name}-{number // 2}"
+            writer.record(DecisionEvent(decision, "m0", "simple", "p", "b", 1.0, _CANDIDATES, unit=f"u{number}"))
+            writer.record(OutcomeEvent(decision, "m0", 1.0, 2.0, prompt_tokens=90, output_tokens=200))
+            number += 2
+        if writer.flush(60.0):
+            os.write(send, f"{name} {number}\n".encode())
+
+
+def write_and_kill(url: str, folder: Path, kills: int, writers: int = _WRITERS, seed: int = 0) -> Kept:
+    """Run writers at once, kill them one after the other, start each again, and count what was stored."""
+    draw, (receive, send) = random.Random(seed), os.pipe()
+    acknowledged: Counter[str] = Counter()
+    started: list[str] = []
+
+    def start() -> int:
+        name = f"w{len(started)}"
+        started.append(name)
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(receive)
+                _write(url, folder, send, name)
+            finally:
+                os._exit(1)
+        return child
+
+    def note() -> None:
+        while block := os.read(receive, 65_536):
+            for line in block.decode().splitlines():
+                name, _, number = line.partition(" ")
+                acknowledged[name] = int(number)
+
+    open_store(url, key_dir=folder).close()
+    began_s = time.monotonic()
+    running = [start() for _ in range(writers)]
+    reader = threading.Thread(target=note, daemon=True)
+    reader.start()
+    for number in range(kills + writers):
+        time.sleep(draw.uniform(0.2, 1.0) if number <= kills else 0.0)
+        victim = draw.randrange(len(running))
+        os.kill(running[victim], signal.SIGKILL)
+        os.waitpid(running[victim], 0)
+        if number < kills:
+            running[victim] = start()
+        else:
+            del running[victim]
+    seconds = time.monotonic() - began_s
+    os.close(send)
+    reader.join()
+    os.close(receive)
+    return _count(url, folder, acknowledged, kills, seconds)
+
+
+def _count(url: str, folder: Path, acknowledged: Mapping[str, int], kills: int, seconds: float) -> Kept:
+    store = open_store(url, key_dir=folder)
+    found = Counter(f"{type(s.event).__name__} {s.event.decision_id}" for s in store.read()
+                    if isinstance(s.event, DecisionEvent | OutcomeEvent))  # fmt: skip
+    store.close()
+    expected = [f"{kind.__name__} {name}-{number}" for name, total in acknowledged.items()
+                for number in range(total // 2) for kind in (DecisionEvent, OutcomeEvent)]  # fmt: skip
+    lost = sum(each not in found for each in expected)
+    return Kept(kills, len(expected), lost, sum(n > 1 for n in found.values()), found.total(), seconds)
+
+
+def report_postgres(kills: int) -> bool:
+    """Run the campaign with PostgreSQL and print what was found; return whether all of it holds."""
+    with tempfile.TemporaryDirectory(prefix="keys") as folder:
+        server = PostgresServer(durable=True)
+        try:
+            server.start()
+            kept = write_and_kill(server.url, Path(folder), kills)
+        finally:
+            server.close()
+    rate = kept.stored / kept.seconds
+    print("| what | found | bound |\n|---|---|---|")
+    print(f"| acknowledged events lost in {kept.kills} kills of {_WRITERS} writers "
+          f"({kept.acknowledged:,} acknowledged) | {kept.lost} | 0 |")  # fmt: skip
+    print(f"| events stored twice | {kept.twice} | 0 |")
+    print(f"| events a second into PostgreSQL, kills included, over {kept.seconds:.0f} s | {rate:,.0f} | >= 5,000 |")
+    return not kept.lost and not kept.twice and rate >= 5000
+
+
 def stored_per_s(seconds: float = 5.0) -> float:
     """Return the events per second that reach the disk, decisions and outcomes in turn."""
     with tempfile.TemporaryDirectory(prefix="rate") as folder:
@@ -183,10 +291,13 @@ def request_cost_s(requests: int = 5000) -> tuple[float, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_campaign", description="kill -9 and costs")
-    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--kills", type=int, help="300; with --postgres 100")
+    parser.add_argument("--postgres", action="store_true", help="four writers and one PostgreSQL server")
     options = parser.parse_args(arguments)
     logging.disable(logging.ERROR)  # every rollback is logged
-    killed = campaign(options.kills)
+    if options.postgres:
+        return 0 if report_postgres(options.kills or 100) else 1
+    killed = campaign(options.kills or 300)
     reported = [w for w in killed if w.halt_reported]
     lost, torn = sum(w.lost for w in killed), sum(not w.whole for w in killed)
     slowest = max(w.ready_s for w in killed)

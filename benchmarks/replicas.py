@@ -4,7 +4,8 @@ Starts real PostgreSQL and Redis servers, hosts (test doubles) and replicas of `
 interface, sends requests to the replicas, kills (and freezes, and starts again) one part after the other at random, and
 checks what must hold: never more calls at once per model and host than ROUTER_ML_PARALLEL, no request served twice,
 none lost but those in flight at a killed replica, an experiment that one replica halts served by nobody after two
-seconds. With `--kills 0` it measures what shared state costs. Exit status 1 where something did not hold.
+seconds. With `--kills 0` it measures what shared state costs; `--places` lets four processes take and give back places
+and nothing else, which is fast. Exit status 1 where something did not hold.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 import httpx
 
 import router_ml
+from benchmarks import places
 from router_ml.events.connect import open_store
 from router_ml.events.event import DecisionEvent, OutcomeEvent
 from router_ml.events.store import EventFilter
@@ -372,9 +374,9 @@ async def cost(requests: int) -> tuple[float, float, float]:
         patience.begin()
         began_s = time.perf_counter()
         await state.model_of(f"session {number}")
-        await state.enter("model@host", str(number), 4)
+        entry = await state.enter("model@host", 4)
         spent_s = time.perf_counter() - began_s
-        state.leave("model@host", str(number))
+        state.leave("model@host", entry.place, 4)
         return spent_s
 
     try:
@@ -422,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, help="20; with --places 60")
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--clients", type=int, default=24, help="requests in flight (24)")
@@ -431,13 +433,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--alone", action="store_true", help="without Redis, to compare")
     parser.add_argument("--cost", action="store_true", help="measure what shared state adds to a request, no more")
+    parser.add_argument("--places", action="store_true", help="places alone, under kills of processes and Redis")
+    parser.add_argument("--calls", type=int, default=100_000, help="with --places (100,000)")
+    parser.add_argument("--as-taker", nargs=3, metavar=("URL", "LOG", "NUMBER"), help=argparse.SUPPRESS)
     parser.add_argument("--as-host", nargs=2, metavar=("PORT", "LOG"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.kills is None:
+        options.kills = 60 if options.places else 20
+    if options.as_taker:
+        url, log, number = options.as_taker
+        places.run_taker(url, Path(log), int(number))
+        return 0
     if options.as_host:
         run_host(int(options.as_host[0]), Path(options.as_host[1]), options.call_s)
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # every part ends with the campaign
     try:
+        if options.places:
+            return 0 if places.campaign(options) else 1
         if options.cost:
             p50_s, p99_s, frozen_s = asyncio.run(cost(2000))
             print("| shared state adds | found | bound |\n|---|---|---|")

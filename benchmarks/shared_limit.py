@@ -1,7 +1,8 @@
 """Find the load at which shared state is the limit: python -m benchmarks.shared_limit [--replicas 100 --hosts 1000]
 
 A discrete-event simulation of replicas and hosts with the policies that serve: the gate's pauses, the 5 ms of patience,
-the equal share without an answer, leases renewed and measurements exchanged every second. Redis is one server that
+no call without a place, leases renewed and measurements exchanged every second. There are more replicas than places of
+a host, so that none keeps a place for later. Redis is one server that
 takes its commands one after the other; `--measured` measures what each costs on this machine, where redis-server is
 installed. The load doubles from row to row, and calls get shorter so that the hosts stay equally busy: what grows is
 the number of requests, not of calls at once.
@@ -59,7 +60,6 @@ class Found:
     requests: int = 0
     waits: list[float] = field(default_factory=list)  # of a request for Redis, until its first answer
     late: int = 0  # without an answer within the patience
-    over: int = 0  # begun beyond a host's places
     places: list[float] = field(default_factory=list)  # seconds until there was a place
     utilisation: float = 0.0
 
@@ -125,10 +125,7 @@ class World:
 
     def decide(self, now_s: float, replica: int, host: int, pause_s: float, came_s: float, answered: bool) -> None:
         """Begin the call, or pause and ask again."""
-        share = max(1, self.options.parallel // self.options.replicas)
-        free = self.running[host] < self.options.parallel if answered else self.held[replica, host] < share
-        if free:
-            self.found.over += self.running[host] >= self.options.parallel
+        if answered and self.running[host] < self.options.parallel:
             self.running[host] += 1
             self.held[replica, host] += 1
             self.found.places.append(now_s - came_s)
@@ -179,9 +176,26 @@ def measured() -> Costs:
             return sum(float(after[name] - before[name]) for name in ("used_cpu_user", "used_cpu_sys")) / n
 
         enter_s = each_s(
-            "EVAL", scripts.ENTER, 3, "h@@:calls", "h@@:circuit", "h@@:probe", "lease@@", 4, 10000, 0, "me"
+            "EVAL",
+            scripts.ENTER,
+            5,
+            "s",
+            "h@@:places",
+            "h@@:circuit",
+            "h@@:probe",
+            "h@@:wanted",
+            2500,
+            0,
+            5000,
+            "place@@",
+            0,
+            4,
+            0,
+            "me",
         )
-        renew_s = each_s("EVAL", scripts.RENEW, 2, "h@@:calls", "h@@:probe", 10000, "me", "lease@@")
+        renew_s = each_s(
+            "EVAL", scripts.RENEW, 4, "s", "h@@:places", "h@@:probe", "h@@:wanted", 2500, 0, 5000, "me", 1, "place@@"
+        )
         plain_s = each_s("SET", "s@@", "m", "EX", 60)
         client.xadd("a", {"told": "x" * 60 * 50})
         entry_s = each_s("XREAD", "STREAMS", "a", "0") / 50
@@ -208,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
           f"a plain command "
           f"{costs.plain_s * 1e6:.1f}, a measurement read {costs.entry_s * 1e6:.2f}")  # fmt: skip
     print("| requests/s | s of a call | Redis busy | wait for Redis p50 (p99), ms | without an answer in 5 ms | "
-          "beyond the limit | wait for a place p50 (p99), s |\n|---|---|---|---|---|---|---|")  # fmt: skip
+          "wait for a place p50 (p99), s |\n|---|---|---|---|---|---|")  # fmt: skip
     per_s, limit = options.from_per_s, 0.0
     while per_s <= options.to_per_s:
         began_s = time.monotonic()
@@ -217,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         late = found.late / max(1, len(found.waits))
         print(f"| {per_s:,.0f} | {_BUSY * options.hosts * options.parallel / per_s:.3f} | {found.utilisation:.0%} | "
               f"{waits[len(waits) // 2] * 1e3:.2f} ({waits[int(len(waits) * 0.99)] * 1e3:.2f}) | {late:.2%} | "
-              f"{found.over / found.requests:.2%} | {places[len(places) // 2]:.4f} "
+              f"{places[len(places) // 2]:.4f} "
               f"({places[int(len(places) * 0.99)]:.3f}) |", flush=True)  # fmt: skip
         if late > 0.01 and not limit:
             limit = per_s

@@ -27,13 +27,15 @@ def program(name: str) -> str | None:
 
 
 class PostgresServer:
-    """PostgreSQL in a folder of its own. Run as root it runs as the user postgres, as the server asks for."""
+    """PostgreSQL in a folder of its own. Run as root it runs as the user postgres, as the server asks for.
 
-    def __init__(self) -> None:
+    `durable`: a commit waits for the disk, as in production."""
+
+    def __init__(self, durable: bool = False) -> None:
         initdb, control = program("initdb"), program("pg_ctl")
         if initdb is None or control is None:
             raise FileNotFoundError("PostgreSQL is not installed (initdb is missing): apt-get install postgresql")
-        self._control, self._port = control, free_port()
+        self._control, self._port, self._durable = control, free_port(), durable
         self._user = "postgres" if os.getuid() == 0 else None
         self._folder = tempfile.TemporaryDirectory(prefix="pg")
         if self._user:
@@ -47,7 +49,7 @@ class PostgresServer:
 
     def start(self) -> None:
         name = self._folder.name
-        options = f"-p {self._port} -k {name} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options = f"-p {self._port} -k {name} -c listen_addresses=127.0.0.1 -c fsync={'on' if self._durable else 'off'}"
         self._call(self._control, "-D", self._data, "-o", options, "-w", "-l", f"{name}/log", "start")
 
     def kill(self) -> None:

@@ -22,6 +22,8 @@ _ALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3
 _TIMEOUTS = "SET lock_timeout = '15s'; SET statement_timeout = '60s'"
 # Writers take this lock, so that the order of `seq` is the order of commits and a reader's watermark misses nothing.
 _LOCK = 7_263_910_455
+# A batch of so many rows is copied into a temporary table first, which takes half the time of one INSERT a row.
+_COPIED = 50
 # Classes of SQLSTATE for a bad value: cardinality, data, integrity, program limit (a key too long for its index).
 _REFUSED = ("21", "22", "23", "54")
 # Phrases that may be quoted from an error without SQLSTATE: its message may contain the URL with a password.
@@ -44,6 +46,7 @@ class PostgresStore(SqlStore):
         except ImportError as error:
             raise StoreError("PostgreSQL needs its driver: pip install 'router-ml[postgres]'") from error
         super().__init__(privacy)
+        self._may_copy = False
         self._driver = psycopg
         self._url = url
         with self._lock, self._errors("open"):
@@ -57,6 +60,18 @@ class PostgresStore(SqlStore):
                 cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
                 yield cursor
 
+    def _insert(self, cursor: Any, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        if len(rows) < _COPIED or not self._may_copy:
+            super()._insert(cursor, table, columns, rows)
+            return
+        names, batch = ", ".join(columns), f"{table}_batch"
+        with cursor.copy(f"COPY {batch} ({names}, place) FROM STDIN") as copy:
+            for place, row in enumerate(rows):
+                copy.write_row((*row, place))
+        cursor.execute(
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM {batch} ORDER BY place ON CONFLICT DO NOTHING"
+        )
+
     def _query(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with self._lock, self._errors("read"):
             return self._connected().execute(query, values).fetchall()
@@ -68,11 +83,24 @@ class PostgresStore(SqlStore):
         try:
             connection.execute(_TIMEOUTS)
             self._migrate(connection)
+            self._may_copy = self._prepare_copies(connection)
         except BaseException:
             connection.close()
             raise
         self._connection = connection
         return connection
+
+    def _prepare_copies(self, connection: psycopg.Connection[Any]) -> bool:
+        """Create this connection's tables for batches; False where the account may not."""
+        try:
+            for table in ("event", "query_text", "query_features"):
+                connection.execute(
+                    f"CREATE TEMPORARY TABLE {table}_batch ON COMMIT DELETE ROWS AS "
+                    f"SELECT *, 0 AS place FROM {table} WITH NO DATA"
+                )
+        except self._driver.errors.InsufficientPrivilege:
+            return False
+        return True
 
     def _migrate(self, connection: psycopg.Connection[Any]) -> None:
         with connection.transaction():

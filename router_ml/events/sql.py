@@ -36,9 +36,9 @@ _STORES_LOCK = threading.Lock()
 _HELD: list[SqlStore] = []  # stores whose lock the fork in progress holds
 _ABANDONED: list[Any] = []  # connections of the parent process, which a child must neither use nor close
 
-_INSERT = "INSERT INTO event (event_id, kind, at_s, decision_id, experiment, body) VALUES ({}) ON CONFLICT DO NOTHING"
-_INSERT_TEXT = "INSERT INTO query_text (decision_id, at_s, text, context) VALUES ({}) ON CONFLICT DO NOTHING"
-_INSERT_FEATURES = "INSERT INTO query_features (decision_id, at_s, encoder, packed) VALUES ({}) ON CONFLICT DO NOTHING"
+_EVENT = ("event_id", "kind", "at_s", "decision_id", "experiment", "body")
+_TEXT = ("decision_id", "at_s", "text", "context")
+_FEATURES = ("decision_id", "at_s", "encoder", "packed")
 _APART = {"text": "query_text", "features": "query_features"}  # kinds of a retention with tables of their own
 
 
@@ -70,11 +70,11 @@ class SqlStore(ABC):
         texts = [(row.decision_id, row.at_s, row.text, row.context) for row in rows if row.text is not None]
         features = [(row.decision_id, row.at_s, *row.features) for row in rows if row.features is not None]
         with self._lock, self._transaction("write to") as cursor:
-            cursor.executemany(self._filled(_INSERT, 6), [row[:6] for row in rows])
+            self._insert(cursor, "event", _EVENT, [row[:6] for row in rows])
             if texts:
-                cursor.executemany(self._filled(_INSERT_TEXT, 4), texts)
+                self._insert(cursor, "query_text", _TEXT, texts)
             if features:
-                cursor.executemany(self._filled(_INSERT_FEATURES, 4), features)
+                self._insert(cursor, "query_features", _FEATURES, features)
 
     def read(self, selection: EventFilter = EVERYTHING, limit: int | None = None) -> Iterator[Stored]:
         """Yield the selected events, oldest first; in pages, so that no writer waits for a slow reader."""
@@ -165,8 +165,11 @@ class SqlStore(ABC):
         except Exception as error:  # an error of one event does not stop the others
             raise RefusedRecord(f"an event cannot be converted: {type(error).__name__}: {error}") from error
 
-    def _filled(self, order: str, n: int) -> str:
-        return order.format(", ".join([self._mark] * n))
+    def _insert(self, cursor: Any, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Insert rows in their order, without those that the table has already."""
+        marks = ", ".join([self._mark] * len(columns))
+        order = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        cursor.executemany(order, rows)
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None

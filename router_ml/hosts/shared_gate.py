@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-import uuid
 from collections.abc import Callable
 
 from router_ml.hosts.breaker import Breaker, State
@@ -17,8 +17,7 @@ from router_ml.shared_state import patience
 from router_ml.shared_state.state import Entry, SharedState
 
 _FIRST_PAUSE_S, _PAUSE_MAX_S = 0.005, 0.1  # between two requests for a place that is taken elsewhere
-_DRAIN_S = 1.0  # calls of others that were known when the server went away count so long at least
-_SEEN_S = 2.0  # how long the number of calls of all replicas describes the queue
+_SEEN_S = 2.0  # how long the number of places that all replicas hold describes the queue
 
 
 def backend_key(model: str, url: str) -> str:
@@ -53,15 +52,16 @@ def shared_pair(
 class SharedGate(Gate):
     """Lets `limit` callers of all replicas in at once. Lives in one event loop.
 
-    Each call holds a lease that ends by itself if this replica dies. Without an answer of the shared state in time a
-    replica lets in its equal share of `limit`, at least one, and until then no more than it knows to be free."""
+    Each call runs on a place that this replica holds, and that others get if it dies. While the shared state is away
+    it lets callers in on the places that it holds."""
 
     def __init__(self, key: str, limit: int, max_waiting: int, shared: SharedState, breaker: Breaker) -> None:
         super().__init__(limit, max_waiting)
         self._key, self._shared, self._breaker = key, shared, breaker
-        self._leases: list[str] = []
+        self._places: list[str] = []  # on which calls run
+        self._kept = asyncio.Event()  # a call ended, and has left its place to the next one
         self._turn = asyncio.Lock()  # the caller that has waited longest asks for the next place
-        self._others = 0  # calls of the other replicas, when last known
+        self._others = 0  # places of the other replicas, when last known
         self._others_at_s = float("-inf")
 
     def wait_s(self, service_s: float) -> float:
@@ -79,7 +79,7 @@ class SharedGate(Gate):
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(max(patience_s - waited_s, patience.PATIENCE_S)), self._turn:
-                self._leases.append(await self._place(service_s, at_once))
+                self._places.append(await self._place(service_s, at_once))
         except TimeoutError:
             super().leave()
             raise Shed("all places are taken by other replicas' calls", max(0.1, service_s / self._limit)) from None
@@ -89,53 +89,33 @@ class SharedGate(Gate):
         return waited_s + time.monotonic() - began_s
 
     def leave(self) -> None:
-        """Give the place to whoever asks next, and the slot to the caller that has waited longest here."""
-        if self._leases:
-            self._shared.leave(self._key, self._leases.pop())
+        """Leave the place to whoever asks next, and the slot to the caller that has waited longest here."""
+        waiting = self.waiting > 0 or self._turn.locked()
+        if self._places and self._shared.leave(self._key, self._places.pop(), self._limit, waiting):
+            self._kept.set()
         super().leave()
 
     async def _place(self, service_s: float, at_once: bool) -> str:
-        """Return the lease of a place, once there is one."""
+        """Return the name of a place, once there is one."""
         pause_s, most_s = _FIRST_PAUSE_S, min(_PAUSE_MAX_S, max(_FIRST_PAUSE_S, service_s / 4))
         while True:
-            lease = uuid.uuid4().hex[:16]
-            if await self._granted(lease, service_s, at_once):
-                return lease
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            self._kept.clear()
+            eager = at_once or self._breaker.state == "half_open"
+            entry = await self._shared.enter(self._key, self._limit, eager)
+            self._note(entry)
+            if entry.granted:
+                return entry.place
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):
+                    await self._kept.wait()
             pause_s = min(2 * pause_s, most_s)
             patience.renew()
 
-    async def _granted(self, lease: str, service_s: float, at_once: bool) -> bool:
-        eager = at_once or self._breaker.state == "half_open"
-        try:
-            entry = await self._shared.enter(self._key, lease, self._limit, eager)
-        except asyncio.CancelledError:
-            self._shared.leave(self._key, lease)
-            raise
-        if entry is None:
-            free = len(self._leases) < self._share(service_s)
-        else:
-            self._note(entry)
-            free = entry.granted and (entry.settled or len(self._leases) < self._equal_share)
-        if not free:
-            self._shared.leave(self._key, lease)
-        return free
-
-    @property
-    def _equal_share(self) -> int:
-        return max(1, self._limit // (self._shared.replicas or self._limit))
-
-    def _share(self, service_s: float) -> int:
-        """Return how many calls this replica may run without an answer of the shared state.
-
-        At first what the others were known to run counts, and one call that each may have begun since."""
-        if time.monotonic() - self._others_at_s > max(_DRAIN_S, 2 * service_s):
-            return self._equal_share
-        return min(self._equal_share, self._limit - self._others - (self._shared.replicas - 1))
-
     def _note(self, entry: Entry) -> None:
         """Take over what all replicas know of this backend. Raises `CircuitOpen`."""
-        self._others = max(0, entry.running - len(self._leases) - entry.granted)
+        if entry.held is None:
+            return
+        self._others = max(0, entry.held - len(self._places) - entry.granted)
         self._others_at_s = time.monotonic()
         if entry.circuit == "closed":
             self._breaker.agree("closed")

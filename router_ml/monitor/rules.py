@@ -220,9 +220,7 @@ class SharedStateAway:
     """The state that replicas share cannot be reached; each goes on with its own."""
 
     name = "shared_state"
-    advice = (
-        "Check the server that ROUTER_ML_REDIS names. Until it is back each replica takes an equal share of the limits."
-    )
+    advice = "Check the server that ROUTER_ML_REDIS names. Until it is back each replica uses the places that it holds."
 
     def __init__(self, problem: Callable[[], str] = str) -> None:
         self._problem = problem

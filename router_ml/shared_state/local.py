@@ -46,12 +46,13 @@ class LocalState:
         self._lock = threading.Lock()
         self._buckets = Buckets(clock)
 
-    async def enter(self, backend: str, lease: str, limit: int, at_once: bool = False) -> Entry | None:
+    async def enter(self, backend: str, limit: int, at_once: bool = False) -> Entry:
         """Grant every place: the gate of the process bounds them."""
-        return Entry(True, 0)
+        return Entry(True)
 
-    def leave(self, backend: str, lease: str) -> None:
+    def leave(self, backend: str, place: str, limit: int, waiting: bool = False) -> bool:
         """Do nothing."""
+        return False
 
     def opened(self, backend: str, wait_s: float) -> None:
         """Do nothing."""

@@ -2,8 +2,8 @@
 
 A request asks over the connections of its own event loop and waits 5 ms at most. Everything that no request waits for
 (giving places back, renewing leases, telling what answers measured, finding the server again) is done by one thread
-over a connection of its own. The first answer that is late or fails sends this replica back to local state, and the
-thread asks the server at once whether it is there."""
+over a connection of its own. The first answer that is late or fails sends this replica back to local state and the
+places that it holds, and the thread asks the server at once whether it is there."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from urllib.parse import urlsplit
 from router_ml.errors import SettingsError
 from router_ml.shared_state import patience, scripts
 from router_ml.shared_state.local import LocalState
+from router_ml.shared_state.places import DRAIN_S, Places
 from router_ml.shared_state.state import PREFIX, Circuit, Entry, Figures
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LEASE_S = 10.0
-SETTLE_S = 3.0  # after so long every replica has told a new server what it runs
+LEASE_S = 5.0
 _TICK_S = 1.0  # between two renewals, and two exchanges of what answers measured
 _AGAIN_S = 0.25  # between two looks for a server that is away
 _THREAD_WAIT_S = 0.5  # the longest wait of the thread for one answer
@@ -40,6 +40,7 @@ _SESSION_TTL_S = 3600
 _CONNECTIONS = 32  # of one event loop
 _TURNS = 3  # of the event loop: one reads the answer, one parses it
 _QUICK: dict[str, Any] = {"protocol": 2, "driver_info": None}  # a new connection introduces itself with no command
+_SERVER = PREFIX + "server"
 _STREAM = PREFIX + "answers"
 _STREAM_LENGTH = 2000
 _TOLD_A_TICK = 500  # by all replicas together: each of them reads what all others tell
@@ -59,12 +60,17 @@ class RedisState:
         url: str,
         *,
         lease_s: float = LEASE_S,
-        settle_s: float = SETTLE_S,
+        settle_s: float | None = None,
+        drain_s: float = DRAIN_S,
         patience_s: float = patience.PATIENCE_S,
         connect: Callable[[str, bool], Any] | None = None,
     ) -> None:
         self._url = url
-        self._lease_ms, self._settle_ms = int(lease_s * 1000), settle_s * 1000
+        self._lease_s, self._drain_s = lease_s, drain_s
+        # A new server gives no place before all replicas met it, or lost theirs. A server counts as new once nobody
+        # asked for half a lease, since leases may have ended meanwhile: it, or the machine, was frozen.
+        settle_s = lease_s if settle_s is None else settle_s
+        self._server = (int(lease_s * 500), int(settle_s * 1000), int(lease_s * 1000))
         self._patience_s = patience_s  # of what asks outside of a request
         self._connect = connect or _connect
         self._local = LocalState()
@@ -78,14 +84,14 @@ class RedisState:
         """Begin without connections, leases and thread, as a forked child must."""
         self.replica = uuid.uuid4().hex[:12]
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
-        self._held: dict[str, str] = {}  # lease: backend
+        self._places = Places(self._lease_s, self._drain_s)
         self._lock = threading.Lock()
         self._orders: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._told: list[tuple[str, Figures]] = []
         self._heard_to = "$"
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
-        self._up = self._settled = False
+        self._up = False
         self._why = "not connected yet"
 
     # -- what requests ask ------------------------------------------------------------------------------------------
@@ -100,38 +106,57 @@ class RedisState:
         """How many replicas there are; while Redis is away, how many there were; 0 if that was never known."""
         return self._known_replicas
 
-    async def enter(self, backend: str, lease: str, limit: int, at_once: bool = False) -> Entry | None:
-        """Ask for a place, and for the one probe of a half-open circuit; None without an answer in time."""
-        with self._lock:
-            self._held[lease] = backend
-        values = (lease, limit, self._lease_ms, int(at_once), self.replica)
-        found = await self._ask(lambda redis: redis.eval(scripts.ENTER, 3, *_backend_keys(backend), *values))
+    async def enter(self, backend: str, limit: int, at_once: bool = False) -> Entry:
+        """Ask for a place, and for the one probe of a half-open circuit; without an answer use one that is held."""
+        place, held = self._places.reserve(backend)
+        sent_s = time.monotonic()
+        values = (*self._server, place, int(held), limit, int(at_once), self.replica)
+        try:
+            found = await self._ask(lambda redis: redis.eval(scripts.ENTER, 5, *_backend_keys(backend), *values))
+        except BaseException:
+            self._abandon(backend, place)
+            raise
         if found is None:
-            return None
-        granted, running, circuit, retry_ms, wait_ms = found
-        if not granted:
-            with self._lock:
-                self._held.pop(lease, None)
+            if self._places.begin_alone(backend, place, limit):
+                return Entry(True, place)
+            self._abandon(backend, place)
+            return Entry(False)
+        granted, still_held, held_by_all, wanted, circuit, retry_ms, wait_ms = found
+        if granted:
+            self._places.granted(backend, place, sent_s)
+        else:
+            self._places.refused(backend, place, bool(still_held))
+        if wanted:
+            self._tell_free(self._places.wanted(backend))
         state: Circuit = circuit.decode()
-        return Entry(bool(granted), int(running), state, retry_ms / 1000, wait_ms / 1000, self._settled)
+        return Entry(bool(granted), place, int(held_by_all), state, retry_ms / 1000, wait_ms / 1000)
 
-    def leave(self, backend: str, lease: str) -> None:
-        """Give a place back."""
-        with self._lock:
-            self._held.pop(lease, None)
-        self._orders.put(("zrem", _backend_keys(backend)[0], lease))
+    def leave(self, backend: str, place: str, limit: int, waiting: bool = False) -> bool:
+        """End a call; return whether its place is kept for the next one."""
+        given_back = self._places.end(backend, place, limit, waiting)
+        if given_back:
+            self._tell_free([(backend, place)])
+        return not given_back
+
+    def _abandon(self, backend: str, place: str) -> None:
+        if self._places.abandon(backend, place):
+            self._tell_free([(backend, place)])
+
+    def _tell_free(self, places: Iterable[tuple[str, str]]) -> None:
+        for backend, place in places:
+            self._orders.put(_free(backend, place))
 
     def opened(self, backend: str, wait_s: float) -> None:
         """Open a backend's circuit for all replicas."""
-        self._orders.put(("eval", scripts.OPEN, 2, *_backend_keys(backend)[1:], int(wait_s * 1000), self.replica))
+        self._orders.put(("eval", scripts.OPEN, 2, *_backend_keys(backend)[2:4], int(wait_s * 1000), self.replica))
 
     def closed(self, backend: str) -> None:
         """Close it for all."""
-        self._orders.put(("eval", scripts.RELEASE, 2, *_backend_keys(backend)[1:], self.replica, 1))
+        self._orders.put(("eval", scripts.RELEASE, 2, *_backend_keys(backend)[2:4], self.replica, 1))
 
     def released(self, backend: str) -> None:
         """Give the probe back without a result."""
-        self._orders.put(("eval", scripts.RELEASE, 2, *_backend_keys(backend)[1:], self.replica, 0))
+        self._orders.put(("eval", scripts.RELEASE, 2, *_backend_keys(backend)[2:4], self.replica, 0))
 
     async def model_of(self, session: str) -> str | None:
         """Return the model that a session spoke with last, with whichever replica."""
@@ -183,6 +208,7 @@ class RedisState:
     def _lost(self, why: str) -> None:
         if self._up:
             self._up, self._why = False, why
+            self._places.shared = False
             log.warning("shared state is away (%s); this replica goes on with its own", why)
             self._orders.put(None)  # wake the thread: it looks for the server at once
 
@@ -232,40 +258,51 @@ class RedisState:
     def close(self) -> None:
         """Stop sharing and give every place back."""
         with self._lock:
-            held, self._held = self._held, {}
             thread = self._thread
-        for lease, backend in held.items():
-            self._orders.put(("zrem", _backend_keys(backend)[0], lease))
+        self._tell_free(self._places.clear())
         self._stopped.set()
         self._orders.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
 
     def _meet(self, redis: Any) -> None:
-        """Say that this replica is there and what it runs, and learn how many there are."""
-        with self._lock:
-            held = dict(self._held)
-        leases: dict[str, list[str]] = {}
-        for lease, backend in held.items():
-            leases.setdefault(backend, []).append(lease)
-        with redis.pipeline(transaction=False) as pipe:
-            for backend, own in leases.items():
-                places, _, probe = _backend_keys(backend)
-                pipe.eval(scripts.RENEW, 2, places, probe, self._lease_ms, self.replica, *own)
-            keys, counted_ms = (PREFIX + "replicas", PREFIX + "since"), int(_COUNTED_S * 1000)
-            pipe.eval(scripts.HELLO, 2, *keys, self.replica, counted_ms)
-            replicas, age_ms = pipe.execute()[-1]
-        with self._lock:
-            over = [lease for lease in held if lease not in self._held]  # ended while it was renewed
-        for lease in over:
-            redis.zrem(_backend_keys(held[lease])[0], lease)
-        self._settled = age_ms >= self._settle_ms
+        """Say that this replica is there and what it holds, and learn how many there are."""
+        sent_s = time.monotonic()
+        values = (*self._server[:2], self.replica, int(_COUNTED_S * 1000))
+        replicas, settled = redis.eval(scripts.HELLO, 2, _SERVER, PREFIX + "replicas", *values)
         # A new server has not met everybody: until it has, those that were there before count.
-        if self._settled or self._known_replicas:
-            self._known_replicas = replicas if self._settled else max(replicas, self._known_replicas)
+        if settled or self._known_replicas:
+            self._known_replicas = replicas if settled else max(replicas, self._known_replicas)
+        self._places.replicas, self._places.shared = self._known_replicas, bool(settled)
+        gone = self._places.met(sent_s)
+        gone += [place for backend in self._renew(redis) for place in self._places.wanted(backend)]
+        self._send(redis, [_free(backend, place) for backend, place in gone])
+        self._keep_one(redis)
         if not self._up:
             log.info("state is shared; there are %d replicas", replicas)
             self._up, self._why = True, ""
+
+    def _renew(self, redis: Any) -> list[str]:
+        """Renew the leases of all places; return the backends where others were refused."""
+        sent_s, held = time.monotonic(), self._places.held()
+        with redis.pipeline(transaction=False) as pipe:
+            for backend, (running, idle) in held.items():
+                server, places, _, probe, wanted = _backend_keys(backend)
+                values = (*self._server, self.replica, len(running), *running, *idle)
+                pipe.eval(scripts.RENEW, 4, server, places, probe, wanted, *values)
+            answers = pipe.execute()
+        for (backend, (running, idle)), (_, *gone) in zip(held.items(), answers, strict=True):
+            lost = [name.decode() for name in gone]
+            self._places.renewed(backend, {*running, *idle} - set(lost), lost, sent_s)
+        return [backend for backend, (wanted, *_) in zip(held, answers, strict=True) if wanted]
+
+    def _keep_one(self, redis: Any) -> None:
+        """Ask for a place where this replica holds none, for the time when the server is away."""
+        sent_s, lacking = time.monotonic(), self._places.lacking()
+        for backend, place, limit in lacking:
+            keys = _backend_keys(backend)[:2]
+            if redis.eval(scripts.KEEP, 2, *keys, *self._server, place, limit):
+                self._places.kept(backend, place, sent_s)
 
     def _send(self, redis: Any, orders: list[tuple[Any, ...]]) -> None:
         with redis.pipeline(transaction=False) as pipe:
@@ -309,6 +346,7 @@ def _run(state_of: weakref.ref[RedisState], orders: queue.SimpleQueue[Any], stop
             _forget(redis)
             redis, due_s = None, time.monotonic() + _AGAIN_S
             waiting = waiting[-1000:]
+            state._places.missed()
             state._why = _reason(error)
             if state._up:
                 state._up = False
@@ -355,10 +393,14 @@ def _command(order: tuple[Any, ...]) -> tuple[Any, ...]:
     return (order[0].upper(), *order[1:])
 
 
-def _backend_keys(backend: str) -> tuple[str, str, str]:
-    """Return the keys of a backend's places, circuit and probe; the braces keep them on one node of a cluster."""
+def _backend_keys(backend: str) -> tuple[str, str, str, str, str]:
+    """Return the keys of the server, and of a backend's places, circuit, probe, and of whether others wait."""
     start = f"{PREFIX}{{{backend}}}"
-    return f"{start}:calls", f"{start}:circuit", f"{start}:probe"
+    return _SERVER, f"{start}:places", f"{start}:circuit", f"{start}:probe", f"{start}:wanted"
+
+
+def _free(backend: str, place: str) -> tuple[Any, ...]:
+    return ("zrem", _backend_keys(backend)[1], place)
 
 
 def _hashed(kind: str, name: str) -> str:

@@ -15,11 +15,11 @@ class Entry(NamedTuple):
     """The answer to a request for a place."""
 
     granted: bool
-    running: int  # calls of all replicas, this one included
+    place: str = ""  # its name, for `leave`
+    held: int | None = None  # places that all replicas hold, this one included; None: no answer in time
     circuit: Circuit = "closed"
     retry_after_s: float = 0.0  # of an open circuit
     wait_s: float = 0.0  # for how long it was opened
-    settled: bool = True  # False: the server is new, and replicas may not all have told it what they run
 
 
 class SharedState(Protocol):
@@ -37,13 +37,14 @@ class SharedState(Protocol):
     def replicas(self) -> int:
         """How many replicas there are, by the latest count; 0 if unknown."""
 
-    async def enter(self, backend: str, lease: str, limit: int, at_once: bool = False) -> Entry | None:
+    async def enter(self, backend: str, limit: int, at_once: bool = False) -> Entry:
         """Ask for one of `limit` places at a backend, and for its one probe where its circuit is half-open.
 
-        A lease that is not granted in time counts as held until `leave`. `at_once`: probe before the wait is over."""
+        Without an answer in time a replica begins calls on the places that it holds. `at_once`: probe before the wait
+        is over."""
 
-    def leave(self, backend: str, lease: str) -> None:
-        """Give a place back."""
+    def leave(self, backend: str, place: str, limit: int, waiting: bool = False) -> bool:
+        """End a call; return whether its place is kept for the next one. `waiting`: there is one already."""
 
     def opened(self, backend: str, wait_s: float) -> None:
         """Open a backend's circuit for all replicas."""

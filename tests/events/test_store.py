@@ -389,3 +389,45 @@ def test_nothing_is_written_through_a_link_of_another_user(tmp_path: Path) -> No
     with pytest.raises(StoreError, match="symbolic link of another user"):
         open_store(f"sqlite:///{link}")
     assert not target.exists()
+
+
+def test_a_large_batch_is_stored_in_its_order_without_what_is_known(opener: Opener) -> None:
+    store = opener()
+    events = [OutcomeEvent(f"d{number}", "m", 1.0, 2.0) for number in range(300)]
+    store.append(events[7:9])
+    store.append([*events, *events[:5]])
+    stored = [s.event.event_id for s in store.read()]
+    assert stored == [event.event_id for event in (*events[7:9], *events[:7], *events[9:])]
+
+
+def test_a_large_batch_with_a_value_that_is_refused_stores_nothing(opener: Opener) -> None:
+    store = opener()
+    events = [OutcomeEvent(f"d{number}", "m", 1.0, 2.0) for number in range(300)]
+    with pytest.raises(RefusedRecord):
+        store.append([*events, dataclasses.replace(events[0], event_id="new", decision_id="\ud800")])
+    assert store.last_seq() == 0
+    store.append(events)
+    assert len(list(store.read())) == 300
+
+
+def test_an_account_that_may_not_create_temporary_tables_stores_large_batches(postgres_url: str) -> None:
+    import psycopg
+
+    events = [OutcomeEvent(f"d{number}", "m", 1.0, 2.0) for number in range(300)]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        for order in (
+            "DROP TABLE IF EXISTS event, query_text, query_features, event_store",
+            "CREATE ROLE plain LOGIN",
+            "GRANT CREATE ON SCHEMA public TO plain",
+            "REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC",
+        ):
+            connection.execute(order)
+        try:
+            store = open_store(postgres_url.replace("tester@", "plain@"))
+            store.append(events)
+            assert [s.event for s in store.read()] == events
+            store.close()
+        finally:
+            connection.execute("GRANT TEMPORARY ON DATABASE postgres TO PUBLIC")
+            connection.execute("DROP OWNED BY plain")
+            connection.execute("DROP ROLE plain")
