@@ -1,7 +1,9 @@
 """Learn the complexity part of a bundle: an encoder, a calibrated head, and their test figures.
 
-With tuning, grouped cross-validation chooses between a frozen encoder and a tuned one, and the head is fitted on the
-held-out logits of the tuned one. The test groups take part in nothing but the last figures.
+With tuning, cross-validation chooses between a frozen encoder and a tuned one, and the head is fitted on the held-out
+logits of the tuned one. Folds hold whole groups and, where rows name their `writer`, whole writers, since users write
+like nobody the encoder has read; how sure the head may be is fitted on groups and a writer that nothing was tuned on.
+The test groups take part in nothing but the last figures.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -53,13 +56,14 @@ log = logging.getLogger(__name__)
 
 MIN_LABELS = 40
 MIN_CALIBRATION = 60  # rows held out of the training run for the calibrated head
-# Two free cores with bfloat16 train on about 130 examples a second: 2 min untuned; 2 x 2 and 8 min tuned.
+# Two free cores with bfloat16 train on about 100 examples a second: 3 min untuned; 2 x 3 and 10 min tuned.
 TUNED = Recipe(epochs=3.0, max_examples=64_000, token_learning_rate=3e-3)
 VALIDATED = replace(TUNED, epochs=2.0, max_examples=16_000)  # in cross-validation: enough to fit the head on its logits
 UNTUNED = replace(TUNED, name="fixed", epochs=1.0, max_examples=16_000)  # the one training run of a fit without tuning
 FROZEN = replace(TUNED, name="frozen", epochs=0.0)
 FOLDS = 2
-TEMPERATURE_SHARE = 0.05  # of the training groups, held out of the last training run to fit the inverse temperature
+SHARPNESS_SHARE = 0.05  # of the training groups, held out of the last training run to fit the inverse temperature
+MIN_WRITERS, MIN_WRITER_ROWS = 5, 300  # so many writers of so many rows, before whole writers are held out instead
 FROZEN_SCALE = np.float32(4.0)  # of unit vectors, so that C is of the usual order
 CHECKED_TEXTS, CHECKED_TEXTS_UNTUNED = 500, 100  # on which the exported encoder must agree with its reference
 
@@ -88,6 +92,7 @@ class Labelled:
     texts: list[str]
     labels: Labels
     groups: list[str]
+    writers: list[str]  # empty where a row names none
     table: Singles
     shares: Singles  # (n, 4): of labellers for each label, what the encoder is tuned towards
 
@@ -97,6 +102,7 @@ class Labelled:
             self.texts + other.texts,
             np.concatenate([self.labels, other.labels]),
             self.groups + other.groups,
+            self.writers + other.writers,
             np.concatenate([self.table, other.table]),
             np.concatenate([self.shares, other.shares]),
         )
@@ -108,6 +114,7 @@ class Labelled:
             [self.texts[i] for i in index],
             self.labels[index],
             [self.groups[i] for i in index],
+            [self.writers[i] for i in index],
             self.table[index],
             self.shares[index],
         )
@@ -154,7 +161,13 @@ def labelled_rows(queries: Sequence[Query]) -> Labelled:
     table[:, list(TOOL_COLUMNS)] = 0.0
     texts = [compose(query.text, query.context) for query in queries]
     shares = np.array([_shares(query) for query in queries], np.float32).reshape(-1, len(LABELS))
-    return Labelled(list(queries), texts, labels, [group_of(query) for query in queries], table, shares)
+    groups, writers = [group_of(query) for query in queries], [_writer(query) for query in queries]
+    return Labelled(list(queries), texts, labels, groups, writers, table, shares)
+
+
+def _writer(query: Query) -> str:
+    """Return who wrote a query, empty if that is not said."""
+    return str(query.extra.get("writer") or "")
 
 
 def _shares(query: Query) -> list[float]:
@@ -317,7 +330,7 @@ class _Run:
         return _sectioned("val", classification_figures(p, held.labels))
 
     def _final(self, fitted: ComplexityFit, validation: dict[str, float]) -> Learned:
-        seen, held = _split(self.train, "sharpness", TEMPERATURE_SHARE)  # a salt never changes
+        seen, held = _sharpness_split(self.train)
         recipe, unseen = self._recipe(TUNED), held + self.test
         what = "tuning the encoder on the training groups"
         files = self.trainer.train(seen.texts, seen.shares, unseen.texts, recipe, CHECKED_TEXTS, what)
@@ -345,8 +358,9 @@ class _Run:
     def _held_out_logits(self) -> tuple[Singles, list[ValidationRun]]:
         logits = np.zeros((len(self.train.labels), len(LABELS)), dtype=np.float32)
         runs, recipe = [], self._recipe(VALIDATED)
-        for fold, (seen, held) in enumerate(grouped_folds(self.train.groups, FOLDS, self.seed), 1):
-            part, rest = self.train.rows(seen), self.train.rows(held)
+        for fold, (seen, held) in enumerate(grouped_folds(_units(self.train), FOLDS, self.seed), 1):
+            rest = self.train.rows(held)
+            part = _without_groups_of(rest, self.train.rows(seen))
             what = f"cross-validation {fold}/{FOLDS}"
             run = self.trainer.validate(part.texts, part.shares, rest.texts, rest.labels, recipe, what)
             logits[held] = run.logits
@@ -365,6 +379,36 @@ def _split(rows: Labelled, salt: str, share: float) -> tuple[Labelled, Labelled]
     """Return the rows to train on and, of whole groups, about a share of them to hold out."""
     held = np.array([is_test(f"{salt}:{group}", share) for group in rows.groups])
     return rows.rows(np.flatnonzero(~held)), rows.rows(np.flatnonzero(held))
+
+
+def _sharpness_split(rows: Labelled) -> tuple[Labelled, Labelled]:
+    """Return the rows to train on and those that tell how sure the head may be: a share of the groups and, where
+    there are several large writers, all rows of the smallest of these."""
+    held = np.array([is_test(f"sharpness:{group}", SHARPNESS_SHARE) for group in rows.groups])  # a salt never changes
+    if writers := _large_writers(rows):
+        held |= np.array([writer == writers[0] for writer in rows.writers])
+    unseen = rows.rows(np.flatnonzero(held))
+    return _without_groups_of(unseen, rows.rows(np.flatnonzero(~held))), unseen
+
+
+def _units(rows: Labelled) -> list[str]:
+    """Return what stays whole in cross-validation, per row: its writer where there are several large ones, or group."""
+    if not _large_writers(rows):
+        return rows.groups
+    return [writer or group for writer, group in zip(rows.writers, rows.groups, strict=True)]
+
+
+def _large_writers(rows: Labelled) -> list[str]:
+    """Return the writers of `MIN_WRITER_ROWS` rows or more, smallest first; none if they are under `MIN_WRITERS`."""
+    counts = Counter(writer for writer in rows.writers if writer)
+    large = sorted((n, writer) for writer, n in counts.items() if n >= MIN_WRITER_ROWS)
+    return [writer for _, writer in large] if len(large) >= MIN_WRITERS else []
+
+
+def _without_groups_of(held: Labelled, rows: Labelled) -> Labelled:
+    """Return the rows that share no group with those held out: rows alike by two writers have one."""
+    groups = set(held.groups)
+    return rows.rows(np.flatnonzero([group not in groups for group in rows.groups]))
 
 
 def _heuristic_figures(data: Labelled) -> dict[str, float]:
