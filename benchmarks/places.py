@@ -189,7 +189,12 @@ def _report(found: Counted, killed: Counter[str], breaks: Sequence[tuple[float, 
     print(f"| kills ({', '.join(f'{n} {kind}' for kind, n in sorted(killed.items()))}) | {killed.total()} | |")
     print(f"| most calls at once at the three backends | {most} | {', '.join(map(str, LIMITS))} |")
     print(f"| calls begun beyond the limit | {len(found.over)} | 0 |")
-    for at_s in found.over[:10]:
+    print_breaks_before(found.over, breaks)
+    return not found.over
+
+
+def print_breaks_before(over_s: Sequence[float], breaks: Sequence[tuple[float, str]]) -> None:
+    """Say what was killed shortly before each call beyond the limit."""
+    for at_s in over_s[:10]:
         before = [f"{kind} {at_s - at:.2f} s before" for at, kind in breaks if 0 < at_s - at < 10]
         print(f"beyond the limit: {', '.join(before)}", file=sys.stderr)
-    return not found.over

@@ -354,9 +354,7 @@ def report(setup: Setup, options: argparse.Namespace, sent: list[Sent], halted_s
     print(f"| decisions of the experiment; later than 2 s after its halt | {len(served):,}; {late} | 0 |")
     print(f"| answers without a stored outcome (no kill near) | {len(unstored)} ({len(unstored) - len(gone)}) | |")
     print(f"| seconds of an answer, p50 (p99) | {took[len(took) // 2]:.3f} ({took[int(len(took) * 0.99)]:.3f}) | |")
-    for at_s in calls.over[:10]:
-        before = [f"{kind} {at_s - at:.2f} s before" for at, kind in breaks if 0 < at_s - at < 10]
-        print(f"beyond the limit: {', '.join(before)}", file=sys.stderr)
+    places.print_breaks_before(calls.over, breaks)
     for request in lost[:5]:
         print(f"lost: {request}", file=sys.stderr)
     return not (lost or twice or late or calls.over)
