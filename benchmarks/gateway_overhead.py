@@ -45,8 +45,13 @@ class Overhead:
 
     @property
     def added_cpu_ms(self) -> float:
-        """Median difference in CPU milliseconds, decision included; unaffected by other load on the machine."""
+        """Median difference in CPU milliseconds, decision included; little affected by other load on the machine."""
         return statistics.median(r - b for b, r in zip(self.bare_cpu_ms, self.routed_cpu_ms, strict=True))
+
+    @property
+    def slowness(self) -> float:
+        """How slow the machine is now, at least 1: CPU milliseconds of a bare call, 1 ms where limits are stated."""
+        return max(1.0, statistics.median(self.bare_cpu_ms))
 
     @property
     def added_at_best_ms(self) -> float:

@@ -20,6 +20,9 @@ from tests.ollama_double import DoubleModel, OllamaDouble, default_models
 from tests.serve.conftest import MODELS, QUICK
 from tests.serve.deciders import FixedDecider, catalogue_of
 
+# No test here waits for a limit to pass, so none is to pass on a machine that is busy with others.
+PATIENT = dataclasses.replace(QUICK, deadline_s=60.0, attempt_min_s=30.0, cold_load_s=30.0, idle_s=30.0, connect_s=10.0)
+
 
 class Running:
     """One server that runs in a thread."""
@@ -32,14 +35,14 @@ class Running:
         self._server = Server(service)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
         self._thread.start()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not self._server.started and time.monotonic() < until:
             time.sleep(0.005)
         assert self._server.started, "the server did not start"
 
     def client(self, **more: Any) -> httpx.Client:
         """A plain HTTP client."""
-        return httpx.Client(base_url=self.url, timeout=10, **more)
+        return httpx.Client(base_url=self.url, timeout=60, **more)
 
     def stop(self) -> None:
         """Stop as a signal would."""
@@ -60,7 +63,7 @@ def server_of(double: OllamaDouble, tmp_path: Path) -> Iterator[Callable[..., Ru
     made: list[Running] = []
 
     def make(*, decider: Any = None, catalogue: Any = None, **more: Any) -> Running:
-        limits = dataclasses.replace(QUICK, **{key[2:]: more.pop(key) for key in list(more) if key.startswith("o_")})
+        limits = dataclasses.replace(PATIENT, **{key[2:]: more.pop(key) for key in list(more) if key.startswith("o_")})
         settings = Settings(state_dir=tmp_path / "state", ollama_host=double.url)
         options = ServerOptions(**{"port": 0, "stop_s": 1.0, **more})
         service = open_service(

@@ -54,7 +54,7 @@ def begin(server: Running, path: str, body: dict[str, object]) -> socket.socket:
 def test_a_client_that_leaves_frees_its_slot(
     server_of: Callable[..., Running], double: OllamaDouble, path: str, stream: bool, model: str
 ) -> None:
-    server = server_of(o_attempt_min_s=30.0, o_deadline_s=30.0, o_idle_s=30.0)
+    server = server_of()
     sock = begin(server, path, {"model": model, "messages": HELLO, "stream": stream})
     until(lambda: MODELS[0] in double.scheduler.memory.loaded, 3.0)
     until(lambda: double.scheduler.memory.loaded[MODELS[0]].busy == 1, 3.0)
@@ -65,25 +65,26 @@ def test_a_client_that_leaves_frees_its_slot(
 
 
 def test_too_many_requests_are_refused_at_once(server_of: Callable[..., Running]) -> None:
-    server = server_of(max_requests=4, o_attempt_min_s=30.0, o_deadline_s=30.0, o_idle_s=30.0)
+    server = server_of(max_requests=4)
     held = [begin(server, "/api/chat", {"model": "auto", "messages": HELLO}) for _ in range(4)]
     time.sleep(0.3)
     with server.client() as client:
         client.get("/healthz")
-        began = time.perf_counter()
-        refused = client.post("/v1/chat/completions", json={"model": "auto", "messages": HELLO})
-        took_s = time.perf_counter() - began
+        took_s = []
+        for _ in range(3):  # a busy neighbour makes one slower, never quicker
+            began = time.perf_counter()
+            refused = client.post("/v1/chat/completions", json={"model": "auto", "messages": HELLO})
+            took_s.append(time.perf_counter() - began)
         alive = client.get("/healthz")
     for sock in held:
         sock.close()
     assert (refused.status_code, alive.status_code) == (503, 200)
     assert int(refused.headers["retry-after"]) >= 1
-    assert took_s < 0.05
+    assert min(took_s) < 0.05
 
 
 def test_full_queues_refuse_at_the_door(server_of: Callable[..., Running], double: OllamaDouble) -> None:
-    options = {"o_parallel": 1, "o_max_waiting": 0, "o_attempt_min_s": 30.0, "o_deadline_s": 30.0, "o_idle_s": 30.0}
-    server = server_of(**options)
+    server = server_of(o_parallel=1, o_max_waiting=0)
     decider = server.service.decider
     held = begin(server, "/api/chat", {"model": "auto", "messages": HELLO})  # the others would have to be loaded
     until(lambda: len(double.generations) == 1, 5.0)
@@ -100,7 +101,7 @@ def test_full_queues_refuse_at_the_door(server_of: Callable[..., Running], doubl
 def test_a_stop_lets_a_stream_finish(server_of: Callable[..., Running]) -> None:
     quick = DoubleModel(MODELS[0], " ".join(["word"] * 80), decode_tokens_per_s=100.0)
     with OllamaDouble([quick]) as double:
-        server = server_of(hosts=(double.url,), stop_s=5.0, o_attempt_min_s=30.0, o_deadline_s=30.0)
+        server = server_of(hosts=(double.url,), stop_s=5.0)
 
         def read() -> str:
             with httpx.stream("POST", f"{server.url}/api/chat", json={"model": "auto", "messages": HELLO}) as answer:

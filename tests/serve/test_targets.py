@@ -10,11 +10,11 @@ from benchmarks import residency_replay
 
 def test_the_gateway_adds_little_to_a_bare_client() -> None:
     results = (overhead.measure(100) for _ in range(3))  # a busy neighbour makes a measurement worse, never better
-    result = next((r for r in results if r.added_cpu_ms <= 2.0), None)
+    result = next((r for r in results if r.added_cpu_ms <= 2.0 * r.slowness), None)
     assert result is not None, "three measurements in a row added more than 2 ms of processor time"
     if os.getloadavg()[0] <= (os.cpu_count() or 1):  # elsewhere the clock tells of the others on this machine
-        assert result.added_at_best_ms <= 2.0
-        assert result.added_first_at_best_ms <= 5.0
+        assert result.added_at_best_ms <= 2.0 * result.slowness
+        assert result.added_first_at_best_ms <= 5.0 * result.slowness
 
 
 def test_knowing_what_is_in_memory_pays() -> None:

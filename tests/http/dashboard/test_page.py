@@ -43,17 +43,26 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]  # containers have little shared memory
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield started
         started.close()
 
 
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """An empty page, closed after the test: an open one goes on drawing, and keeps the server from ending."""
+    opened = browser.new_page()
+    opened.set_default_timeout(60_000)
+    yield opened
+    opened.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_its_window_and_asks_no_other_address(
-    browser: Any, address: str, width: int, scheme: str
-) -> None:
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+def test_the_page_fits_its_window_and_asks_no_other_address(page: Any, address: str, width: int, scheme: str) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
     addresses: list[str] = []
     errors: list[str] = []
     page.on("request", lambda request: addresses.append(request.url))
@@ -66,8 +75,7 @@ def test_the_page_fits_its_window_and_asks_no_other_address(
     assert "right, of judged answers" in page.inner_text("main")
 
 
-def test_a_query_typed_into_the_box_is_decided_and_explained(browser: Any, address: str) -> None:
-    page = browser.new_page()
+def test_a_query_typed_into_the_box_is_decided_and_explained(page: Any, address: str) -> None:
     page.goto(address)
     page.fill("input[name=query]", QUERY)
     page.click("button")
@@ -94,10 +102,9 @@ def test_a_page_without_traffic_says_what_to_do() -> None:
     assert "router-ml experiment start --help" in text
 
 
-def test_a_new_request_reaches_the_open_page(browser: Any, address: str, application: Starlette) -> None:
-    page = browser.new_page()
+def test_a_new_request_reaches_the_open_page(page: Any, address: str, application: Starlette) -> None:
     page.goto(address)
     page.wait_for_selector(".recent")
     for recorder in application.state.recorders:
         recorder.record(OutcomeEvent("new", "a-model-seen-just-now", None, 1.0))
-    page.wait_for_selector(".recent td:has-text('a-model-seen-just-now')", timeout=20_000)
+    page.wait_for_selector(".recent td:has-text('a-model-seen-just-now')")
