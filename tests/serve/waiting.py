@@ -1,14 +1,67 @@
-"""Waiting for what another thread does."""
+"""Waiting for what another thread does, and measuring how long it takes on a machine that is busy with others."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
+_TICK_S = 0.005
+_LATE_S = 0.001  # waking up may take so long on a machine of its own
 
-def until(happened: Callable[[], object], patience_s: float = 5.0) -> None:
+
+def until(happened: Callable[[], object], patience_s: float = 60.0) -> None:
     """Returns once it has happened; fails where it does not."""
     limit = time.monotonic() + patience_s
     while not happened():
         assert time.monotonic() < limit, "it did not happen"
         time.sleep(0.01)
+
+
+class Stopwatch:
+    """Measures the seconds of a `with` block, less those in which the machine kept this process from running.
+
+    A thread that sleeps for a moment, again and again, sees how much later than asked for it wakes up. Where the
+    process used a processor meanwhile, that was its own doing and counts."""
+
+    def __init__(self) -> None:
+        self.began_s = self.ended_s = 0.0  # points on the monotonic clock
+        self.stalls: list[tuple[float, float, float]] = []  # from, to, and how much of that was lost
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stopwatch", daemon=True)
+
+    def __enter__(self) -> Stopwatch:
+        self.began_s = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended_s = time.monotonic()
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def s(self) -> float:
+        """The seconds of the block."""
+        return self.between(self.began_s, self.ended_s)
+
+    @property
+    def lost_s(self) -> float:
+        """What the machine took of the block."""
+        return self.ended_s - self.began_s - self.s
+
+    def between(self, began_s: float, ended_s: float) -> float:
+        """The seconds between two points within the block."""
+        lost_s = (min(lost, max(0.0, min(to, ended_s) - max(at, began_s))) for at, to, lost in self.stalls)
+        return ended_s - began_s - sum(lost_s)
+
+    def _watch(self) -> None:
+        over = False
+        at_s, cpu_s = self.began_s, time.process_time()
+        while not over:
+            over = self._over.wait(_TICK_S)
+            now_s, now_cpu_s = time.monotonic(), time.process_time()
+            lost_s = now_s - at_s - _TICK_S - (now_cpu_s - cpu_s)
+            if lost_s > _LATE_S:
+                self.stalls.append((at_s, now_s, lost_s))
+            at_s, cpu_s = now_s, now_cpu_s
