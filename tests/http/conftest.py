@@ -17,11 +17,8 @@ from router_ml.http.server import Server, listen
 from router_ml.http.service import Service, open_service
 from router_ml.settings import Settings
 from tests.ollama_double import DoubleModel, OllamaDouble, default_models
-from tests.serve.conftest import MODELS, QUICK
+from tests.serve.conftest import MODELS, PATIENT
 from tests.serve.deciders import FixedDecider, catalogue_of
-
-# No test here waits for a limit to pass, so none is to pass on a machine that is busy with others.
-PATIENT = dataclasses.replace(QUICK, deadline_s=60.0, attempt_min_s=30.0, cold_load_s=30.0, idle_s=30.0, connect_s=10.0)
 
 
 class Running:

@@ -25,7 +25,7 @@ from router_ml.http.proxy import Proxy
 from router_ml.http.service import open_service
 from router_ml.settings import Settings
 from tests.http.conftest import Running
-from tests.serve.conftest import MODELS, QUICK
+from tests.serve.conftest import MODELS, PATIENT
 from tests.serve.deciders import FixedDecider, catalogue_of
 
 NOWHERE = "http://127.0.0.1:9"  # the gateway looks for hosts of its own here, not at the tests' server
@@ -57,9 +57,9 @@ def httpserver(tmp_path):
         options = ServerOptions(port=0, stop_s=1.0, manage_models=True)
         service = open_service(
             Settings(state_dir=tmp_path, ollama_host=NOWHERE), options, decider=FixedDecider(*MODELS),
-            catalogue=catalogue_of(*MODELS), gateway_limits=QUICK,
+            catalogue=catalogue_of(*MODELS), gateway_limits=PATIENT,
         )
-        proxy = Quiet((host.url_for(""),), QUICK, NullRecorder())
+        proxy = Quiet((host.url_for(""),), PATIENT, NullRecorder())
         front = Running(dataclasses.replace(service, proxy=proxy))
         yield Behind(host, front)
         front.stop()

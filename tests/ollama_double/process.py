@@ -31,6 +31,6 @@ class DoubleProcess:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()  # the double ends with its standard input
-        self._process.wait(10)
+        self._process.wait(60)
         assert self._process.stdout is not None
         self._process.stdout.close()

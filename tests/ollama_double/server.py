@@ -62,6 +62,7 @@ class OllamaDouble:
         chosen = default_models() if models is None else models
         self.models = {model.name: model for model in chosen}
         self.faults = Faults()
+        self.held: set[str] = set()  # models whose generations wait until they are taken out of here
         self.seen: list[Seen] = []
         self.drip_s, self.jitter_s, self.cold_load_s = drip_s, jitter_s, cold_load_s
         self._recorded = recorded
@@ -104,7 +105,7 @@ class OllamaDouble:
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="ollama-double", daemon=True)
         self._thread.start()
-        if not ready.wait(10):
+        if not ready.wait(60):
             raise RuntimeError("the double did not start")
         return self
 
@@ -112,7 +113,7 @@ class OllamaDouble:
         if self._loop is None or self._thread is None:
             return
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop = self._thread = None
 
     def refuse(self) -> None:
@@ -136,7 +137,7 @@ class OllamaDouble:
 
     def _call(self, work: Any) -> None:
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def _run(self, ready: threading.Event) -> None:
         asyncio.run(self._main(ready))
@@ -420,6 +421,8 @@ class _Generation:
         prompt_s = prompt_tokens / self.model.prompt_tokens_per_s
         per_piece_s = output_tokens / max(len(steps), 1) / self.model.decode_tokens_per_s
         stream = self.body.get("stream", self.form.streams_by_default)
+        while self.model.name in self.double.held:
+            await asyncio.sleep(0.005)
         self.counts = (prompt_tokens, prompt_s, output_tokens, output_tokens / self.model.decode_tokens_per_s)
         await asyncio.sleep(prompt_s)
         if stream:

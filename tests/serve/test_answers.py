@@ -16,7 +16,7 @@ from router_ml.experiments.experiment import Variant
 from router_ml.serve import Gateway
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from tests.serve.deciders import BrokenDecider, FixedDecider, catalogue_of
-from tests.serve.waiting import until
+from tests.serve.waiting import Stopwatch, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LLAMA, QWEN2, QWEN3 = "llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b"
@@ -57,12 +57,13 @@ def test_timings_are_split_as_ollama_measures_them(double, gateway_of) -> None:
     double.models[LLAMA] = DoubleModel(
         LLAMA, "a b c d e f g", load_s=0.2, prompt_tokens_per_s=1000.0, decode_tokens_per_s=100.0
     )
-    cold, warm = (gateway_of(o_deadline_s=10.0).chat(HELLO).timings for _ in range(2))
-    assert cold.load_s == pytest.approx(0.2, abs=0.05)
-    assert warm.load_s < 0.05
+    with Stopwatch() as watch:
+        cold, warm = (gateway_of().chat(HELLO).timings for _ in range(2))
+    assert 0.2 <= cold.load_s < 0.25 + watch.lost_s
+    assert warm.load_s < 0.05 + watch.lost_s
     assert warm.prompt_eval_s == pytest.approx(0.016)  # 16 tokens at 1000 a second
     assert warm.eval_s == pytest.approx(0.08)  # 8 tokens at 100 a second
-    assert warm.queue_s < 0.05
+    assert warm.queue_s < 0.05 + watch.lost_s
     assert cold.total_s >= cold.load_s + cold.prompt_eval_s + cold.eval_s
 
 
@@ -100,9 +101,9 @@ async def test_coroutines_get_the_same(gateway) -> None:
 
 
 def test_threads_share_a_gateway(gateway_of) -> None:
-    gateway = gateway_of(o_attempt_min_s=20.0)
+    gateway = gateway_of()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: gateway.chat(HELLO, deadline_s=20.0).content, range(40)))
+        answers = list(pool.map(lambda _: gateway.chat(HELLO).content, range(40)))
     assert answers == ["The llama says hello."] * 40
 
 
@@ -271,7 +272,7 @@ def test_the_likely_next_model_is_loaded_while_the_host_is_idle(gateway_of, doub
     gateway.chat(HELLO)
     task = gateway._preloader.running
     assert task is not None
-    asyncio.run_coroutine_threadsafe(asyncio.wait({task}), gateway._loop.loop).result(5)
+    asyncio.run_coroutine_threadsafe(asyncio.wait({task}), gateway._loop.loop).result(60)
     assert double.scheduler.loads[-1] == QWEN3
 
 

@@ -125,7 +125,7 @@ def test_the_last_resort_is_not_called_where_it_is_not_installed(tmp_path) -> No
     with OllamaDouble([broken]) as double:
         double.faults.set("gemma3:4b", Fault.ERROR_500)
         settings = Settings(models_dir=tmp_path / "none", ollama_host=double.url, state_dir=tmp_path / "state",
-                            deadline_s=3.0)  # fmt: skip
+                            deadline_s=20.0)  # fmt: skip
         with build_gateway(settings, recorder=Recording()) as gateway, pytest.raises(GatewayError):
             gateway.chat("Hello")
         assert "qwen3:8b" not in {str(seen.body.get("model")) for seen in double.seen if seen.path == "/api/chat"}

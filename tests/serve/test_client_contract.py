@@ -15,6 +15,7 @@ import pytest
 
 from router_ml.serve import Gateway
 from tests.ollama_double import DoubleModel, OllamaDouble, Reply
+from tests.serve.conftest import PATIENT
 from tests.serve.deciders import FixedDecider, catalogue_of
 
 MODEL = "all-rounder:1b"
@@ -132,7 +133,7 @@ def client(double: OllamaDouble) -> ollama.Client:
 
 @pytest.fixture
 def gateway(double: OllamaDouble) -> Iterator[Gateway]:
-    with Gateway(FixedDecider(MODEL), catalogue_of(MODEL), default_host=double.url) as made:
+    with Gateway(FixedDecider(MODEL), catalogue_of(MODEL), default_host=double.url, options=PATIENT) as made:
         yield made
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -18,6 +16,7 @@ from router_ml.serve.learner import FILE, OnlineLearner
 from router_ml.settings import Settings
 from router_ml.types import LABELS
 from tests.ollama_double import DoubleModel, OllamaDouble
+from tests.serve.waiting import until
 
 USUAL, NEW = "usual:3b", "new:7b"
 QUERY = "Compare the two drafts, then say which one to send and why"
@@ -32,13 +31,6 @@ def _model(name: str, success: float, strength: float) -> Model:
 CATALOGUE = Catalogue((_model(USUAL, 0.7, 20.0), _model(NEW, 0.5, 2.0)))
 
 
-def _until(condition: Callable[[], bool], within_s: float = 20.0) -> bool:
-    deadline_s = time.monotonic() + within_s
-    while not condition() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    return condition()
-
-
 def test_twelve_judged_answers_place_a_new_model_and_a_restart_forgets_nothing(tmp_path) -> None:
     with OllamaDouble([DoubleModel(USUAL, "Usual."), DoubleModel(NEW, "New.")]) as double:
         settings = Settings(models_dir=tmp_path / "none", ollama_host=double.url, state_dir=tmp_path / "state",
@@ -48,7 +40,7 @@ def test_twelve_judged_answers_place_a_new_model_and_a_restart_forgets_nothing(t
             for _ in range(12):
                 answer = gateway.chat(QUERY, model=NEW)
                 gateway.feedback(answer.decision.decision_id, 1.0)
-            assert _until(lambda: gateway.chat(QUERY).model == NEW)
+            until(lambda: gateway.chat(QUERY).model == NEW)
         with build_gateway(settings, catalogue=CATALOGUE) as gateway:
             assert gateway.chat(QUERY).model == NEW
 

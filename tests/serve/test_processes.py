@@ -27,7 +27,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 LLAMA = MODELS[0]
 
 
-def _in_child(work: Callable[[], object], patience_s: float = 10.0) -> bytes:
+def _in_child(work: Callable[[], object], patience_s: float = 60.0) -> bytes:
     """What a forked child's work gave, as text."""
     read, write = os.pipe()
     pid = os.fork()
@@ -68,7 +68,7 @@ def test_a_fork_while_requests_run_leaves_child_and_parent_served(gateway, doubl
     until(lambda: len(double.generations) == 4)
     streamed = _in_child(lambda: "".join(part.message.content or "" for part in gateway.chat(HELLO, stream=True)))
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert (streamed, answers) == (b"Here is the answer.", [LLAMA] * 4)
 
 

@@ -142,7 +142,7 @@ def test_what_the_callers_limit_cut_off_is_no_fault(gateway: Any, double: Any, r
 def test_a_user_who_leaves_a_stream_gives_a_weak_sign_and_no_judgement(
     gateway: Any, double: Any, recording: Any
 ) -> None:
-    double.models[LLAMA] = DoubleModel(LLAMA, text="word " * 50, decode_tokens_per_s=20.0)
+    double.models[LLAMA] = DoubleModel(LLAMA, text="word " * 1000, decode_tokens_per_s=20.0)
 
     async def leave() -> str:
         stream = await gateway.achat("tell me a story", stream=True)

@@ -53,7 +53,7 @@ def test_a_window_is_not_raised_beyond_model_setting_and_callers_wish(gateway_of
 
 
 def test_a_window_already_loaded_is_enough(gateway_of, double, catalogue) -> None:
-    gateway = gateway_of(decider=FixedDecider(LLAMA), catalogue=catalogue, o_last_resort=None)
+    gateway = gateway_of(decider=FixedDecider(LLAMA), catalogue=catalogue, o_last_resort=None, o_residency_ttl_s=60.0)
     gateway.refresh()
     (backend,) = gateway._fleet.backends(LLAMA)
     backend.host.running.change(lambda running: {LLAMA: Running(16_384)})
