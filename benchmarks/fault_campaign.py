@@ -28,6 +28,7 @@ from router_ml.hosts.options import BreakerOptions
 from router_ml.serve import Gateway, GatewayOptions
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble
 from tests.serve.deciders import FixedDecider, catalogue_of
+from tests.serve.waiting import Stopwatch
 
 FAULTS = tuple(Fault)
 MODELS_A, MODEL_B = ("alpha:1b", "beta:3b"), "gamma:8b"
@@ -60,7 +61,8 @@ class Given:
     """What one request gave."""
 
     number: int
-    elapsed_s: float
+    began_s: float  # monotonic
+    elapsed_s: float = 0.0  # less what the machine kept this process from running
     answered: bool = False
     wrong: bool = False  # the answer to another request
     error: BaseException | None = None
@@ -210,7 +212,10 @@ class Campaign:
         row = Row(name, self.deadline_s)
         gc.collect()  # the log of this campaign grows long: walking it is no part of what is measured
         gc.freeze()
-        row.given = asyncio.run(self._send_all(requests, beside))
+        with Stopwatch() as watch:
+            row.given = asyncio.run(self._send_all(requests, beside))
+        for given in row.given:
+            given.elapsed_s = watch.between(given.began_s, given.began_s + given.elapsed_s)
         row.repeated = self._repeated(row.given)
         return row
 
@@ -247,12 +252,11 @@ class Campaign:
 
     async def _send(self, number: int) -> Given:
         """Send one request: in turn a whole answer or a stream for a coroutine, or a whole answer for a thread."""
-        given = Given(number, 0.0, mistake=number % EVERY == EVERY - 1)
+        given = Given(number, time.monotonic(), mistake=number % EVERY == EVERY - 1)
         wrong: Mapping[str, Any] = MISTAKES[number // EVERY % len(MISTAKES)] if given.mistake else {}
         form = {key: value for key, value in wrong.items() if key in ("options", "format", "tools")}
         part = {key: value for key, value in wrong.items() if key not in form}
         messages: list[dict[str, Any]] = [{"role": "user", "content": f"request {number}", **part}]
-        began = time.monotonic()
         try:
             if number % 4 == 0:
                 content = await self._stream(messages, given, form)
@@ -267,7 +271,7 @@ class Campaign:
             given.wrong = bool(content) and content != _echo({"messages": messages})
         except Exception as error:
             given.error = error
-        given.elapsed_s = time.monotonic() - began
+        given.elapsed_s = time.monotonic() - given.began_s
         return given
 
     async def _stream(self, messages: list[dict[str, Any]], given: Given, form: dict[str, Any]) -> str:
@@ -289,11 +293,13 @@ class Campaign:
 
 def run(
     requests: int, deadline_s: float = 3.0, concurrency: int = 16, share: float = 0.6, seed: int = 0,
-    faults: Sequence[Fault] = FAULTS, log: Any = None, warm_up: int = 40,
+    faults: Sequence[Fault] = FAULTS, log: Any = None, warm_up: int = 40, healthy_deadline_s: float | None = None,
 ) -> tuple[list[Row], list[Row]]:  # fmt: skip
-    """Return the rows in which a model is healthy, and those in which none is."""
+    """Return the rows in which a model is healthy, and those in which none is.
+
+    `healthy_deadline_s`: another deadline for the former."""
     each = max(1, -(-requests // len(faults)))
-    with Campaign(deadline_s, concurrency, share, seed) as campaign:
+    with Campaign(healthy_deadline_s or deadline_s, concurrency, share, seed) as campaign:
         rows = []
         for fault in faults:
             rows.append(campaign.fault(fault, each))
@@ -304,6 +310,7 @@ def run(
             if log is not None:
                 print(line(rows[-1]), file=log, flush=True)
         hopeless = []
+        campaign.deadline_s = deadline_s
         for fault in (Fault.REFUSED, Fault.ERROR_500, Fault.HANG_BEFORE_HEADERS, Fault.MISSING_404):
             hopeless.append(campaign.nothing_left(fault, max(20, each // 5), warm_up))
             if log is not None:
