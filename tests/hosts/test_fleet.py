@@ -12,7 +12,7 @@ from tests.ollama_double import DoubleModel, Fault, OllamaDouble
 from tests.serve.deciders import catalogue_of
 
 LLAMA, QWEN2, QWEN3 = "llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b"
-OPTIONS = GatewayOptions(probe_wait_s=5.0, residency_wait_s=5.0)
+OPTIONS = GatewayOptions(probe_wait_s=60.0, residency_wait_s=60.0, connect_s=10.0)
 
 
 class Clock:

@@ -17,7 +17,7 @@ async def test_no_more_than_the_limit_are_inside() -> None:
 
     async def work() -> None:
         nonlocal most, inside
-        await gate.enter(5.0, 0.001)
+        await gate.enter(60.0, 0.001)
         inside += 1
         most = max(most, inside)
         await asyncio.sleep(0)
@@ -35,7 +35,7 @@ async def test_those_who_wait_are_served_in_the_order_they_came() -> None:
     order: list[int] = []
 
     async def work(number: int) -> None:
-        await gate.enter(5.0, 0.001)
+        await gate.enter(60.0, 0.001)
         order.append(number)
         gate.leave()
 
@@ -76,12 +76,12 @@ async def test_patience_ends() -> None:
 async def test_a_place_given_to_somebody_who_left_goes_to_the_next() -> None:
     gate = Gate(1, 10)
     await gate.enter(1.0, 0.001)
-    leaver = asyncio.create_task(gate.enter(5.0, 0.001))
-    stayer = asyncio.create_task(gate.enter(5.0, 0.001))
+    leaver = asyncio.create_task(gate.enter(60.0, 0.001))
+    stayer = asyncio.create_task(gate.enter(60.0, 0.001))
     await asyncio.sleep(0)
     gate.leave()  # the place is the leaver's now ...
     leaver.cancel()  # ... who leaves in the same moment
-    await asyncio.wait_for(stayer, 1.0)
+    await asyncio.wait_for(stayer, 60.0)
     assert gate.inside == 1
 
 
