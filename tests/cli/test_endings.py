@@ -70,7 +70,7 @@ def test_an_interrupt_is_one_line(environment: dict[str, str]) -> None:
     child.stdout.readline()  # it is at work, and waits for more
     time.sleep(0.2)
     child.send_signal(signal.SIGINT)
-    _, error = child.communicate(timeout=30)
+    _, error = child.communicate(timeout=60)
     assert (child.returncode, error) == (130, b"router-ml: interrupted\n")
 
 

@@ -40,7 +40,7 @@ class Recorder:
     def decide_many(self, queries: Sequence[str], contexts: Any = None, policy: Any = None) -> list[Any]:
         self.batches.append(list(queries))
         self.threads.add(threading.current_thread().name)
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if "bad" in queries:
             raise QueryError("bad")
         return [f"{policy}:{query}" for query in queries]
@@ -218,7 +218,7 @@ def test_callers_of_several_loops_in_several_threads_are_all_served() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert sorted(map(len, answers)) == [20] * 4
     assert len({decision.decision_id for group in answers for decision in group}) == 80
 
