@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from router_ml.hosts import ollama
 from router_ml.hosts.options import BreakerOptions
 from router_ml.serve import Gateway, GatewayOptions
 from tests.ollama_double import OllamaDouble
@@ -19,6 +20,11 @@ PATIENT = GatewayOptions(
     deadline_s=60.0, attempt_min_s=30.0, attempt_min_tokens=0, attempt_factor=1.0, cold_load_s=30.0, idle_s=30.0,
     connect_s=10.0, probe_wait_s=30.0, residency_wait_s=30.0, breaker=BreakerOptions(open_s=60.0, open_max_s=60.0),
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _patient_listings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ollama, "_PROBE_S", 30.0)
 
 
 @pytest.fixture(autouse=True)
