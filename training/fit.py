@@ -401,7 +401,7 @@ def prepare(options: argparse.Namespace) -> FitJob:
         tune=not options.no_tune,
         quick=options.quick,
         cache=not options.no_cache,
-        progress=not options.quiet and sys.stderr.isatty(),
+        progress=not options.quiet,
         encoder=options.encoder,
         corpus=tuple(corpus),
         graded=graded,

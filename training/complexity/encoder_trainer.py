@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -187,7 +188,8 @@ class _Bar:
     def __init__(self, enabled: bool, what: str) -> None:
         from tqdm import tqdm
 
-        self._tqdm = tqdm(desc=what, unit=" examples", disable=not enabled, leave=False, mininterval=0.5)
+        interval_s = 0.5 if sys.stderr.isatty() else 60.0  # in a log, once a minute
+        self._tqdm = tqdm(desc=what, unit=" examples", disable=not enabled, leave=False, mininterval=interval_s)
 
     def __enter__(self) -> ProgressCallback:
         return self._update
