@@ -28,7 +28,7 @@ from router_ml.hosts.options import BreakerOptions
 from router_ml.serve import Gateway, GatewayOptions
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble
 from tests.serve.deciders import FixedDecider, catalogue_of
-from tests.serve.waiting import Stopwatch
+from tests.timing import Stopwatch
 
 FAULTS = tuple(Fault)
 MODELS_A, MODEL_B = ("alpha:1b", "beta:3b"), "gamma:8b"

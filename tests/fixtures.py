@@ -40,7 +40,7 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.Popen([sys.executable, "-c", _OPEN, str(root)], stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(4)
     ]
-    answers = {racer.communicate(timeout=120)[0].strip().splitlines()[-1] for racer in racers}
+    answers = {racer.communicate(timeout=280)[0].strip().splitlines()[-1] for racer in racers}
     assert [racer.returncode for racer in racers] == [0, 0, 0, 0]
     assert answers == {f"sqlite:///{root}/mlflow.db"}
     return root

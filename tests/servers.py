@@ -78,9 +78,9 @@ class RedisServer:
     def start(self) -> None:
         command = [self._program, "--port", str(self.port), "--save", "", "--bind", "127.0.0.1", "--dir", "/tmp"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(200):
+        for _ in range(1200):
             try:
-                socket.create_connection(("127.0.0.1", self.port), 0.5).close()
+                socket.create_connection(("127.0.0.1", self.port), 10).close()
                 return
             except OSError:
                 time.sleep(0.05)
@@ -95,7 +95,7 @@ class RedisServer:
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
         if self._process is not None:
-            self._process.wait(10)
+            self._process.wait(60)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -236,12 +237,17 @@ def test_a_message_of_a_program_alone_says_nothing() -> None:
     assert read_messages([("user", _ASK), ("assistant", "noon"), reminder]).query == _ASK
 
 
-@pytest.mark.parametrize("text", ["<a_b>" * 400_000, "<a_b></a_b>" * 200_000, "context: question: " * 100_000,
-                                  "".join(f"<a_{i}>" for i in range(200_000))])  # fmt: skip
-def test_separating_takes_time_in_proportion(text: str) -> None:
-    began = time.process_time()
-    user_text(text)
-    assert time.process_time() - began < 1.0
+@pytest.mark.parametrize("text_of", [lambda n: "<a_b>" * 2 * n, lambda n: "<a_b></a_b>" * n,
+                                     lambda n: "context: question: " * (n // 2),
+                                     lambda n: "".join(f"<a_{i}>" for i in range(n))])  # fmt: skip
+def test_separating_takes_time_in_proportion(text_of: Callable[[int], str]) -> None:
+    def processor_s(text: str) -> float:
+        began_s = time.process_time()
+        user_text(text)
+        return time.process_time() - began_s
+
+    eighth_s = max(processor_s(text_of(25_000)), 0.005)
+    assert processor_s(text_of(200_000)) < 24 * eighth_s  # eight times the text; quadratic would be 64 times
 
 
 def test_values_without_end_are_refused_at_once() -> None:

@@ -7,11 +7,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 
 import pytest
 
 from router_ml.periodic import Periodic
+from tests.timing import until
 
 
 class Counter:
@@ -27,13 +27,6 @@ class Counter:
 
     def forked(self) -> None:
         self.calls, self.forks = 0, self.forks + 1
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 10.0
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 def living() -> int:

@@ -12,7 +12,7 @@ from router_ml.cli import main
 from router_ml.decide.router import Router
 from router_ml.settings import load_settings
 from tests.ollama_double import DoubleModel, OllamaDouble
-from tests.serve.waiting import Stopwatch
+from tests.timing import Stopwatch
 
 Capture = pytest.CaptureFixture[str]
 

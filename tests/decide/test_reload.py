@@ -22,7 +22,7 @@ from router_ml.decide.reload import LiveRouter, Reloader
 from router_ml.decide.router import Router
 from router_ml.errors import BundleCorrupt
 from router_ml.settings import Settings, load_settings
-from tests.serve.waiting import Stopwatch, until
+from tests.timing import Stopwatch, until
 
 WITHIN_S = 2.0
 

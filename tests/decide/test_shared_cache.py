@@ -8,7 +8,7 @@ import pytest
 from cachetools import LRUCache
 
 from router_ml.decide.shared_cache import MAX_WAIT_S, SharedCache
-from tests.serve.waiting import Stopwatch
+from tests.timing import Stopwatch
 
 
 def _cache(size: int = 3) -> SharedCache[str, int]:

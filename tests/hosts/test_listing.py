@@ -13,7 +13,7 @@ from router_ml.hosts.listing import HostListing, Listed, list_hosts
 from router_ml.hosts.measure import Measurement, measure
 from tests.ollama_double import DoubleModel, OllamaDouble
 from tests.ollama_double.models import default_models
-from tests.serve.waiting import Stopwatch
+from tests.timing import Stopwatch
 
 NOWHERE = "http://127.0.0.1:9"
 

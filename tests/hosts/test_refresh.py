@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from router_ml.hosts.refresh import Fresh
-from tests.serve.waiting import Stopwatch
+from tests.timing import Stopwatch
 
 
 class Source:

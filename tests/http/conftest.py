@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from router_ml.hosts import ollama
+from router_ml.http import proxy
 from router_ml.http.options import ServerOptions
 from router_ml.http.server import Server, listen
 from router_ml.http.service import Service, open_service
@@ -19,6 +20,13 @@ from router_ml.settings import Settings
 from tests.ollama_double import DoubleModel, OllamaDouble, default_models
 from tests.serve.conftest import MODELS, PATIENT
 from tests.serve.deciders import FixedDecider, catalogue_of
+from tests.timing import PATIENCE_S, until
+
+
+@pytest.fixture(autouse=True)
+def _patient_listings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "_TAGS_WAIT_S", PATIENCE_S)
+    monkeypatch.setattr(ollama, "_PROBE_S", PATIENCE_S)
 
 
 class Running:
@@ -32,19 +40,16 @@ class Running:
         self._server = Server(service)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
         self._thread.start()
-        until = time.monotonic() + 60
-        while not self._server.started and time.monotonic() < until:
-            time.sleep(0.005)
-        assert self._server.started, "the server did not start"
+        until(lambda: self._server.started)
 
     def client(self, **more: Any) -> httpx.Client:
         """A plain HTTP client."""
-        return httpx.Client(base_url=self.url, timeout=60, **more)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, **more)
 
     def stop(self) -> None:
         """Stop as a signal would."""
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         self.service.close()
 
 

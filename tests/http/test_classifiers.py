@@ -12,6 +12,7 @@ import pytest
 
 from tests.http.conftest import Running
 from tests.serve.conftest import MODELS
+from tests.timing import PATIENCE_S
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would be fetched otherwise
 
@@ -23,7 +24,7 @@ async def test_litellm_takes_its_tier_from_here(
     litellm = pytest.importorskip("litellm", reason="litellm is not installed (extra plugins)")
     decider = router_that_says(label)
     server = server_of(decider=decider)
-    classifier = {"provider": "jev", "model": "auto", "api_base": server.url, "api_key": "none"}
+    classifier = {"provider": "jev", "model": "auto", "api_base": server.url, "api_key": "none", "timeout_ms": 60_000}
     tiers = {"SIMPLE": "small", "MEDIUM": "small", "COMPLEX": "large", "REASONING": "large"}
     models = [
         {"model_name": name, "litellm_params": {"model": f"ollama/{name}", "mock_response": name}}
@@ -74,7 +75,7 @@ def test_langchain_routes_models_by_our_answer(server: Running) -> None:
             asked = {name: question.model_dump(exclude_none=True) for name, question in questions.items()}
             text = getattr(state, "content", state)
             body = {"model": self.model, "state": text, "questions": asked}
-            answer = httpx.post(f"{self.url}/v1/systemone", json=body).raise_for_status()
+            answer = httpx.post(f"{self.url}/v1/systemone", json=body, timeout=PATIENCE_S).raise_for_status()
             return ClassifierResponse.model_validate(answer.json())
 
     choices = {name: ModelChoice(FakeListChatModel(responses=[name]), "any task") for name in MODELS[1:]}

@@ -10,6 +10,7 @@ import schemathesis
 from schemathesis.checks import not_a_server_error, response_schema_conformance, status_code_conformance
 
 from tests.http.conftest import Running
+from tests.timing import PATIENCE_S
 
 CASES = 30  # an operation
 
@@ -34,7 +35,7 @@ def _fuzz_one(server: Running, strategy: Any, cases: int, checks: list[Any]) -> 
     def one(case: schemathesis.Case) -> None:
         nonlocal sent
         sent += 1
-        case.validate_response(case.call(base_url=server.url, timeout=10), checks=checks)
+        case.validate_response(case.call(base_url=server.url, timeout=PATIENCE_S), checks=checks)
 
     one()
     return sent

@@ -10,6 +10,7 @@ import pytest
 
 from tests.http.conftest import Running
 from tests.http.test_ollama_client import HELLO
+from tests.timing import PATIENCE_S
 
 CHAT = {"model": "auto", "messages": HELLO, "stream": False}
 TIERS = {
@@ -82,7 +83,7 @@ def test_feedback_reaches_the_decision(server: Running, said: dict[str, object],
     with server.client() as client:
         decision_id = client.post("/api/chat", json=CHAT).headers["x-router-ml-decision-id"]
         given = client.post("/feedback", json={"decision_id": decision_id, "comment": "so so", **said})
-        server.service.watch.writer.flush(5.0)
+        assert server.service.watch.writer.flush(PATIENCE_S)
         found = client.get(f"/decisions/{decision_id}").json()
     assert given.json() == {"decision_id": decision_id, "score": score, "known": True}
     assert [row["score"] for row in found["feedback"]] == [score]

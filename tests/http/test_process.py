@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -16,6 +15,7 @@ import pytest
 
 from tests.http.test_ollama_client import HELLO
 from tests.ollama_double import OllamaDouble
+from tests.timing import PATIENCE_S, until
 
 ROUTER_ML = (sys.executable, "-m", "router_ml")
 
@@ -23,8 +23,16 @@ ROUTER_ML = (sys.executable, "-m", "router_ml")
 def run(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ROUTER_ML_STATE_DIR": str(state)}
     return subprocess.run(
-        [*ROUTER_ML, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [*ROUTER_ML, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def _listens(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/healthz", timeout=PATIENCE_S)
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def test_it_serves_until_a_signal_and_loses_no_event(double: OllamaDouble, tmp_path: Path) -> None:
@@ -38,19 +46,15 @@ def test_it_serves_until_a_signal_and_loses_no_event(double: OllamaDouble, tmp_p
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            try:
-                httpx.get(f"{url}/healthz")
-                break
-            except httpx.TransportError:
-                time.sleep(0.02)
+        until(lambda: _listens(url) or process.poll() is not None, 120.0)
         answers = [
-            httpx.post(f"{url}/api/chat", json={"model": "auto", "messages": HELLO, "stream": False}, timeout=20)
+            httpx.post(
+                f"{url}/api/chat", json={"model": "auto", "messages": HELLO, "stream": False}, timeout=PATIENCE_S
+            )
             for _ in range(3)
         ]
         process.send_signal(signal.SIGTERM)
-        log = process.communicate(timeout=20)[1]
+        log = process.communicate(timeout=PATIENCE_S)[1]
     finally:
         process.kill()
     assert [answer.status_code for answer in answers] == [200] * 3
@@ -97,5 +101,5 @@ def test_deciding_imports_no_server() -> None:
         "import sys, router_ml; router_ml.select_model('check email'); import router_ml.cli; router_ml.cli.parser(); "
     )
     code += "print([m for m in ('starlette', 'uvicorn', 'jinja2', 'httptools') if m in sys.modules])"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
     assert shown.strip() == "[]"

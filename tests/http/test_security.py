@@ -18,6 +18,7 @@ from router_ml.http.options import ServerOptions
 from tests.http.conftest import Running
 from tests.http.test_ollama_client import HELLO
 from tests.ollama_double import OllamaDouble
+from tests.timing import PATIENCE_S, best
 
 CHAT = {"model": "auto", "messages": HELLO}
 PATHS = (
@@ -154,21 +155,25 @@ def test_a_large_body_is_refused_before_it_is_read(server_of: Callable[..., Runn
 def test_large_headers_are_refused(server_of: Callable[..., Running]) -> None:
     server = server_of(header_limit_bytes=4096)
     head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
-    answer = raw(server, head + b"X-A: " + b"a" * 5000, wait_s=2)
+    answer = raw(server, head + b"X-A: " + b"a" * 5000, wait_s=PATIENCE_S)
     assert answer.startswith(b"HTTP/1.1 400")
 
 
 def test_a_client_that_never_sends_its_headers_is_dropped(server_of: Callable[..., Running]) -> None:
     server = server_of(header_s=0.3)
-    began = time.monotonic()
-    assert raw(server, b"GET /healthz HTTP/1.1\r\nHost: loc", wait_s=5) == b""
-    assert time.monotonic() - began < 2
+
+    def dropped_after_s() -> float:
+        began_s = time.monotonic()
+        assert raw(server, b"GET /healthz HTTP/1.1\r\nHost: loc", wait_s=PATIENCE_S) == b""
+        return time.monotonic() - began_s
+
+    assert best(dropped_after_s, 2.0) < 2.0
 
 
 def test_a_client_that_never_sends_its_body_is_told_so(server_of: Callable[..., Running]) -> None:
     server = server_of(body_idle_s=0.2)
     head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{"
-    assert raw(server, head, wait_s=5).startswith(b"HTTP/1.1 408")
+    assert raw(server, head, wait_s=PATIENCE_S).startswith(b"HTTP/1.1 408")
 
 
 def test_credentials_of_the_client_stay_here(server: Running, double: OllamaDouble) -> None:
@@ -303,7 +308,7 @@ def test_a_host_password_is_in_no_answer_log_or_event(
         told = [client.get(path) for path in ("/readyz", "/metrics", "/api/tags", "/api/version")]
     assert all("hunter2" not in answer.text + repr(answer.headers) for answer in (*said, *told))
     assert "hunter2" not in caplog.text
-    server.service.watch.writer.flush(5.0)
+    assert server.service.watch.writer.flush(PATIENCE_S)
     assert not any(b"hunter2" in path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,6 +34,7 @@ from router_ml.monitor.rules import (
     default_rules,
 )
 from router_ml.types import LABELS
+from tests.timing import PATIENCE_S, until
 
 
 def outcome(number: int, **values: Any) -> OutcomeEvent:
@@ -323,7 +323,7 @@ def test_the_webhook_speaks_alertmanagers_form_and_sends_again_what_was_refused(
     manager: tuple[str, type[Manager]],
 ) -> None:
     url, handler = manager
-    alerts = Alerts((Wolf(),), (WebhookChannel(url),))
+    alerts = Alerts((Wolf(),), (WebhookChannel(url, timeout_s=PATIENCE_S),))
     run(alerts, [outcome(1, ok=False)])
     assert handler.taken == []
     run(alerts, [outcome(60)])
@@ -344,7 +344,7 @@ def test_what_fires_is_sent_again_so_that_an_alertmanager_does_not_forget_it(
     url, handler = manager
     handler.refuse = 0
     now = [0.0]
-    alerts = Alerts((Wolf(),), (WebhookChannel(url),), clock=lambda: now[0])
+    alerts = Alerts((Wolf(),), (WebhookChannel(url, timeout_s=PATIENCE_S),), clock=lambda: now[0])
     run(alerts, [outcome(1, ok=False)])
     alerts.check()
     assert len(handler.taken) == 1
@@ -404,16 +404,13 @@ def test_what_waits_for_the_rules_holds_no_conversation() -> None:
 
 
 def test_alerts_that_nobody_refers_to_end_their_thread() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     alerts = Alerts((Wolf(),), channels=())
     alerts.start()
-    assert threading.active_count() == before + 1
+    (thread,) = set(threading.enumerate()) - before
     del alerts
     gc.collect()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert threading.active_count() == before
+    until(lambda: not thread.is_alive())
 
 
 def test_a_forked_child_watches_its_own_requests() -> None:
@@ -422,10 +419,11 @@ def test_a_forked_child_watches_its_own_requests() -> None:
     child = os.fork()
     if child == 0:
         alerts.record(outcome(1, ok=False))
-        deadline = time.monotonic() + 5
-        while not alerts.firing() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os._exit(0 if alerts.firing() else 1)
+        try:
+            until(alerts.firing)
+            os._exit(0)
+        finally:
+            os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     alerts.close()
 

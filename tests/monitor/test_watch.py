@@ -16,6 +16,7 @@ from router_ml.experiments.rollout import FOLDER
 from router_ml.experiments.state import ExperimentState
 from router_ml.monitor.watch import open_watch
 from router_ml.settings import Settings
+from tests.timing import PATIENCE_S, until
 
 
 class Told:
@@ -45,13 +46,11 @@ def test_traffic_is_stored_summed_up_watched_and_judged(tmp_path: Path) -> None:
                 f"d{i}", "m", float(not wrong), 1.0, experiment="e1", variant=given.variant.name, unit=given.unit
             )
         )
-    deadline = time.monotonic() + 5.0
-    while (watch.rollout.assign("x") is not None or not told.alerts) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert watch.rollout.assign("x") is None
+    until(lambda: watch.rollout.assign("x") is None and told.alerts)
     text = watch.prometheus()
     assert 'router_ml_alert_firing{rule="breaker_open",subject="m"} 1' in text
     assert "router_ml_events_dropped_total 0" in text
+    assert watch.writer.flush(PATIENCE_S)
     watch.close()
     assert told.alerts[0].rule == "breaker_open"
     kinds = {type(s.event) for s in open_store(tmp_path).read()}
@@ -73,4 +72,4 @@ def test_a_store_that_is_away_does_no_harm(tmp_path: Path, broken: str) -> None:
     watch = open_watch(Settings(state_dir=tmp_path, events=broken))
     watch.recorder.record(OutcomeEvent("d", "m", 1.0, 1.0))
     assert not watch.writer.flush(0.3)
-    assert watch.writer.state().pending == 1
+    until(lambda: watch.writer.state().pending == 1)  # the thread may still have to take what the flush waits for

@@ -13,7 +13,7 @@ import ollama
 import pytest
 
 from tests.ollama_double import DoubleModel, Fault, Loaded, Memory, OllamaDouble, Recording, load_recordings
-from tests.serve.waiting import Stopwatch, until
+from tests.timing import Stopwatch, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 VOLATILE = {"created_at", "created", "id", "digest", "modified_at", "expires_at", "size", "size_vram"}

@@ -16,7 +16,7 @@ from router_ml.experiments.experiment import Variant
 from router_ml.serve import Gateway
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from tests.serve.deciders import BrokenDecider, FixedDecider, catalogue_of
-from tests.serve.waiting import Stopwatch, until
+from tests.timing import Stopwatch, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LLAMA, QWEN2, QWEN3 = "llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b"

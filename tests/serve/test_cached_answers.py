@@ -13,7 +13,7 @@ from router_ml.events.event import OutcomeEvent
 from router_ml.serve.answer_cache.exact import ExactCache
 from router_ml.serve.answer_cache.semantic import SemanticCache
 from tests.ollama_double import DoubleModel
-from tests.serve.waiting import until
+from tests.timing import until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 COLD = {"temperature": 0}

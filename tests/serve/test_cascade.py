@@ -28,7 +28,7 @@ from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
 from tests.serve.conftest import PATIENT
 from tests.serve.deciders import FixedDecider, Recording, catalogue_of
 from tests.serve.test_answers import TOOL
-from tests.serve.waiting import until
+from tests.timing import until
 
 SMALL, MIDDLE, LARGE = "llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b"
 # logit P(right) = z, z = (mean log-probability + 1) / .5: -1 a token is even, 0 a token is right with .88

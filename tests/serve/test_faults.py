@@ -18,7 +18,7 @@ from router_ml.hosts.ollama import OllamaHost
 from router_ml.hosts.reply import Reply
 from tests.ollama_double import DoubleModel, Fault
 from tests.serve.deciders import FixedDecider
-from tests.serve.waiting import Stopwatch, until
+from tests.timing import Stopwatch, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LLAMA, QWEN2, QWEN3 = "llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b"

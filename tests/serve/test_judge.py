@@ -13,7 +13,7 @@ from router_ml.serve.judge import BlindJudge, settings_judge
 from router_ml.settings import Settings
 from tests.ollama_double import DoubleModel
 from tests.serve.deciders import Recording
-from tests.serve.waiting import until
+from tests.timing import until
 
 ASKED = (Message("system", "secret rules"), Message("user", "capital of France?"))
 

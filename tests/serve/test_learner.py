@@ -16,7 +16,7 @@ from router_ml.serve.learner import FILE, OnlineLearner
 from router_ml.settings import Settings
 from router_ml.types import LABELS
 from tests.ollama_double import DoubleModel, OllamaDouble
-from tests.serve.waiting import until
+from tests.timing import until
 
 USUAL, NEW = "usual:3b", "new:7b"
 QUERY = "Compare the two drafts, then say which one to send and why"

@@ -12,7 +12,7 @@ from router_ml.events.event import AttemptEvent
 from router_ml.hosts.options import BreakerOptions
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble
 from tests.serve.deciders import FixedDecider, catalogue_of
-from tests.serve.waiting import Stopwatch
+from tests.timing import Stopwatch
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LLAMA, QWEN2, QWEN3 = "llama3.2:3b-instruct", "qwen2.5:3b-instruct", "qwen3:8b"

@@ -21,7 +21,7 @@ from router_ml.serve import Gateway
 from tests.ollama_double import DoubleModel, OllamaDouble
 from tests.serve.conftest import MODELS
 from tests.serve.deciders import FixedDecider, catalogue_of
-from tests.serve.waiting import until
+from tests.timing import until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LLAMA = MODELS[0]

@@ -10,7 +10,7 @@ import pytest
 
 from router_ml.events.event import FeedbackEvent, OutcomeEvent
 from tests.ollama_double import DoubleModel, Reply
-from tests.serve.waiting import until
+from tests.timing import until
 
 LLAMA = "llama3.2:3b-instruct"
 WEATHER = {

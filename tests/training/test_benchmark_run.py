@@ -22,6 +22,7 @@ from router_ml.errors import NoModelAvailable
 from router_ml.jsonl import read_outcomes
 from router_ml.types import Outcome
 from tests.ollama_double import DoubleModel, Fault, OllamaDouble, Reply
+from tests.timing import best, until
 from training import benchmark
 from training.measuring import asker
 from training.measuring.conversation import ChatSettings
@@ -267,10 +268,17 @@ def test_each_fault_is_named(bench: Bench, double: OllamaDouble, fault: Fault, k
 def test_a_hanging_model_costs_its_time_limit(bench: Bench, double: OllamaDouble) -> None:
     double.faults.set("*", Fault.HANG_BEFORE_HEADERS)
     bench.write(ROWS[:1])
-    assert bench("--no-warm-up", "--timeout", "0.3", models=("hasty:3b",)) == 0
-    (row,) = bench.outcomes().values()
-    assert row.error == "cold_timeout: no answer in time"
-    assert row.latency_s == pytest.approx(0.3, abs=0.25)
+
+    def cost_s() -> float:
+        for path in bench.out.parent.glob("out.*"):
+            path.unlink()
+        assert bench("--no-warm-up", "--timeout", "0.3", models=("hasty:3b",)) == 0
+        (row,) = bench.outcomes().values()
+        assert row.error == "cold_timeout: no answer in time"
+        assert row.latency_s is not None
+        return row.latency_s
+
+    assert best(cost_s, 0.55) == pytest.approx(0.3, abs=0.25)
 
 
 def test_a_host_that_goes_away_ends_the_run_without_false_rows(
@@ -399,7 +407,7 @@ def test_killed_at_any_moment_a_run_ends_with_each_row_once(tmp_path: Path) -> N
             if process.poll() is None and kills < 6:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=120)
             if process.returncode == 0:
                 break
             assert process.returncode == -signal.SIGKILL, said.decode()
@@ -419,9 +427,7 @@ def _size(path: Path) -> int:
 
 
 def _wait_for_row(path: Path, before: int, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 60
-    while _size(path) == before and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
+    until(lambda: _size(path) != before or process.poll() is not None)
 
 
 def test_paths_that_cannot_be_used_are_said(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

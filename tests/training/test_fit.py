@@ -27,9 +27,10 @@ from router_ml.decide.router import Router
 from router_ml.decide.selection.policy import Policy
 from router_ml.errors import BundleError, InputError
 from router_ml.jsonl import write_rows
-from router_ml.serve import Gateway
+from router_ml.serve import Gateway, GatewayOptions
 from router_ml.types import LABELS
 from tests.ollama_double import DoubleModel, OllamaDouble, Reply
+from tests.timing import PATIENCE_S
 from training import evaluate as evaluating
 from training import fit as fitting
 from training import promote as promoting
@@ -574,7 +575,11 @@ def test_a_fit_on_outcomes_with_log_probabilities_lets_a_gateway_replace_wrong_a
         return Reply("small", logprob=said[body["messages"][-1]["content"].split()[0]])
 
     models = DoubleModel("small", reply=small), DoubleModel("large", "large")
-    with OllamaDouble(models) as double, Gateway(router, router.catalogue, default_host=double.url) as gateway:
+    options = GatewayOptions(attempt_min_s=PATIENCE_S, connect_s=PATIENCE_S, idle_s=PATIENCE_S)
+    with (
+        OllamaDouble(models) as double,
+        Gateway(router, router.catalogue, default_host=double.url, options=options) as gateway,
+    ):
         sure, unsure = (gateway.chat(f"{word} {rows[0]['text']}", policy=policy) for word in said)
     assert (sure.decision.model, sure.content, unsure.decision.model, unsure.content) == (
         "small", "small", "small", "large",

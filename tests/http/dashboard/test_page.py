@@ -44,7 +44,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("chromium is not installed: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]  # containers have little shared memory
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=120_000)
         yield started
         started.close()
 
