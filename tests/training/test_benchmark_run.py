@@ -123,6 +123,11 @@ class Bench:
     def __call__(self, *extra: str, models: tuple[str, ...] = ("clever:8b", "hasty:3b")) -> int:
         return benchmark.main(self.arguments(*extra, models=models))
 
+    def forget(self) -> None:
+        """Remove what was measured."""
+        for path in list(self.out.parent.glob("out.*")):
+            path.unlink()
+
     def outcomes(self) -> dict[tuple[str, str], Outcome]:
         return {(o.query_id, o.model): o for o in read_outcomes(self.out)}
 
@@ -168,17 +173,26 @@ def test_a_run_scores_and_times_every_query_of_every_model(
     assert any(line.startswith("clever:8b  all") and "100.0%" in line for line in printed)
 
 
-def test_the_warm_up_pays_for_loading_and_is_no_row(bench: Bench) -> None:
-    assert bench(models=("clever:8b",)) == 0
-    assert len(bench.outcomes()) == len(ROWS)
-    assert all(o.resident is True and (o.load_s or 0) < 0.1 for o in bench.outcomes().values())
+def test_the_warm_up_pays_for_loading_and_is_no_row(bench: Bench, double: OllamaDouble) -> None:
+    def most_s() -> float:
+        """The longest load of a row, where the model was not in memory before the run."""
+        double.scheduler.memory.loaded.clear()
+        bench.forget()
+        assert bench(models=("clever:8b",)) == 0
+        assert len(bench.outcomes()) == len(ROWS)
+        assert all(o.resident is True for o in bench.outcomes().values())
+        return max(o.load_s or 0.0 for o in bench.outcomes().values())
+
+    assert best(most_s, 0.1) < 0.1
 
 
 def test_without_a_warm_up_the_first_row_pays(bench: Bench) -> None:
     assert bench("--no-warm-up", models=("clever:8b",)) == 0
     first, *others = bench.outcomes().values()
     assert first.resident is False
-    assert first.load_s == pytest.approx(0.2, abs=0.15)
+    assert first.load_s is not None
+    assert first.latency_s is not None
+    assert 0.15 < first.load_s < first.latency_s
     assert all(o.resident for o in others)
 
 
@@ -270,8 +284,7 @@ def test_a_hanging_model_costs_its_time_limit(bench: Bench, double: OllamaDouble
     bench.write(ROWS[:1])
 
     def cost_s() -> float:
-        for path in bench.out.parent.glob("out.*"):
-            path.unlink()
+        bench.forget()
         assert bench("--no-warm-up", "--timeout", "0.3", models=("hasty:3b",)) == 0
         (row,) = bench.outcomes().values()
         assert row.error == "cold_timeout: no answer in time"
@@ -323,8 +336,7 @@ def test_any_engine_measures_the_same_rows_in_the_same_order(
     bench.write([*ROWS, *({**ROWS[3], "id": f"j{i}", "expected": {"judge": "says something"}} for i in range(3))])
     assert bench("--judge", "judge:70b") == 0
     told = _told(bench)
-    for path in list(bench.out.parent.glob("out.*")):
-        path.unlink()
+    bench.forget()
     how = ("--judge", "judge:70b", *engine)
     assert bench("--limit", "2", *how) == 0
     n = len(double.generations)

@@ -30,7 +30,7 @@ from router_ml.jsonl import write_rows
 from router_ml.serve import Gateway, GatewayOptions
 from router_ml.types import LABELS
 from tests.ollama_double import DoubleModel, OllamaDouble, Reply
-from tests.timing import PATIENCE_S
+from tests.timing import PATIENCE_S, best
 from training import evaluate as evaluating
 from training import fit as fitting
 from training import promote as promoting
@@ -348,11 +348,15 @@ def test_a_tracking_server_that_is_down_costs_seconds(monkeypatch: pytest.Monkey
     import time
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    started = time.monotonic()
-    tracker = Tracker("router_ml fits", "down", "nobody listens")
-    assert tracker.broken
-    tracker.close()
-    assert time.monotonic() - started < 20
+
+    def cost_s() -> float:
+        began_s = time.monotonic()
+        tracker = Tracker("router_ml fits", "down", "nobody listens")
+        assert tracker.broken
+        tracker.close()
+        return time.monotonic() - began_s
+
+    assert best(cost_s, 20.0) < 20.0
 
 
 def test_mlflow_that_breaks_midway_costs_a_warning_only(
