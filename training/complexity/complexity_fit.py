@@ -383,11 +383,10 @@ def _split(rows: Labelled, salt: str, share: float) -> tuple[Labelled, Labelled]
 
 def _sharpness_split(rows: Labelled) -> tuple[Labelled, Labelled]:
     """Return the rows to train on and those that tell how sure the head may be: a share of the groups and, where
-    there are several large writers, all rows of one of these, of the one that shares least with others."""
+    there are several large writers, all rows of the smallest of these."""
     held = np.array([is_test(f"sharpness:{group}", SHARPNESS_SHARE) for group in rows.groups])  # a salt never changes
     if writers := _large_writers(rows):
-        apart = min(writers, key=lambda writer: _rows_alike(rows, writer))
-        held |= np.array([writer == apart for writer in rows.writers])
+        held |= np.array([writer == writers[0] for writer in rows.writers])
     unseen = rows.rows(np.flatnonzero(held))
     return _without_groups_of(unseen, rows.rows(np.flatnonzero(~held))), unseen
 
@@ -404,12 +403,6 @@ def _large_writers(rows: Labelled) -> list[str]:
     counts = Counter(writer for writer in rows.writers if writer)
     large = sorted((n, writer) for writer, n in counts.items() if n >= MIN_WRITER_ROWS)
     return [writer for _, writer in large] if len(large) >= MIN_WRITERS else []
-
-
-def _rows_alike(rows: Labelled, writer: str) -> int:
-    """Return how many rows are in a group that the writer has a row in: so many are not trained on without it."""
-    groups = {group for group, by in zip(rows.groups, rows.writers, strict=True) if by == writer}
-    return sum(group in groups for group in rows.groups)
 
 
 def _without_groups_of(held: Labelled, rows: Labelled) -> Labelled:
