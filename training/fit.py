@@ -10,7 +10,7 @@ often and how fast each model succeeds. Without labels, the encoder and the comp
 taken over; fewer than 2,000 labels are learned together with the shipped corpus.
 
 The length of a fit is a number of examples, so a busy machine makes it slower, not worse. On two free cores a fit on
-the shipped corpus takes about half an hour, with --no-tune five minutes. Tuned encoders and vectors are cached in
+the shipped corpus takes about half an hour, with --no-tune minutes. Tuned encoders and vectors are cached in
 ROUTER_ML_CACHE_DIR (~/.cache/router_ml) for 30 days; --no-cache stores nothing. With --engine ray the vectors of
 queries are computed on a Ray cluster (RAY_ADDRESS), and are the same; the encoder is tuned on this machine.
 
@@ -481,7 +481,7 @@ def parser() -> argparse.ArgumentParser:
     how = cli.add_argument_group("how to learn")
     how.add_argument("--encoder", default=MULTILINGUAL, help="hub name or folder of the encoder (%(default)s)")
     how.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-    how.add_argument("--no-tune", action="store_true", help="one short training run and no search: five minutes")
+    how.add_argument("--no-tune", action="store_true", help="one short training run and no search: minutes")
     how.add_argument("--quick", action="store_true", help="a tenth of the examples: to try a fit out, not to serve")
     how.add_argument("--no-cache", action="store_true", help="neither read nor write cached encoders and vectors")
     add_engine_option(how, "vectors of queries are computed")
